@@ -1,0 +1,34 @@
+"""The whole method on the made search world, on a laptop, without a download.
+
+    python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
+"""
+
+from ranker import config
+
+
+def get_config(variant: str = "") -> config.Pipeline:
+    """Config of the quickstart; variant "smoke" ends in under a minute."""
+    smoke = variant == "smoke"
+
+    def recipe(steps, learning_rate, size, list_size=8):
+        return config.Recipe(
+            optim=config.Optim(learning_rate=learning_rate, warmup=min(50, steps)),
+            batch=config.Batch(size=size, list_size=list_size),
+            loop=config.Loop(steps=20 if smoke else steps, log_every=50),
+        )
+
+    return config.Pipeline(
+        teacher=config.Decoder(
+            num_layers=2,
+            embed_dim=128,
+            num_heads=4,
+            num_kv_heads=2,
+            head_dim=32,
+            mlp_dim=384,
+        ),
+        student=config.Encoder(num_layers=2, embed_dim=128, num_heads=4, mlp_dim=512),
+        cpt=recipe(1000, 2e-3, 64),
+        sft=recipe(300, 5e-4, 8, 16),
+        distill=recipe(1500, 1e-3, 8, 8),
+        labels=recipe(1500, 1e-3, 8, 8),
+    )

@@ -1,0 +1,567 @@
+"""Every setting of ranker, as one tree of frozen dataclasses, and how to load it.
+
+A config file is Python and defines ``get_config(variant="")``; it imports this module and
+nothing else of ranker. `load` runs it and applies typed overrides from the command line.
+The comment behind a field is its help text and gives its unit.
+"""
+
+import dataclasses
+import difflib
+import pathlib
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names the field, both values and a way out."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            value > 0,
+            f"{type(config).__name__}.{name} must be above 0, found {value}",
+        )
+
+
+# --- where the numbers live -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many devices lie along each axis of the mesh."""
+
+    data: int = -1  # devices; batches are split over it; -1: all that the others leave
+    fsdp: int = 1  # devices; batches, parameters and optimiser state are split over it
+    tensor: int = 1  # devices; heads, MLP width and vocabulary are split over it
+
+    def __post_init__(self):
+        _require(
+            self.data == -1 or self.data > 0,
+            f"mesh.data must be -1 (all devices left) or above 0, found {self.data}",
+        )
+        _positive(self, "fsdp", "tensor")
+
+
+# --- data -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The made search world: a deterministic function of (seed, index)."""
+
+    seed: int = 0  # every document, query and click follows from it
+    num_topics: int = 64  # topics; each has its own words for titles and for queries
+    num_aspects: int = 12  # aspects a document or a query can be about
+    documents_per_topic: int = 32  # documents
+    labelled_queries: int = 300  # queries with grades, for supervised fine-tuning
+    unlabelled_queries: int = 6000  # queries without grades, for the teacher to score
+    dev_queries: int = 200  # queries with grades, for choosing settings
+    test_queries: int = 600  # queries with grades, held out
+    clicks: int = 60000  # rows of the click log
+    candidates: int = 16  # documents a query
+
+    def __post_init__(self):
+        _positive(
+            self,
+            "num_topics",
+            "num_aspects",
+            "documents_per_topic",
+            "labelled_queries",
+            "test_queries",
+            "candidates",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickRules:
+    """Which rows of a click log become continued pre-training examples."""
+
+    min_dwell: float = 10.0  # seconds; clicks known to be shorter are dropped
+    max_per_query: int = 20  # documents; the most clicked of a query are kept
+    dev_fraction: float = 0.02  # of the queries; held out to watch the loss
+
+    def __post_init__(self):
+        _positive(self, "max_per_query")
+        _require(
+            0 <= self.dev_fraction < 1,
+            f"clicks.dev_fraction must be in [0, 1), found {self.dev_fraction}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where queries, documents, judgements, candidates and clicks come from."""
+
+    path: str = ""  # folder in the BEIR layout; empty: the made world
+    world: World = field(default_factory=World)
+    runs: str = "runs/*.{split}.*"  # TREC run files below path; none found: BM25 retrieves
+    candidates: int = 50  # documents a query, the first of the run
+    click_log: str = ""  # .jsonl, .tsv or .parquet file; empty: positives of train stand in
+    click_rules: ClickRules = field(default_factory=ClickRules)
+    labelled_queries: int = 0  # train queries whose grades may be used; 0: all
+    max_queries: int = 0  # queries read of each split, for a short run; 0: all
+    on_error: Literal["stop", "skip"] = "stop"  # at a malformed record; skipped are counted
+
+    def __post_init__(self):
+        _positive(self, "candidates")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Tokenizers and lengths; teacher and student never share a vocabulary."""
+
+    teacher_tokenizer: str = ""  # Hugging Face folder; empty: prepare trains a byte-level BPE
+    student_tokenizer: str = ""  # Hugging Face folder; empty: prepare trains a WordPiece
+    teacher_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
+    student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
+    teacher_length: int = 64  # tokens a row, the end token included
+    student_length: int = 64  # tokens a row, the special tokens included
+
+    def __post_init__(self):
+        for name in ("teacher_length", "student_length"):
+            _require(
+                getattr(self, name) >= 8,
+                f"text.{name} must be at least 8 tokens, found {getattr(self, name)}",
+            )
+
+
+# --- models ---------------------------------------------------------------------------
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoder:
+    """A Llama-style causal transformer: RMSNorm, rotary positions, grouped heads, SwiGLU."""
+
+    num_layers: int  # layers
+    embed_dim: int  # width of the residual stream
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads; divides num_heads
+    head_dim: int  # width of a head
+    mlp_dim: int  # width of the gated MLP
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    norm_eps: float = 1e-5  # added to the mean square
+    tie_embeddings: bool = True  # the language-model head is the embedding, transposed
+    dtype: DType = "float32"  # of the computation; parameters are float32
+    remat: bool = False  # recompute each layer in the backward pass to save memory
+
+    def __post_init__(self):
+        _positive(self, "num_layers", "embed_dim", "num_heads", "num_kv_heads")
+        _positive(self, "head_dim", "mlp_dim", "rope_theta", "norm_eps")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads "
+            f"{self.num_kv_heads}",
+        )
+        _require(
+            self.head_dim % 2 == 0,
+            f"model.head_dim must be even for rotary positions, found {self.head_dim}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A BERT-style bidirectional transformer with a pooler."""
+
+    num_layers: int  # layers
+    embed_dim: int  # width of the residual stream
+    num_heads: int  # heads; divides embed_dim
+    mlp_dim: int  # width of the MLP
+    max_positions: int = 512  # learned positions; at least text.student_length
+    num_types: int = 2  # token types: 0 query, 1 document
+    norm_eps: float = 1e-12  # added to the variance
+    dropout: float = 0.0  # rate, while training
+    dtype: DType = "float32"  # of the computation; parameters are float32
+    remat: bool = False  # recompute each layer in the backward pass to save memory
+
+    def __post_init__(self):
+        _positive(self, "num_layers", "embed_dim", "num_heads", "mlp_dim")
+        _positive(self, "max_positions", "num_types", "norm_eps")
+        _require(
+            self.embed_dim % self.num_heads == 0,
+            f"model.embed_dim {self.embed_dim} is not divisible by model.num_heads "
+            f"{self.num_heads}",
+        )
+        _require(
+            0 <= self.dropout < 1,
+            f"model.dropout must be in [0, 1), found {self.dropout}",
+        )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.embed_dim // self.num_heads
+
+
+Model = Decoder | Encoder
+
+
+# --- training -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float  # at the peak
+    warmup: int  # steps
+    final_fraction: float = 0.1  # of learning_rate, at the last step
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.98  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.01  # not applied to norms and biases
+    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+
+    def __post_init__(self):
+        _positive(self, "learning_rate", "eps")
+        _require(
+            self.warmup >= 0, f"optim.warmup must be 0 or more, found {self.warmup}"
+        )
+        _require(
+            self.clip_norm >= 0,
+            f"optim.clip_norm must be 0 (off) or more, found {self.clip_norm}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one optimiser step sees, over all devices."""
+
+    size: int  # texts (cpt) or lists (sft, distill) a step
+    list_size: int = 8  # documents drawn from each list (sft, distill)
+    accumulate: int = 1  # micro-batches that a step is cut into; divides size
+
+    def __post_init__(self):
+        _positive(self, "size", "list_size", "accumulate")
+        _require(
+            self.size % self.accumulate == 0,
+            f"batch.size {self.size} is not divisible by batch.accumulate "
+            f"{self.accumulate}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long to train, and what to do on the way."""
+
+    steps: int  # optimiser steps
+    log_every: int = 50  # steps
+    eval_every: int = 0  # steps between evaluations on the dev split; 0: at the end only
+    save_every: int = 1000  # steps between checkpoints; one is always saved at the end
+    keep: int = 2  # checkpoints kept, the newest
+
+    def __post_init__(self):
+        _positive(self, "steps", "log_every", "save_every", "keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Next-token cross-entropy on the clicked title and summary."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """A rank loss over the judged documents of a query."""
+
+    loss: Literal["softmax", "ranknet", "hinge"] = "softmax"  # listwise or pairwise
+    margin: float = 1.0  # score units, of the hinge loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """alpha * point-wise MSE + beta * margin MSE, against the teacher's scores."""
+
+    alpha: float = 1.0  # weight of the point-wise term; 0: without it
+    beta: float = 1.0  # weight of the margin term; 0: without it
+    target_scale: Literal["raw", "list", "data"] = "data"  # standardised per list or set
+
+    def __post_init__(self):
+        _require(
+            self.alpha >= 0 and self.beta >= 0 and self.alpha + self.beta > 0,
+            "objective.alpha and objective.beta must be 0 or more and not both 0, found "
+            f"{self.alpha} and {self.beta}",
+        )
+
+
+Objective = Language | Rank | Distillation
+
+
+# --- stages ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage needs: data, text, devices."""
+
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """One training stage; `objective` and `model` say which."""
+
+    name: str  # folder of this stage in the workdir
+    parent: str = ""  # stage folder that the weights come from; empty: fresh weights
+    model: Model
+    objective: Objective
+    scores: str = ""  # folder of teacher scores in the workdir (distillation)
+    optim: Optim
+    batch: Batch
+    loop: Loop
+    seed: int = 0  # of initial weights, data order and dropout
+
+    def __post_init__(self):
+        distils = isinstance(self.objective, Distillation)
+        _require(
+            distils == bool(self.scores),
+            f"stage {self.name!r}: scores is {self.scores!r}; a distillation needs the "
+            "folder of teacher scores there, and no other stage reads one",
+        )
+        if isinstance(self.objective, Language):
+            _require(
+                isinstance(self.model, Decoder),
+                f"stage {self.name!r}: the language objective needs a decoder, found an "
+                "encoder",
+            )
+        if isinstance(self.model, Encoder):
+            _require(
+                self.text.student_length <= self.model.max_positions,
+                f"text.student_length {self.text.student_length} is over "
+                f"model.max_positions {self.model.max_positions}",
+            )
+        _require(
+            self.optim.warmup <= self.loop.steps,
+            f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Stage):
+    """The teacher scores the candidates of many queries."""
+
+    name: str = "scores"  # folder of the scores in the workdir
+    teacher: str = "sft"  # stage folder of the model that scores
+    splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
+    rows: int = 128  # pairs a batch, over all devices
+
+    def __post_init__(self):
+        _positive(self, "rows")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Measures systems on held-out queries, against each other and BM25."""
+
+    systems: tuple[str, ...] = ("sft", "student_labels", "distill")  # stage folders
+    reference: str = "distill"  # system that p-values compare the others with
+    split: Literal["dev", "test"] = "test"  # queries
+    measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
+    relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
+    permutations: int = 10000  # of the randomisation test
+    rows: int = 128  # pairs a batch, over all devices
+    seed: int = 0  # of the randomisation test
+
+    def __post_init__(self):
+        _positive(self, "permutations", "rows")
+        _require(
+            self.reference in (*self.systems, "bm25"),
+            f"reference {self.reference!r} is none of the systems "
+            f"{(*self.systems, 'bm25')}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Stage):
+    """Writes a trained student as a Hugging Face folder."""
+
+    student: str = "distill"  # stage folder
+    folder: str = "export"  # in the workdir
+
+
+Variant = Literal["sft_without_cpt", "student_labels", "student_point", "student_margin"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one stage of a pipeline trains."""
+
+    optim: Optim
+    batch: Batch
+    loop: Loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The whole method: prepare, cpt, sft, score, distill, evaluate, export.
+
+    `compare` adds systems to the table: the teacher without continued pre-training, and
+    students trained on the labels alone or with one term of the distillation loss. Each
+    differs from the main line in what its name says and in nothing else.
+    """
+
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    mesh: Mesh = field(default_factory=Mesh)
+    teacher: Decoder
+    student: Encoder
+    cpt: Recipe
+    sft: Recipe
+    distill: Recipe
+    labels: Recipe  # of the student that is trained on the labels alone
+    rank: Rank = field(default_factory=Rank)
+    distillation: Distillation = field(default_factory=Distillation)
+    compare: tuple[Variant, ...] = ("student_labels",)
+    measures: tuple[str, ...] = Evaluate.measures
+    relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
+    rows: int = 128  # pairs a batch when scoring
+    seed: int = 0  # of every stage
+
+    def stage(self, name: str) -> Stage:
+        """Config of the stage called `name`, as `ranker.train` and the others take it."""
+        return self.stages()[name]
+
+    def stages(self) -> dict[str, Stage]:
+        """Every stage in the order it runs."""
+        shared: dict[str, Any] = dict(data=self.data, text=self.text, mesh=self.mesh)
+
+        def train(name: str, recipe: Recipe, **fields) -> Train:
+            return Train(
+                **shared,
+                name=name,
+                optim=recipe.optim,
+                batch=recipe.batch,
+                loop=recipe.loop,
+                seed=self.seed,
+                **fields,
+            )
+
+        teacher: dict[str, Any] = dict(model=self.teacher, objective=self.rank)
+        student: dict[str, Any] = dict(model=self.student, scores="scores")
+        point = dataclasses.replace(self.distillation, alpha=1.0, beta=0.0)
+        margin = dataclasses.replace(self.distillation, alpha=0.0, beta=1.0)
+        stages: dict[str, Stage] = {
+            "cpt": train("cpt", self.cpt, model=self.teacher, objective=Language()),
+            "sft": train("sft", self.sft, parent="cpt", **teacher),
+        }
+        if "sft_without_cpt" in self.compare:
+            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **teacher)
+        stages["scores"] = Score(**shared, rows=self.rows)
+        if "student_labels" in self.compare:
+            stages["student_labels"] = train(
+                "student_labels", self.labels, model=self.student, objective=self.rank
+            )
+        if "student_point" in self.compare:
+            stages["student_point"] = train(
+                "student_point", self.distill, objective=point, **student
+            )
+        if "student_margin" in self.compare:
+            stages["student_margin"] = train(
+                "student_margin", self.distill, objective=margin, **student
+            )
+        stages["distill"] = train(
+            "distill", self.distill, objective=self.distillation, **student
+        )
+        systems = [
+            name
+            for name, stage in stages.items()
+            if isinstance(stage, Train) and not isinstance(stage.objective, Language)
+        ]
+        stages["evaluate"] = Evaluate(
+            **shared,
+            systems=tuple(systems),
+            measures=self.measures,
+            relevance=self.relevance,
+            rows=self.rows,
+            seed=self.seed,
+        )
+        stages["export"] = Export(**shared)
+        return stages
+
+
+# --- loading --------------------------------------------------------------------------
+
+
+def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) -> Any:
+    """Runs a config file's `get_config` and applies overrides.
+
+    Args:
+      path: a Python file that defines `get_config(variant="")`; a variant is written
+        behind a colon, `configs/sft.py:smoke`.
+      overrides: flags such as `--config.optim.learning_rate=3e-5`; `--help` prints every
+        field with its value and unit and exits.
+      of: config class that the entry takes.
+
+    Raises:
+      ConfigError: when the file is missing, or makes a config for another entry.
+      SystemExit: on `--help`, an unknown field or a value of the wrong type, after
+        printing the nearest right field (from tyro).
+    """
+    import tyro  # here, so that importing a config stays instant
+
+    path, _, variant = path.partition(":")
+    file = pathlib.Path(path)
+    if not file.is_file():
+        near = difflib.get_close_matches(
+            str(file), [str(other) for other in file.parent.glob("*.py")], n=3
+        )
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ConfigError(f"--config: no such file: {file}{hint}")
+    default = runpy.run_path(str(file))["get_config"](variant)
+    if not isinstance(default, of):
+        wanted = of if isinstance(of, tuple) else (of,)
+        raise ConfigError(
+            f"--config: {path} makes a {type(default).__name__} config, and this command "
+            f"takes {' or '.join(one.__name__ for one in wanted)}"
+        )
+    flags = [re.sub(r"^--config\.", "--", flag) for flag in overrides]
+    return tyro.cli(
+        type(default),
+        default=default,
+        args=flags,
+        prog=f"{pathlib.Path(sys.argv[0]).name} --config {path}",
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain dicts, lists and scalars, with the class of each unioned part."""
+    if dataclasses.is_dataclass(config):
+        fields = {
+            one.name: to_dict(getattr(config, one.name))
+            for one in dataclasses.fields(config)
+        }
+        return {"class": type(config).__name__, **fields}
+    if isinstance(config, tuple | list):
+        return [to_dict(item) for item in config]  # type: ignore[return-value]
+    return config
+
+
+def model_from_dict(fields: dict[str, Any]) -> Model:
+    """The model config that `to_dict` wrote.
+
+    Raises:
+      ConfigError: when the class or a field is unknown to this version.
+    """
+    classes = {"Decoder": Decoder, "Encoder": Encoder}
+    rest = dict(fields)
+    name = rest.pop("class", None)
+    try:
+        return classes[name](**rest)  # type: ignore[index]
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the saved model config {fields} does not fit this version: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Models: a decoder, an encoder, their heads, and their Hugging Face form."""

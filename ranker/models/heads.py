@@ -1,0 +1,129 @@
+"""What is read off the hidden states: the next token, or a score a document."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ranker import config
+from ranker.models import layers
+from ranker.models.decoder import Decoder
+from ranker.models.encoder import Encoder
+
+
+class LanguageModel(nnx.Module):
+    """A decoder that predicts the next token."""
+
+    def __init__(self, c: config.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
+        """Fresh parameters; with tied embeddings the head has none of its own."""
+        self.body = Decoder(c, vocab_size, rngs=rngs)
+        self.tied = c.tie_embeddings
+        if not self.tied:
+            self.head = layers.weight(
+                rngs, (vocab_size, c.embed_dim), ("vocab", "embed")
+            )
+
+    def __call__(
+        self,
+        tokens: Int[Array, "R T"],
+        segments: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        types: Int[Array, "R T"],
+        *,
+        key: Array | None = None,
+    ) -> Float[Array, "R T V"]:
+        """Logits of the token after each position, float32."""
+        hidden = self.body(tokens, segments, positions, types, key=key)
+        head = self.body.embedding if self.tied else self.head
+        return jnp.einsum(
+            "RTD,VD->RTV",
+            hidden,
+            head[...].astype(hidden.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+
+class DenseHead(nnx.Module):
+    """A dense layer from the last token's hidden state to a score, without a bias."""
+
+    def __init__(self, c: config.Decoder, *, rngs: nnx.Rngs):
+        self.dense = layers.weight(rngs, (c.embed_dim,), ("embed",))
+
+    def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
+        del key
+        return jnp.einsum("...D,D->...", x, self.dense[...])
+
+
+class PoolerHead(nnx.Module):
+    """BERT's pooler (dense, tanh) and a dense layer to a score, on the CLS token."""
+
+    def __init__(self, c: config.Encoder, *, rngs: nnx.Rngs):
+        D = c.embed_dim
+        self.dropout = c.dropout
+        self.pooler = layers.weight(rngs, (D, D), ("embed", None))
+        self.pooler_bias = layers.zeros((D,), (None,))
+        self.dense = layers.weight(rngs, (D,), (None,))
+        self.bias = layers.zeros((), ())
+
+    def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
+        x = jnp.einsum("...D,DE->...E", x, self.pooler[...])
+        x = jnp.tanh(layers.add_bias(x, self.pooler_bias[...]))
+        x = layers.dropout(x, self.dropout, key)
+        return jnp.einsum("...D,D->...", x, self.dense[...]) + self.bias[...]
+
+
+class Ranker(nnx.Module):
+    """A decoder or an encoder that scores documents."""
+
+    def __init__(self, c: config.Model, vocab_size: int, *, rngs: nnx.Rngs):
+        """Fresh parameters."""
+        if isinstance(c, config.Decoder):
+            self.body = Decoder(c, vocab_size, rngs=rngs)
+            self.head = DenseHead(c, rngs=rngs)
+        else:
+            self.body = Encoder(c, vocab_size, rngs=rngs)
+            self.head = PoolerHead(c, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "R T"],
+        segments: Int[Array, "R T"],
+        positions: Int[Array, "R T"],
+        types: Int[Array, "R T"],
+        score_index: Int[Array, "B L"],
+        *,
+        groups: int = 1,
+        key: Array | None = None,
+    ) -> Float[Array, "B L"]:
+        """Scores of documents at the tokens `score_index`, float32.
+
+        Args:
+          tokens: ids.
+          segments: 0: padding; 1, 2, ...: the segments of a row.
+          positions: within each segment.
+          types: 0 query, 1 document.
+          score_index: r * T + t of the token that a document is scored at.
+          groups: data shards; the lists of one point only at rows of the same, so that
+            no hidden state crosses devices. A list that does not scores NaN.
+          key: of dropout; None: no dropout.
+        """
+        keys = (None, None) if key is None else jax.random.split(key)
+        hidden = self.body(tokens, segments, positions, types, key=keys[0])
+        # The scores are float32 whatever the layers compute in.
+        x = gather(hidden, score_index, groups).astype(jnp.float32)
+        return self.head(x, key=keys[1])
+
+
+def gather(
+    hidden: Float[Array, "R T D"], index: Int[Array, "B L"], groups: int
+) -> Float[Array, "B L D"]:
+    """Hidden states at flat positions r * T + t, within each of `groups` shards."""
+    R, T, D = hidden.shape
+    B, L = index.shape
+    flat = hidden.reshape(groups, R // groups * T, D)
+    first = jnp.arange(groups, dtype=index.dtype).reshape(-1, 1) * (R // groups * T)
+    local = index.reshape(groups, B // groups * L) - first
+    # A negative index would count from the end; out of range fills with NaN.
+    local = jnp.where(local < 0, flat.shape[1], local)
+    found = jnp.take_along_axis(flat, local[:, :, None], axis=1, mode="fill")
+    return found.reshape(B, L, D)

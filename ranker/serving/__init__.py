@@ -1,0 +1,1 @@
+"""Serving: what leaves the package, without the trainer."""

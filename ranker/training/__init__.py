@@ -1,0 +1,1 @@
+"""Training: objectives, optimiser, step, checkpoints and the loop that joins them."""

@@ -1,0 +1,277 @@
+"""`train`: one training stage, from its config to its last checkpoint."""
+
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from ranker import config, manifest, sharding
+from ranker.data import pipeline
+from ranker.data.prepare import NAME as PREPARE
+from ranker.data.prepare import Prepared, length, prepare
+from ranker.data.scores import Joined, load_scores
+from ranker.training.evaluation import mean_ndcg
+from ranker.training.checkpoint import Checkpoints
+from ranker.training.objectives import make_objective
+from ranker.training.optim import make_optimizer, make_schedule
+from ranker.training.report import Reporter
+from ranker.training.scoring import device_batch, make_score, score_lists
+from ranker.training.state import (
+    Network,
+    TrainState,
+    init_params,
+    init_state,
+    make_network,
+)
+from ranker.training.step import make_step
+from ranker.training.trained import KINDS, kind_of, load_trained
+
+SHOWN = ("loss", "language", "point_mse", "margin_mse", "learning_rate")
+
+# Which kinds of stage a stage can take its first weights from.
+PARENTS = {"cpt": ("cpt",), "sft": ("cpt", "sft"), "distill": ("sft", "distill")}
+
+
+def train(
+    settings: config.Train, workdir: pathlib.Path, *, replace: bool = False
+) -> manifest.Manifest:
+    """Trains one stage in WORKDIR/NAME, or goes on from its newest checkpoint.
+
+    Raises:
+      ConfigError, DataError, StageError: with what is wrong and what to do.
+      FloatingPointError: when the loss is not finite, naming the steps.
+    """
+    prepared = prepare(settings.data, settings.text, workdir, replace=replace)
+    folder = workdir / settings.name
+    account = describe(settings, prepared, workdir)
+    if manifest.begin(folder, account, replace=replace):
+        return manifest.require(
+            workdir, settings.name, kinds=(account.kind,), by="train"
+        )
+    reporter = Reporter(
+        folder, settings.name, total=settings.loop.steps, unit="step"
+    )
+    mesh = sharding.make_mesh(settings.mesh)
+    vocab_size = account.facts["vocab_size"]
+    objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
+    network = make_network(settings.model, vocab_size, objective.head, mesh)
+    tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
+
+    batches, evaluate = make_data(settings, prepared, network, workdir)
+    params = first_params(settings, network, vocab_size, prepared, workdir, reporter)
+    state = init_state(network, params, tx, settings.seed)
+    checkpoints = Checkpoints(folder, keep=settings.loop.keep)
+    if checkpoints.latest is not None:
+        state, data_state = checkpoints.restore(state)
+        batches.set_state(data_state)
+        reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
+    step = make_step(network, objective, tx)
+    try:
+        with jax.set_mesh(mesh):
+            results = run(
+                settings, state, step, batches, network, checkpoints, reporter, evaluate
+            )
+    finally:
+        checkpoints.close()
+        reporter.close()
+    return account.finish(folder, **results)
+
+
+def describe(
+    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+) -> manifest.Manifest:
+    """The stage's manifest: what its result depends on; checks its parents' kinds."""
+    kind = KINDS[type(settings.objective)]
+    model_kind = kind_of(settings.model)
+    inputs = {PREPARE: prepared.account.key}
+    for name, kinds in ((settings.parent, PARENTS[kind]), (settings.scores, ("score",))):
+        if name:
+            parent = manifest.require(
+                workdir, name, kinds=kinds, by=f"the {kind} stage {settings.name!r}"
+            )
+            inputs[name] = parent.key
+    return manifest.Manifest(
+        kind=kind,
+        settings={
+            "model": config.to_dict(settings.model),
+            "objective": config.to_dict(settings.objective),
+            "optim": config.to_dict(settings.optim),
+            "batch": config.to_dict(settings.batch),
+            "steps": settings.loop.steps,
+            "length": length(settings.text, model_kind),
+            "seed": settings.seed,
+        },
+        inputs=inputs,
+        facts=dict(prepared.account.facts[model_kind]),
+    )
+
+
+def first_params(
+    settings: config.Train,
+    network: Network,
+    vocab_size: int,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    reporter: Reporter,
+) -> Any:
+    """Weights at step 0: fresh, with the parent's in place of what both have."""
+    kind = KINDS[type(settings.objective)]
+    head = "language" if kind == "cpt" else "score"
+    params = init_params(network, settings.model, vocab_size, head, settings.seed)
+    if not settings.parent:
+        reporter.note("begins from fresh weights")
+        return params
+    by = f"the {kind} stage {settings.name!r}"
+    parent = load_trained(
+        workdir, settings.parent, prepared, network.mesh, kinds=PARENTS[kind], by=by
+    )
+    if parent.model != settings.model:
+        ours, theirs = config.to_dict(settings.model), config.to_dict(parent.model)
+        differing = [
+            f"{name} {theirs.get(name)} -> {value}"
+            for name, value in ours.items()
+            if value != theirs.get(name)
+        ]
+        raise manifest.StageError(
+            f"{by} and its parent {settings.parent!r} have different models: "
+            f"{', '.join(differing)}; make them equal"
+        )
+    same_head = parent.account.kind != "cpt" or kind == "cpt"
+    taken = parent.params if same_head else {"body": parent.params["body"]}
+    for name in taken:
+        params[name] = taken[name]
+    reporter.note(f"begins from the {', '.join(taken)} of {settings.parent!r}")
+    return params
+
+
+def make_data(
+    settings: config.Train, prepared: Prepared, network: Network, workdir: pathlib.Path
+) -> tuple[grain.DatasetIterator, Callable[[Any], dict[str, float]]]:
+    """Training batches, and a function that measures parameters on the dev split."""
+    kind = kind_of(settings.model)
+    share = pipeline.Share.of_this_process()
+    tokenizer = prepared.tokenizer(kind)
+    tokens = length(settings.text, kind)
+    shards = sharding.num_shards(network.mesh)
+    micro = settings.batch.size // settings.batch.accumulate
+    if micro % shards:
+        raise config.ConfigError(
+            f"a micro-batch of {micro} (batch.size {settings.batch.size} / "
+            f"batch.accumulate {settings.batch.accumulate}) is not divisible by the "
+            f"{shards} data shards of the mesh; set batch.size to a multiple of "
+            f"{shards * settings.batch.accumulate}"
+        )
+    common = dict(batch=settings.batch, seed=settings.seed, share=share)
+    if isinstance(settings.objective, config.Language):
+        batches = pipeline.text_batches(
+            prepared.clicks("train"), tokenizer, length=tokens, **common
+        )
+        return batches, lambda params: {}
+    encoder = pipeline.ListEncoder(prepared.corpus(), tokenizer, tokens)
+    if isinstance(settings.objective, config.Distillation):
+        lists, targets = scored_lists(settings, prepared, workdir)
+        batches = pipeline.list_batches(lists, encoder, targets=targets, **common)
+    else:
+        batches = pipeline.list_batches(prepared.lists("train"), encoder, **common)
+    score, dev = make_score(network), prepared.lists("dev")
+
+    def evaluate(params: Any) -> dict[str, float]:
+        if not len(dev):
+            return {}
+        scores = score_lists(
+            score, params, network, dev, encoder, rows=settings.batch.size * 16
+        )
+        return {"dev_ndcg@5": mean_ndcg(dev, encoder.corpus, scores)}
+
+    return batches, evaluate
+
+
+def scored_lists(
+    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+) -> tuple[Joined, list[np.ndarray]]:
+    """Every list that the teacher has scored, and its scores on the scale asked for."""
+    account = manifest.require(
+        workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
+    )
+    splits = account.settings["splits"]
+    lists = [prepared.lists(split) for split in splits]
+    targets = [
+        scores
+        for split, source in zip(splits, lists, strict=True)
+        for scores in load_scores(workdir / settings.scores, split, source)
+    ]
+    objective = settings.objective
+    assert isinstance(objective, config.Distillation)
+    if objective.target_scale == "data":
+        mean, std = account.facts["mean"], max(account.facts["std"], 1e-6)
+        targets = [((scores - mean) / std).astype(np.float32) for scores in targets]
+    return Joined(lists), targets
+
+
+def run(
+    settings: config.Train,
+    state: TrainState,
+    step: Callable,
+    batches: grain.DatasetIterator,
+    network: Network,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    evaluate: Callable[[Any], dict[str, float]],
+) -> dict[str, Any]:
+    """The loop: step, log, evaluate, save. Returns the last metrics."""
+    loop = settings.loop
+    schedule = make_schedule(settings.optim, loop.steps)
+    window: list[dict[str, jax.Array]] = []
+    last: dict[str, float] = {}
+    first = int(state.step)
+    reporter.start(first)
+    for number in range(first + 1, loop.steps + 1):
+        batch = device_batch(next(batches), network, leading=1)
+        state, values = step(state, batch)
+        window.append(values)
+        if number % loop.log_every == 0 or number == loop.steps or number == first + 1:
+            last, tokens = _summary(window, number)
+            last["learning_rate"] = float(schedule(number - 1))
+            reporter.progress(number, tokens=tokens, values=last, shown=SHOWN)
+            window = []
+        if loop.eval_every and number % loop.eval_every == 0 and number < loop.steps:
+            _report_dev(reporter, number, evaluate(state.params))
+        if number % loop.save_every == 0 or number == loop.steps:
+            checkpoints.save(state, number, batches.get_state())
+    dev = evaluate(state.params)
+    _report_dev(reporter, loop.steps, dev)
+    checkpoints.wait()
+    return {"metrics": {**last, **dev}, "steps": loop.steps}
+
+
+def _summary(
+    window: list[dict[str, jax.Array]], last_step: int
+) -> tuple[dict[str, float], int]:
+    """Means over the steps since the last report, and their tokens; stops on NaN."""
+    values: list[dict[str, float]] = jax.device_get(window)
+    losses = [float(one["loss"]) for one in values]
+    bad = [
+        last_step - len(values) + 1 + place
+        for place, loss in enumerate(losses)
+        if not math.isfinite(loss)
+    ]
+    if bad:
+        raise FloatingPointError(
+            f"the loss is {losses[bad[0] - last_step + len(values) - 1]} at step "
+            f"{bad[0]} (reported at step {last_step}); lower optim.learning_rate, or "
+            "look at the data of that step. The checkpoints before it are kept"
+        )
+    tokens = int(sum(one["tokens"] for one in values))
+    names = [name for name in values[0] if name != "tokens"]
+    means = {name: float(np.mean([one[name] for one in values])) for name in names}
+    return means, tokens
+
+
+def _report_dev(reporter: Reporter, step: int, values: dict[str, float]) -> None:
+    if values:
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        reporter.note(f"step {step}  {shown}")
+        reporter.record(step, values)

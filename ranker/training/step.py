@@ -1,0 +1,71 @@
+"""One optimiser step: the exact gradient of the whole batch, in micro-batches."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array
+
+from ranker.batch import Batch
+from ranker.training.objectives import Objective
+from ranker.training.state import Network, TrainState
+
+Metrics = dict[str, Array]
+
+
+def make_step(
+    network: Network,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Returns the compiled step; it consumes (donates) the state it is given.
+
+    The batch's leaves have a leading dimension of micro-batches. Each part of the loss is
+    divided by its weight over the whole batch, never by that of a micro-batch, so that
+    cutting a batch differently leaves the gradient what it is.
+    """
+
+    def loss(params, batch: Batch, weights: Metrics, key):
+        parts = objective.parts(nnx.merge(network.graphdef, params), batch, key)
+        means = {
+            name: part.total / jnp.maximum(weights[name], 1e-6)
+            for name, part in parts.items()
+        }
+        total = sum(objective.coefficients[name] * mean for name, mean in means.items())
+        return total, means
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        weights = jax.tree.map(jnp.sum, jax.vmap(objective.weights)(batch))
+        key = jax.random.fold_in(state.key, state.step)
+        num_micro = batch.tokens.shape[0]
+
+        def accumulate(carry, micro):
+            batch, key = micro
+            (total, means), grads = jax.value_and_grad(loss, has_aux=True)(
+                state.params, batch, weights, key
+            )
+            return jax.tree.map(jnp.add, carry, (total, means, grads)), None
+
+        zeros = jax.tree.map(
+            jnp.zeros_like,
+            (jnp.zeros(()), {name: jnp.zeros(()) for name in weights}, state.params),
+        )
+        (total, means, grads), _ = jax.lax.scan(
+            accumulate, zeros, (batch, jax.random.split(key, num_micro))
+        )
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "loss": total,
+            **means,
+            **{f"weight_{name}": weight for name, weight in weights.items()},
+            "tokens": jnp.sum(batch.segments > 0),
+            "l2_grads": optax.tree.norm(grads),
+            "l2_params": optax.tree.norm(params),
+            "l2_updates": optax.tree.norm(updates),
+        }
+        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,100 @@
+"""`score`: the teacher scores the candidates of many queries, offline."""
+
+import pathlib
+
+import numpy as np
+
+from ranker import config, manifest, sharding
+from ranker.data.prepare import NAME as PREPARE
+from ranker.data.prepare import prepare
+from ranker.data.scores import load_scores, path_of, save_scores
+from ranker.manifest import Manifest
+from ranker.training.report import Reporter
+from ranker.training.scoring import make_score, score_lists
+from ranker.training.trained import load_trained
+
+_REPORT_EVERY = 50  # batches
+
+
+def score(
+    settings: config.Score, workdir: pathlib.Path, *, replace: bool = False
+) -> Manifest:
+    """Scores the settings' splits into WORKDIR/NAME, a Parquet file each.
+
+    A split that is already there is kept, so a run that was stopped goes on with the
+    next one.
+
+    Raises:
+      ConfigError, DataError, StageError: with what is wrong and what to do.
+      FloatingPointError: at a score that is not finite.
+    """
+    prepared = prepare(settings.data, settings.text, workdir, replace=replace)
+    by = f"the score stage {settings.name!r}"
+    parent = manifest.require(
+        workdir, settings.teacher, kinds=("sft", "distill"), by=by
+    )
+    account = Manifest(
+        kind="score",
+        settings={"splits": list(settings.splits)},
+        inputs={PREPARE: prepared.account.key, settings.teacher: parent.key},
+        facts={"teacher": settings.teacher, "teacher_facts": parent.facts},
+    )
+    folder = workdir / settings.name
+    if manifest.begin(folder, account, replace=replace):
+        return manifest.require(workdir, settings.name, kinds=("score",), by=by)
+    mesh = sharding.make_mesh(settings.mesh)
+    teacher = load_trained(
+        workdir, settings.teacher, prepared, mesh, kinds=("sft", "distill"), by=by
+    )
+    encoder, corpus = teacher.encoder(prepared), prepared.corpus()
+    compiled = make_score(teacher.network)
+    everything = []
+    for split in settings.splits:
+        lists = prepared.lists(split)
+        if not path_of(folder, split).exists():
+            total = sum(len(lists[i].documents) for i in range(len(lists)))
+            reporter = Reporter(
+                folder, f"{settings.name}/{split}", total=total, unit="pair"
+            )
+            progress = _every(reporter, _REPORT_EVERY * settings.rows)
+            scores = score_lists(
+                compiled,
+                teacher.params,
+                teacher.network,
+                lists,
+                encoder,
+                rows=settings.rows,
+                progress=progress,
+            )
+            reporter.close()
+            if reporter.active:
+                save_scores(folder, split, lists, corpus, scores)
+        everything += load_scores(folder, split, lists)
+    flat = np.concatenate(everything) if everything else np.zeros(0, np.float32)
+    if not len(flat):
+        raise manifest.StageError(
+            f"{by}: the splits {', '.join(settings.splits)} hold no pair to score"
+        )
+    return account.finish(
+        folder,
+        pairs=len(flat),
+        mean=float(flat.mean(dtype=np.float64)),
+        std=float(flat.std(dtype=np.float64)),
+        min=float(flat.min()),
+        max=float(flat.max()),
+    )
+
+
+def _every(reporter: Reporter, pairs: int):
+    """A progress function that reports each time that many pairs more are done."""
+    reporter.start(0)
+    reported = tokens_since = 0
+
+    def progress(done: int, tokens: int) -> None:
+        nonlocal reported, tokens_since
+        tokens_since += tokens
+        if done - reported >= pairs or done == reporter.total:
+            reporter.progress(done, tokens=tokens_since, values={})
+            reported, tokens_since = done, 0
+
+    return progress

@@ -1,0 +1,94 @@
+"""A finished training stage as a model: what score, evaluate, export and children read."""
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ranker import config, manifest
+from ranker.data.pipeline import ListEncoder
+from ranker.data.prepare import Prepared
+from ranker.data.text import Kind
+from ranker.training.checkpoint import Checkpoints
+from ranker.training.state import Network, make_network
+
+KINDS = {config.Language: "cpt", config.Rank: "sft", config.Distillation: "distill"}
+
+
+def kind_of(model: config.Model) -> Kind:
+    """Which template and tokenizer a model reads."""
+    return "decoder" if isinstance(model, config.Decoder) else "encoder"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights of a finished stage on a mesh."""
+
+    name: str
+    account: manifest.Manifest
+    model: config.Model
+    vocab_size: int
+    length: int  # tokens a row that it was trained with
+    network: Network
+    params: Any
+
+    @property
+    def kind(self) -> Kind:
+        """Which template and tokenizer the model reads."""
+        return kind_of(self.model)
+
+    def encoder(self, prepared: Prepared) -> ListEncoder:
+        """Makes this model's segments from the prepared data."""
+        tokenizer = prepared.tokenizer(self.kind)
+        return ListEncoder(prepared.corpus(), tokenizer, self.length)
+
+
+def load_trained(
+    workdir: pathlib.Path,
+    name: str,
+    prepared: Prepared,
+    mesh: Mesh,
+    *,
+    kinds: tuple[str, ...],
+    by: str,
+) -> Trained:
+    """Loads the newest checkpoint of stage `name` onto the mesh.
+
+    Raises:
+      StageError: when the stage is missing, unfinished, not one of `kinds`, made from
+        other data, or its checkpoint cannot be read.
+    """
+    account = manifest.require(workdir, name, kinds=kinds, by=by)
+    if account.inputs["prepare"] != prepared.account.key:
+        raise manifest.StageError(
+            f"{workdir / name} was trained on other data or tokenizers than "
+            f"{prepared.folder} holds; run that stage again"
+        )
+    settings = account.settings
+    model = config.model_from_dict(settings["model"])
+    head = "language" if account.kind == "cpt" else "score"
+    vocab_size = account.facts["vocab_size"]
+    network = make_network(model, vocab_size, head, mesh)
+    abstract = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(
+            shape.shape, shape.dtype, sharding=sharding
+        ),
+        network.abstract,
+        network.shardings,
+    )
+    checkpoints = Checkpoints(workdir / name)
+    try:
+        params = checkpoints.restore_params(abstract)
+    finally:
+        checkpoints.close()
+    return Trained(
+        name=name,
+        account=account,
+        model=model,
+        vocab_size=vocab_size,
+        length=settings["length"],
+        network=network,
+        params=params,
+    )

@@ -1,0 +1,7 @@
+"""Eight CPU devices, strict ranks and warnings as errors, for every test."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
