@@ -11,13 +11,24 @@ def get_config(variant: str = "") -> config.Pipeline:
     smoke = variant == "smoke"
 
     def recipe(steps, learning_rate, size, list_size=8):
+        steps = 20 if smoke else steps
         return config.Recipe(
-            optim=config.Optim(learning_rate=learning_rate, warmup=min(50, steps)),
+            optim=config.Optim(learning_rate=learning_rate, warmup=min(50, steps // 2)),
             batch=config.Batch(size=size, list_size=list_size),
-            loop=config.Loop(steps=20 if smoke else steps, log_every=50),
+            loop=config.Loop(steps=steps, log_every=50),
         )
 
+    world = config.World()
+    if smoke:
+        world = config.World(
+            labelled_queries=50,
+            unlabelled_queries=200,
+            dev_queries=20,
+            test_queries=50,
+            clicks=2000,
+        )
     return config.Pipeline(
+        data=config.Data(world=world),
         teacher=config.Decoder(
             num_layers=2,
             embed_dim=128,

@@ -27,9 +27,10 @@ def _call():
 
     def run(settings: config.Pipeline, workdir) -> None:
         start = time.monotonic()
+        stages = settings.stages()  # checks the settings of all before any work
         prepare(settings.data, settings.text, workdir, replace=True)
         print(f"[prepare] done after {time.monotonic() - start:.0f} s", flush=True)
-        for name, stage in settings.stages().items():
+        for name, stage in stages.items():
             functions[type(stage)](stage, workdir, replace=True)
             print(f"[{name}] done after {time.monotonic() - start:.0f} s", flush=True)
 

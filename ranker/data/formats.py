@@ -1,0 +1,415 @@
+"""Readers and writers of files: BEIR folders, TREC runs and qrels, click logs.
+
+A reader yields records one by one. A malformed one stops it with a `DataError` that names
+file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and left out.
+"""
+
+import contextlib
+import gzip
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ranker.data.records import (
+    Candidate,
+    Click,
+    DataError,
+    Document,
+    FieldError,
+    Judgement,
+    Query,
+    check_id,
+    check_integer,
+    check_number,
+    check_text,
+)
+
+OnError = Literal["stop", "skip"]
+MAX_LINE = 16 * 2**20  # characters; a longer line is no record
+T = TypeVar("T")
+
+
+@dataclass
+class Skipped:
+    """Records that were left out, by file, each with its first reason."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, path: pathlib.Path, reason: str) -> None:
+        """Counts one more."""
+        name = path.name
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self.first.setdefault(name, reason)
+
+    def report(self) -> dict[str, str]:
+        """One line a file."""
+        return {
+            f"skipped, {name}": f"{count} malformed; the first: {self.first[name]}"
+            for name, count in self.counts.items()
+        }
+
+
+# --- lines ---
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[Any]:
+    """A binary file, unzipped where it is gzip; missing files name what is there."""
+    if path.is_dir():
+        raise DataError(f"{path}: is a folder, expected a file")
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        near = []
+        if path.parent.is_dir():
+            near = sorted(other.name for other in path.parent.iterdir())[:20]
+        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        raise DataError(f"{path}: {reason}{hint}") from error
+    with file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if path.suffix == ".gz" and not zipped:
+            raise DataError(
+                f"{path}: is named .gz and is not gzip; rename it or compress it"
+            )
+        yield gzip.GzipFile(fileobj=file) if zipped else file
+
+
+def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
+    """Lines of a text file, plain or gzip, with their numbers from 1; no empty ones.
+
+    Raises:
+      DataError: for a missing file, broken gzip, text that is not UTF-8 or a line over
+        `MAX_LINE`, naming the line.
+    """
+    number = 0
+    with _open(path) as file:
+        while True:
+            number += 1
+            try:
+                raw = file.readline(MAX_LINE)
+            except (OSError, EOFError, zlib.error) as error:
+                raise DataError(
+                    f"{path}:{number}: the gzip stream is broken ({error}); the file is "
+                    "truncated or damaged: fetch it again"
+                ) from error
+            if not raw:
+                return
+            if len(raw) >= MAX_LINE and not raw.endswith(b"\n"):
+                raise DataError(
+                    f"{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; this is "
+                    "no file of one record a line"
+                )
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}:{number}: byte {error.start} is not UTF-8; convert the file "
+                    "to UTF-8 (a spreadsheet must be saved as text, not as .xlsx)"
+                ) from error
+            if line.strip():
+                yield number, line.rstrip("\r\n")
+
+
+def _records(
+    path: pathlib.Path,
+    rows: Iterable[tuple[int, Any]],
+    parse: Callable[[Any], T],
+    on_error: OnError,
+    skipped: Skipped | None,
+) -> Iterator[T]:
+    """Parses each row, and stops at or counts the malformed ones."""
+    for number, row in rows:
+        try:
+            yield parse(row)
+        except FieldError as error:
+            reason = f"{path}:{number}: {error}"
+            if on_error == "stop" or skipped is None:
+                raise DataError(
+                    f"{reason}; correct it, or skip such records with "
+                    "--config.data.on_error=skip"
+                ) from error
+            skipped.add(path, reason)
+
+
+def _json(line: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise FieldError("line", line, f"a JSON object ({error})") from error
+    if not isinstance(value, dict):
+        raise FieldError("line", line, "a JSON object")
+    return value
+
+
+def _want(row: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if name in row:
+            return row[name]
+    raise FieldError(names[0], None, f"a field {' or '.join(names)}")
+
+
+# --- BEIR ---
+
+
+def _once(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """The same parser, refusing an id that it has seen."""
+    seen: set[str] = set()
+
+    def parse_once(line: str) -> T:
+        record = parse(line)
+        name = record.id  # type: ignore[attr-defined]
+        if name in seen:
+            raise FieldError("_id", name, "an id that no earlier line has")
+        seen.add(name)
+        return record
+
+    return parse_once
+
+
+def read_corpus(
+    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
+) -> Iterator[Document]:
+    """Documents of a BEIR `corpus.jsonl[.gz]`: `_id`, `title`, `text`."""
+
+    def parse(line: str) -> Document:
+        row = _json(line)
+        return Document(
+            check_id("_id", _want(row, "_id", "id")),
+            check_text("title", row.get("title"), empty=True).strip(),
+            check_text("text", row.get("text"), empty=True).strip(),
+        )
+
+    yield from _records(path, read_lines(path), _once(parse), on_error, skipped)
+
+
+def read_queries(
+    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
+) -> Iterator[Query]:
+    """Queries of a BEIR `queries.jsonl[.gz]`: `_id`, `text`."""
+
+    def parse(line: str) -> Query:
+        row = _json(line)
+        return Query(
+            check_id("_id", _want(row, "_id", "id")),
+            check_text("text", _want(row, "text")).strip(),
+        )
+
+    yield from _records(path, read_lines(path), _once(parse), on_error, skipped)
+
+
+# --- TREC ---
+
+
+def _known(field: str, name: str, known: Container[str] | None, file: str) -> str:
+    check_id(field, name)
+    if known is not None and name not in known:
+        raise FieldError(field, name, f"an id that {file} has")
+    return name
+
+
+def read_qrels(
+    path: pathlib.Path,
+    *,
+    queries: Container[str] | None = None,
+    documents: Container[str] | None = None,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+) -> Iterator[Judgement]:
+    """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
+
+    Ids must be among `queries` and `documents` where these are given.
+    """
+    seen: set[tuple[str, str]] = set()
+
+    def parse(line: str) -> Judgement:
+        cells = line.split()
+        if len(cells) == 4:
+            cells = [cells[0], *cells[2:]]
+        if len(cells) != 3:
+            raise FieldError(
+                "line",
+                line,
+                "query, document and grade, or TREC's query, 0, document and grade",
+            )
+        pair = (
+            _known("query-id", cells[0], queries, "queries.jsonl"),
+            _known("corpus-id", cells[1], documents, "corpus.jsonl"),
+        )
+        if pair in seen:
+            raise FieldError("corpus-id", cells[1], "a pair that no earlier line has")
+        grade = check_integer("score", cells[2])
+        seen.add(pair)
+        return Judgement(*pair, grade)
+
+    lines = read_lines(path)
+    rows = (
+        (number, line)
+        for number, line in lines
+        if not (number == 1 and line.split()[0].lower() in ("query-id", "query_id"))
+    )
+    yield from _records(path, rows, parse, on_error, skipped)
+
+
+def read_run(
+    path: pathlib.Path,
+    *,
+    queries: Container[str] | None = None,
+    documents: Container[str] | None = None,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+) -> Iterator[Candidate]:
+    """Candidates of a TREC run file: query, Q0, document, rank, score, tag.
+
+    Ids must be among `queries` and `documents` where these are given.
+    """
+    seen: set[tuple[str, str]] = set()
+
+    def parse(line: str) -> Candidate:
+        cells = line.split()
+        if len(cells) != 6:
+            raise FieldError(
+                "line", line, "6 columns: query, Q0, document, rank, score, tag"
+            )
+        query, _, document, rank, score, _ = cells
+        pair = (
+            _known("query", query, queries, "queries.jsonl"),
+            _known("document", document, documents, "corpus.jsonl"),
+        )
+        if pair in seen:
+            raise FieldError(
+                "document", document, f"a document once a query (query {query!r})"
+            )
+        candidate = Candidate(
+            *pair, check_integer("rank", rank, low=0), check_number("score", score)
+        )
+        seen.add(pair)
+        return candidate
+
+    yield from _records(path, read_lines(path), parse, on_error, skipped)
+
+
+def write_run(
+    path: pathlib.Path, run: Mapping[str, Mapping[str, float]], *, tag: str
+) -> None:
+    """Writes a TREC run file, all or nothing.
+
+    Documents are in trec_eval's order: by score, ties by id from the last to the first.
+    Scores are written so that reading them gives the same numbers.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        for query, documents in run.items():
+            order = sorted(
+                documents, key=lambda name: (documents[name], name), reverse=True
+            )
+            for rank, document in enumerate(order, 1):
+                score = float(documents[document])
+                file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
+    temporary.replace(path)
+
+
+# --- click logs ---
+
+_TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no", ""}
+
+
+def _click(row: Mapping[str, Any]) -> Click:
+    """A click from named cells, typed (JSON, Parquet) or as text (TSV)."""
+
+    def optional(name: str, check: Callable[..., Any], **bounds) -> Any:
+        value = row.get(name)
+        return None if value is None or value == "" else check(name, value, **bounds)
+
+    clicked = row.get("clicked", True)
+    if isinstance(clicked, str):
+        if clicked.lower() not in _TRUE | _FALSE:
+            raise FieldError("clicked", clicked, "true, false, 1 or 0")
+        clicked = clicked.lower() in _TRUE
+    document = row.get("document_id")
+    count = optional("count", check_integer, low=1)
+    return Click(
+        query=check_text("query", _want(row, "query")).strip(),
+        title=check_text("title", row.get("title"), empty=True).strip(),
+        summary=check_text("summary", row.get("summary"), empty=True).strip(),
+        document_id=check_id("document_id", document) if document else "",
+        position=optional("position", check_integer, low=1),
+        clicked=clicked is None or bool(clicked),
+        dwell=optional("dwell", check_number, low=0),
+        count=1 if count is None else count,
+        time=optional("time", check_number),
+    )
+
+
+def read_clicks(
+    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
+) -> Iterator[Click]:
+    """Rows of a click log: `.jsonl[.gz]`, `.tsv[.gz]` with a header, or `.parquet`.
+
+    Columns: query, title, summary; and where there are any: document_id, position (from
+    1), clicked, dwell (seconds), count, time (seconds since 1970).
+    """
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".parquet"):
+        rows, parse = _parquet_rows(path), _click
+    elif name.endswith(".tsv"):
+        rows, parse = _tsv_rows(path), _tsv_click
+    elif name.endswith((".jsonl", ".json")):
+        rows, parse = read_lines(path), lambda line: _click(_json(line))
+    else:
+        raise DataError(
+            f"{path}: a click log is .jsonl, .tsv or .parquet (.gz for the first two)"
+        )
+    yield from _records(path, rows, parse, on_error, skipped)
+
+
+def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
+    lines = read_lines(path)
+    number, header = next(lines, (1, ""))
+    names = header.split("\t")
+    if "query" not in names:
+        raise DataError(
+            f"{path}:{number}: found the columns {names}, expected a header with query, "
+            "title and summary, separated by tabs"
+        )
+    for number, line in lines:
+        yield number, (names, line.split("\t"))
+
+
+def _tsv_click(row: tuple[list[str], list[str]]) -> Click:
+    names, cells = row
+    if len(cells) != len(names):
+        raise FieldError("line", "\t".join(cells), f"{len(names)} cells between tabs")
+    return _click(dict(zip(names, cells, strict=True)))
+
+
+def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    if not path.is_file():
+        with _open(path):
+            pass
+    try:
+        with pq.ParquetFile(path) as file:
+            if "query" not in file.schema_arrow.names:
+                raise DataError(
+                    f"{path}: found the columns {file.schema_arrow.names}, expected "
+                    "query, title and summary"
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=4096):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{path}: is not a Parquet file that can be read: {error}"
+        ) from error

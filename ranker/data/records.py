@@ -1,0 +1,174 @@
+"""One schema for everything that is read, and one validator.
+
+Every record checks itself when it is made, so what is past a reader is sound: ids fit a
+TREC file, texts are not empty, numbers are finite.
+"""
+
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+
+import numpy as np
+
+_BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
+MAX_ID = 512  # characters
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names file, line, field and a way out."""
+
+
+class FieldError(ValueError):
+    """A field of one record is wrong; a reader adds the file and the line."""
+
+    def __init__(self, field: str, found: object, expected: str):
+        shown = repr(found)
+        if len(shown) > 80:
+            shown = f"{shown[:80]}... ({len(shown)} characters)"
+        super().__init__(f"field {field!r}: found {shown}, expected {expected}")
+
+
+def check_id(field: str, value: object) -> str:
+    """An id that a TREC file can hold: not empty, no white space, no control character."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str) or not value:
+        raise FieldError(field, value, "an id of one character or more")
+    if _BAD_ID.search(value) or len(value) > MAX_ID:
+        raise FieldError(
+            field,
+            value,
+            f"an id without white space or control characters, at most {MAX_ID} long",
+        )
+    return value
+
+
+def check_text(field: str, value: object, *, empty: bool = False) -> str:
+    """A text; with a word in it unless `empty`."""
+    if value is None and empty:
+        return ""
+    if not isinstance(value, str):
+        raise FieldError(field, value, "a text")
+    if "\0" in value:
+        raise FieldError(field, value, "a text without null characters")
+    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+        raise FieldError(field, value, "text that UTF-8 can write (a lone surrogate)")
+    if not empty and not _has_word(value):
+        raise FieldError(field, value, "a text with at least one visible character")
+    return value
+
+
+def _has_word(text: str) -> bool:
+    return any(unicodedata.category(c)[0] not in "ZC" for c in text)
+
+
+def check_number(field: str, value: object, *, low: float = -math.inf) -> float:
+    """A finite number, or a text that is one."""
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise FieldError(field, value, "a number") from None
+    if not math.isfinite(number) or number < low:
+        bound = "" if low == -math.inf else f" of at least {low:g}"
+        raise FieldError(field, value, f"a finite number{bound}")
+    return number
+
+
+def check_integer(field: str, value: object, *, low: float = -math.inf) -> int:
+    """A whole number, or a text that is one; 2.0 counts."""
+    number = check_number(field, value, low=low)
+    if number != int(number) or abs(number) > 2**31:
+        raise FieldError(field, value, "a whole number")
+    return int(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What somebody asked."""
+
+    id: str
+    text: str
+
+    def __post_init__(self):
+        check_id("_id", self.id)
+        check_text("text", self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What can be found: a title and a text (the summary), one of which may be empty."""
+
+    id: str
+    title: str
+    text: str
+
+    def __post_init__(self):
+        check_text("title", self.title, empty=True)
+        check_text("text", self.text, empty=True)
+        if not _has_word(self.title) and not _has_word(self.text):
+            raise FieldError("text", self.text, "a title or a text that is not empty")
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How relevant somebody found a document to a query; higher is better."""
+
+    query_id: str
+    document_id: str
+    grade: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A document that a first stage found for a query."""
+
+    query_id: str
+    document_id: str
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """One row of a click log."""
+
+    query: str
+    title: str
+    summary: str
+    document_id: str = ""
+    position: int | None = None  # on the result page, from 1
+    clicked: bool = True
+    dwell: float | None = None  # seconds until the user came back
+    count: int = 1  # times that this happened
+    time: float | None = None  # seconds since 1970
+
+    def __post_init__(self):
+        check_text("query", self.query)
+        check_text("title", self.title, empty=True)
+        check_text("summary", self.summary, empty=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ClickExample:
+    """A continued pre-training example: query in, title and summary out."""
+
+    query: str
+    title: str
+    summary: str
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankedList:
+    """A query, its candidates, and what is known of them."""
+
+    query_id: str
+    query: str
+    documents: np.ndarray  # int64 [n], rows of the corpus
+    labels: np.ndarray  # float32 [n], grades, 0 where nobody judged
+    first_stage: np.ndarray  # float32 [n], scores of the first stage
+    judged_ids: tuple[str, ...]  # every judged document, also those not among the n
+    judged_grades: np.ndarray  # int32, of judged_ids

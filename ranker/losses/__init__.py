@@ -1,0 +1,1 @@
+"""Ranking losses: pure functions that return a total and its weight."""

@@ -1,0 +1,1 @@
+"""Ranking metrics, tests of significance, and agreement of two scorers."""
