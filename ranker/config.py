@@ -65,11 +65,11 @@ class World:
     num_aspects: int = 12  # aspects a document or a query can be about
     documents_per_topic: int = 32  # documents
     labelled_queries: int = 300  # queries with grades, for supervised fine-tuning
-    unlabelled_queries: int = 6000  # queries without grades, for the teacher to score
+    unlabelled_queries: int = 4000  # queries without grades, for the teacher to score
     dev_queries: int = 200  # queries with grades, for choosing settings
     test_queries: int = 600  # queries with grades, held out
-    clicks: int = 60000  # rows of the click log
-    candidates: int = 16  # documents a query
+    clicks: int = 30000  # rows of the click log
+    candidates: int = 12  # documents a query
 
     def __post_init__(self):
         _positive(

@@ -21,6 +21,7 @@ Grades, for a query (topic, aspect, kind) and a document:
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ranker import config
 from ranker.data.records import Click, Document, Query
@@ -40,6 +41,7 @@ _FORMS = 4
 _NUM_FILLERS = 120
 _SYLLABLES = [c + v for c in "bdfghjklmnprstvz" for v in "aeiou"]
 _MASK = (1 << 64) - 1
+_CACHED = 1 << 16  # documents whose content is remembered
 
 
 def _mix(x: int) -> int:
@@ -111,6 +113,8 @@ class SearchWorld:
     def __init__(self, settings: config.World):
         self.settings = settings
         self.num_documents = settings.num_topics * settings.documents_per_topic
+        # A document is looked at for many queries and clicks.
+        self.content = lru_cache(maxsize=_CACHED)(self._content)
 
     # --- words ---
 
@@ -134,7 +138,7 @@ class SearchWorld:
 
     # --- documents ---
 
-    def content(self, row: int) -> Content:
+    def _content(self, row: int) -> Content:
         """What document `row` says, in 0..num_documents - 1."""
         topic, slot = divmod(row, self.settings.documents_per_topic)
         draw = _Draw(self.settings.seed, _DOCUMENT, row)

@@ -1,1 +1,1 @@
-"""Ranking losses: pure functions that return a total and its weight."""
+"""Losses: pure functions of scores that return a total and a weight, never a mean."""

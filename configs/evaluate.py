@@ -1,0 +1,12 @@
+"""Measures the quickstart's systems on its held-out queries, against BM25.
+
+    python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
+"""
+
+from ranker import config
+
+
+def get_config(variant: str = "") -> config.Evaluate:
+    """The stage as the quickstart runs it."""
+    del variant
+    return config.Evaluate(text=config.Text(teacher_length=32, student_length=24))

@@ -1,0 +1,12 @@
+"""Writes the quickstart's student as a Hugging Face folder.
+
+    python -m ranker.export --config configs/export.py --workdir runs/quickstart
+"""
+
+from ranker import config
+
+
+def get_config(variant: str = "") -> config.Export:
+    """The stage as the quickstart runs it."""
+    del variant
+    return config.Export(text=config.Text(teacher_length=32, student_length=24))

@@ -1,0 +1,14 @@
+"""The quickstart's teacher scores the candidates of the train and unlabelled queries.
+
+    python -m ranker.score --config configs/score.py --workdir runs/quickstart
+
+Reads the stage `sft` of the same workdir and writes `scores/SPLIT.parquet`.
+"""
+
+from ranker import config
+
+
+def get_config(variant: str = "") -> config.Score:
+    """The stage as the quickstart runs it."""
+    del variant
+    return config.Score(text=config.Text(teacher_length=32, student_length=24))
