@@ -8,7 +8,6 @@ The comment behind a field is its help text and gives its unit.
 import dataclasses
 import difflib
 import pathlib
-import re
 import runpy
 import sys
 from collections.abc import Sequence
@@ -527,14 +526,17 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
             f"--config: {path} makes a {type(default).__name__} config, and this command "
             f"takes {' or '.join(one.__name__ for one in wanted)}"
         )
-    flags = [re.sub(r"^--config\.", "--", flag) for flag in overrides]
+    # One field called "config" gives every flag its prefix, in --help as in use.
+    flags = dataclasses.make_dataclass("Flags", [("config", type(default))])
     return tyro.cli(
-        type(default),
-        default=default,
-        args=flags,
-        prog=f"{pathlib.Path(sys.argv[0]).name} --config {path}",
+        flags,
+        default=flags(default),
+        args=list(overrides),
+        prog=f"python -m ranker.{pathlib.Path(sys.argv[0]).stem} --config {path}",
+        description=type(default).__doc__,
+        use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-    )
+    ).config
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,16 +1,16 @@
-"""Trains one stage
+"""Trains one stage: cpt, sft or distill.
 
-    python -m ranker.train --config configs/train.py --workdir DIR [--config.FIELD=VALUE ...]
+    python -m ranker.train --config configs/sft.py --workdir DIR [--config.FIELD=VALUE ...]
 """
 
 from ranker import cli, config
 
 
 def _call():
-    from ranker. cpt, sft or distill. import training.loop:train
+    from ranker.training.loop import train
 
-    return training.loop:train
+    return train
 
 
 if __name__ == "__main__":
-    cli.main(config.Train, _call, "Trains one stage")
+    cli.main(config.Train, _call, "Trains one stage: cpt, sft or distill.")

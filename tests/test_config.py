@@ -1,0 +1,173 @@
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from ranker import config
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+
+
+def load(name, *overrides, of=None):
+    classes = (config.Pipeline, config.Train, config.Score, config.Evaluate)
+    return config.load(
+        str(CONFIGS / name), overrides, of=of or (*classes, config.Export)
+    )
+
+
+def test_overrides_are_typed():
+    settings = load(
+        "sft.py",
+        "--config.optim.learning_rate=3e-5",
+        "--config.objective.loss=hinge",
+        "--config.data.on_error=skip",
+    )
+    assert settings.optim.learning_rate == 3e-5
+    assert settings.objective == config.Rank(loss="hinge")
+    assert settings.data.on_error == "skip"
+
+
+def test_override_of_a_tuple():
+    settings = load("evaluate.py", "--config.measures", "NDCG@5", "MAP")
+    assert settings.measures == ("NDCG@5", "MAP")
+
+
+def test_a_wrong_field_names_the_nearest(capsys):
+    with pytest.raises(SystemExit):
+        load("sft.py", "--config.optim.learning_rat=3e-5")
+    assert "learning-rate" in capsys.readouterr().err.replace("_", "-")
+
+
+def test_a_wrong_type_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        load("sft.py", "--config.optim.learning_rate=fast")
+    assert "fast" in capsys.readouterr().err
+
+
+def test_an_override_is_validated_again(capsys):
+    with pytest.raises(SystemExit):
+        load("sft.py", "--config.model.num_kv_heads=3")
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert "num_heads 4 is not divisible by model.num_kv_heads 3" in shown
+
+
+def test_help_shows_fields_defaults_and_units(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        load("sft.py", "--help")
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    for text in ("learning-rate", "0.0005", "steps", "tokens a row", "softmax"):
+        assert text in shown.replace("_", "-"), text
+
+
+def test_a_missing_file_names_near_ones():
+    with pytest.raises(config.ConfigError, match=r"no such file.*sft\.py"):
+        load("sfft.py")
+
+
+def test_a_config_of_another_entry_is_refused():
+    with pytest.raises(config.ConfigError, match="Train config.*takes Score"):
+        load("sft.py", of=config.Score)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("cpt.py", "cpt"),
+        ("sft.py", "sft"),
+        ("score.py", "scores"),
+        ("distill.py", "distill"),
+        ("evaluate.py", "evaluate"),
+        ("export.py", "export"),
+    ],
+)
+def test_stage_configs_are_the_quickstarts(file, name):
+    assert load(file) == load("quickstart.py").stages()[name]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
+def test_every_config_has_a_smoke_variant_and_a_command(path):
+    full, smoke = load(path.name), load(f"{path.name}:smoke")
+    assert type(full) is type(smoke)
+    text = path.read_text()
+    assert f"--config configs/{path.name}" in text
+    assert "ranker" in text and "from ranker import config" in text
+
+
+def test_every_field_says_what_it_is():
+    """A comment behind each field is its help text."""
+    lines = (ROOT / "ranker" / "config.py").read_text().splitlines()
+    undocumented = []
+    for name, one in vars(config).items():
+        if not (dataclasses.is_dataclass(one) and isinstance(one, type)):
+            continue
+        for field in dataclasses.fields(one):
+            leaf = not dataclasses.is_dataclass(field.type)
+            sized = field.type in (int, float, str, bool)
+            if leaf and sized:
+                found = [x for x in lines if x.strip().startswith(f"{field.name}:")]
+                if not any("#" in line for line in found):
+                    undocumented.append(f"{name}.{field.name}")
+    assert not undocumented
+
+
+def test_pipeline_variants_differ_in_one_thing():
+    pipeline = load("ablation.py")
+    stages = pipeline.stages()
+    assert dataclasses.replace(
+        stages["sft_without_cpt"], name="sft", parent="cpt"
+    ) == stages["sft"]
+    point, both = stages["student_point"], stages["distill"]
+    assert dataclasses.replace(point, name="distill", objective=both.objective) == both
+    assert (point.objective.alpha, point.objective.beta) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: config.Mesh(data=0), "mesh.data"),
+        (lambda: config.Distillation(alpha=0, beta=0), "not both 0"),
+        (lambda: config.Batch(size=10, accumulate=3), "10 .* 3"),
+        (lambda: config.Text(teacher_length=2), "teacher_length"),
+        (lambda: config.ClickRules(dev_fraction=1.0), "dev_fraction"),
+        (lambda: config.Evaluate(reference="nobody"), "nobody"),
+    ],
+)
+def test_settings_that_cannot_work(make, message):
+    with pytest.raises(config.ConfigError, match=message):
+        make()
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("entry", ["train", "score", "evaluate", "export", "run"])
+def test_entries_answer_help_without_a_config(entry):
+    done = run(f"ranker.{entry}", "--help")
+    assert done.returncode == 0 and "--workdir" in done.stdout
+
+
+def test_errors_are_sentences_without_a_traceback():
+    done = run("ranker.train", "--config", "configs/sft.py")
+    assert done.returncode == 1
+    assert "--workdir is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys; sys.argv = ['train', '--config', 'configs/sft.py', '--help']\n"
+        "import runpy\n"
+        "try: runpy.run_module('ranker.train', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "assert 'jax' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
