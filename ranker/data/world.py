@@ -58,7 +58,7 @@ class _Draw:
     def __init__(self, *names: int):
         self.state = 0
         for name in names:
-            self.state = _mix(self.state ^ (name & _MASK))
+            self.state = _mix(self.state ^ (int(name) & _MASK))
 
     def bits(self) -> int:
         self.state = (self.state + 0x9E3779B97F4A7C15) & _MASK

@@ -1,0 +1,125 @@
+import json
+import pathlib
+
+import pytest
+
+from ranker import config
+from ranker.data.beir import load_beir
+from ranker.data.records import DataError
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    documents = [("d1", "cats", "about cats"), ("d2", "dogs", "about dogs")]
+    documents += [("d3", "both", "cats and dogs"), ("d4", "fish", "fish swim")]
+    queries = {"q1": "cats", "q2": "dogs", "q3": "cats dogs", "q4": "zebra", "q5": "fish"}
+    lines = [json.dumps({"_id": i, "title": t, "text": x}) for i, t, x in documents]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"_id": i, "text": x}) for i, x in queries.items()]
+    (tmp_path / "queries.jsonl").write_text("\n".join(lines))
+    (tmp_path / "qrels").mkdir()
+    head = "query-id\tcorpus-id\tscore\n"
+    (tmp_path / "qrels" / "train.tsv").write_text(f"{head}q1\td1\t2\nq1\td4\t1\n")
+    (tmp_path / "qrels" / "test.tsv").write_text(f"{head}q2\td2\t1\nq4\td1\t1\n")
+    return tmp_path
+
+
+def load(folder, **fields):
+    return load_beir(config.Data(path=str(folder), **fields))
+
+
+def test_bm25_stands_in_for_missing_runs(folder):
+    loaded = load(folder)
+    assert {split: len(lists) for split, lists in loaded.lists.items()} == {
+        "train": 1,
+        "unlabelled": 2,  # q3 and q5, which nobody judged
+        "dev": 0,
+        "test": 2,
+    }
+    train = loaded.lists["train"][0]
+    # d4 is relevant, and BM25 does not find it: it is added in train.
+    assert train.documents.tolist() == [0, 2, 3] and train.labels.tolist() == [2, 0, 1]
+    found, lost = loaded.lists["test"]
+    assert found.judged_ids == ("d2",) and found.labels.tolist()[0] == 1
+    # A test query without a candidate stays, and will count as 0.
+    assert lost.query_id == "q4" and len(lost.documents) == 0
+    assert lost.judged_ids == ("d1",)
+    assert loaded.report["clicks, rows read"] == 2  # the positives of train
+    click = loaded.clicks["train"] + loaded.clicks["dev"]
+    assert {(one.query, one.title) for one in click} == {("cats", "cats"), ("cats", "fish")}
+
+
+def test_candidates_from_a_run_file(folder):
+    (folder / "runs").mkdir()
+    run = folder / "runs" / "first.test.trec"
+    run.write_text("q2 Q0 d1 2 5 x\nq2 Q0 d3 1 7 x\nq2 Q0 d2 3 1 x\n")
+    loaded = load(folder, candidates=2)
+    assert loaded.lists["test"][0].documents.tolist() == [2, 0]  # by score; d2 is cut
+    assert loaded.lists["test"][1].documents.tolist() == []  # q4 is not in the run
+    run.write_text("q2 Q0 d9 1 7 x\n")
+    with pytest.raises(DataError, match=r"first.test.trec:1: .*'d9'"):
+        load(folder)
+    (folder / "runs" / "other.test.trec").write_text("")
+    with pytest.raises(DataError, match=r"2 run files match.*--config.data.runs"):
+        load(folder)
+    assert load(folder, runs="").lists["test"][0].documents.tolist() == [1, 2]
+
+
+def test_a_query_with_one_candidate(folder):
+    loaded = load(folder, candidates=1)
+    assert len(loaded.lists["test"][0].documents) == 1
+
+
+def test_labelled_queries_makes_the_rest_unlabelled(folder):
+    head = "query-id\tcorpus-id\tscore\n"
+    path = folder / "qrels" / "train.tsv"
+    path.write_text(f"{head}q1\td1\t2\nq3\td3\t1\nq5\td4\t1\n")
+    loaded = load(folder, labelled_queries=1)
+    assert len(loaded.lists["train"]) == 1 and len(loaded.lists["unlabelled"]) == 2
+    assert all(not one.labels.any() for one in loaded.lists["unlabelled"])
+    assert all(not one.judged_ids for one in loaded.lists["unlabelled"])
+
+
+def test_max_queries(folder):
+    loaded = load(folder, max_queries=1)
+    assert len(loaded.lists["test"]) == 1 and len(loaded.lists["unlabelled"]) == 1
+
+
+def test_a_click_log_in_place_of_positives(folder):
+    log = folder / "log.jsonl"
+    log.write_text('{"query": "birds", "title": "Birds", "summary": "they fly"}\n')
+    loaded = load(folder, click_log=str(log))
+    assert [one.query for one in loaded.clicks["train"] + loaded.clicks["dev"]] == ["birds"]
+
+
+def test_folders_that_cannot_be_used(folder, tmp_path_factory):
+    with pytest.raises(DataError, match="--config.data.path"):
+        load(folder / "nowhere")
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "live_test.tsv")
+    with pytest.raises(DataError, match=r"no test.tsv.*live_test.tsv, train.tsv"):
+        load(folder)
+    with pytest.raises(DataError, match=r"corpus.jsonl: no such file"):
+        load(tmp_path_factory.mktemp("empty"))
+
+
+def test_unknown_ids_can_be_skipped_and_counted(folder):
+    path = folder / "qrels" / "test.tsv"
+    path.write_text(path.read_text() + "q9\td1\t1\n")
+    with pytest.raises(DataError, match=r"test.tsv:4: field 'query-id': found 'q9'"):
+        load(folder)
+    loaded = load(folder, on_error="skip")
+    assert "1 malformed" in loaded.report["skipped, test.tsv"]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
+@pytest.mark.parametrize(
+    ("name", "on_error"),
+    [("nqqed", "stop"), ("cranfield", "skip")],  # Cranfield has two empty documents
+)
+def test_real_folders(name, on_error):
+    loaded = load(SHARED / name, on_error=on_error, max_queries=50, candidates=20)
+    assert len(loaded.lists["test"]) == 50
+    assert sum(one.labels.any() for one in loaded.lists["test"]) > 25
+    assert ("skipped, corpus.jsonl.gz" in loaded.report) == (on_error == "skip")

@@ -1,0 +1,79 @@
+import pytest
+from transformers import AutoTokenizer
+
+from ranker.data.records import DataError, Document
+from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+
+TEXTS = ["cheap flights to Rome", "title: a", "summary: low fares, every day"] * 5
+DOCUMENT = Document("d", "Low Fares", "flights to Rome 🦄 " * 40)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tokenizers")
+    train_bpe(iter(TEXTS), 300, root / "decoder")
+    train_wordpiece(iter(TEXTS), 200, root / "encoder")
+    return root
+
+
+def test_decoder_template(folders):
+    tokenizer = Tokenizer(folders / "decoder", "decoder")
+    [query] = tokenizer.queries(["cheap flights"])
+    [document] = tokenizer.documents([Document("d", "Low", "fares")])
+    segment = tokenizer.segment(query, document, 64)
+    text = tokenizer.backend.decode(segment.tokens, skip_special_tokens=False)
+    assert text == "query: cheap flights\ntitle: Low\nsummary: fares</s>"
+    assert segment.score == len(segment.tokens) - 1
+    assert segment.tokens[segment.score] == tokenizer.end
+    assert tokenizer.backend.decode(segment.tokens[segment.document :]).startswith("title")
+
+
+def test_encoder_template_is_the_stock_pair(folders):
+    tokenizer = Tokenizer(folders / "encoder", "encoder")
+    stock = AutoTokenizer.from_pretrained(str(folders / "encoder"))
+    query = "cheap Flights"
+    text = f"{DOCUMENT.title} {DOCUMENT.text}"
+    expected = stock(query, text, truncation="only_second", max_length=40)
+    segment = tokenizer.segment(
+        tokenizer.queries([query])[0], tokenizer.documents([DOCUMENT])[0], 40
+    )
+    assert segment.tokens == expected["input_ids"]
+    assert segment.types == expected["token_type_ids"]
+    assert segment.score == 0
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder"])
+@pytest.mark.parametrize("length", [24, 30, 64])
+def test_truncation_cuts_the_document_alone(folders, kind, length):
+    tokenizer = Tokenizer(folders / kind, kind)
+    [query] = tokenizer.queries(["flights to Rome"])
+    [document] = tokenizer.documents([DOCUMENT])
+    segment = tokenizer.segment(query, document, length)
+    assert len(segment.tokens) == length
+    assert segment.tokens[: len(query)] == query
+    assert segment.tokens[-1] == tokenizer.end
+
+
+def test_a_query_without_room_is_refused(folders):
+    tokenizer = Tokenizer(folders / "encoder", "encoder")
+    [query] = tokenizer.queries(["flights " * 30])
+    with pytest.raises(DataError, match="no room for a document; raise text"):
+        tokenizer.segment(query, [5], 16)
+
+
+def test_digests_tell_tokenizers_apart(folders):
+    encoder, decoder = (Tokenizer(folders / kind, kind) for kind in ("encoder", "decoder"))
+    assert encoder.digest != decoder.digest
+    assert encoder.digest == Tokenizer(folders / "encoder", "encoder").digest
+    assert encoder.template_digest != decoder.template_digest
+
+
+def test_folders_that_are_no_tokenizer(folders, tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        Tokenizer(tmp_path / "none", "encoder")
+    with pytest.raises(DataError, match="cannot load a tokenizer"):
+        Tokenizer(tmp_path, "encoder")
+    with pytest.raises(DataError, match="has no cls_token"):
+        Tokenizer(folders / "decoder", "encoder")
+    with pytest.raises(DataError, match="has no eos_token"):
+        Tokenizer(folders / "encoder", "decoder")
