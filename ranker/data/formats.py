@@ -276,11 +276,11 @@ def read_run(
 
     def parse(line: str) -> Candidate:
         cells = line.split()
-        if len(cells) != 6:
+        if len(cells) < 6:  # trec_eval does not mind words behind the tag
             raise FieldError(
                 "line", line, "6 columns: query, Q0, document, rank, score, tag"
             )
-        query, _, document, rank, score, _ = cells
+        query, _, document, rank, score = cells[:5]
         pair = (
             _known("query", query, queries, "queries.jsonl"),
             _known("document", document, documents, "corpus.jsonl"),

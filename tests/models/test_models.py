@@ -1,0 +1,220 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ranker import config
+from ranker.models import build
+from ranker.models.attention import attend, make_mask
+
+DECODER = config.Decoder(
+    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24
+)
+ENCODER = config.Encoder(
+    num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_positions=32
+)
+both = pytest.mark.parametrize("settings", [DECODER, ENCODER], ids=["decoder", "encoder"])
+V = 50
+
+
+def make(settings, head="score", seed=0):
+    return build.build(settings, V, head, key=jax.random.key(seed))
+
+
+def rows(lengths, T=12, seed=0):
+    """One text a row: tokens, segments, positions, types; and the texts' ends."""
+    generator = np.random.default_rng(seed)
+    tokens = generator.integers(1, V, (len(lengths), T)).astype(np.int32)
+    place = np.arange(T, dtype=np.int32)
+    real = place[None] < np.array(lengths)[:, None]
+    types = (place[None] >= 3) & real
+    arrays = tokens * real, real, place[None] * real, types
+    return [jnp.asarray(np.broadcast_to(x, tokens.shape), jnp.int32) for x in arrays]
+
+
+def index_of(settings, lengths, T=12):
+    end = np.array(lengths) - 1 if isinstance(settings, config.Decoder) else 0
+    return jnp.asarray(np.arange(len(lengths)) * T + end, jnp.int32)[:, None]
+
+
+@both
+def test_shapes_and_dtypes(settings):
+    model = make(settings)
+    scores = model(*rows([5, 9]), index_of(settings, [5, 9]))
+    assert scores.shape == (2, 1) and scores.dtype == jnp.float32
+    params = nnx.state(model, nnx.Param)
+    for path, leaf in nnx.to_flat_state(params):
+        assert leaf.get_value().dtype == jnp.float32, path
+        assert len(leaf.get_metadata("axes")) == leaf.get_value().ndim, path
+
+
+@both
+def test_padding_does_not_count(settings):
+    model, lengths = make(settings), [5, 9]
+    index = index_of(settings, lengths)
+    tokens, segments, positions, types = rows(lengths)
+    a = model(tokens, segments, positions, types, index)
+    noise = jnp.where(segments == 0, 7, tokens)
+    b = model(noise, segments, positions, types, index)
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@both
+def test_two_segments_in_a_row_score_as_in_rows_of_their_own(settings):
+    model = make(settings)
+    alone = rows([5, 6])
+    separate = model(*alone, index_of(settings, [5, 6]))
+    packed = []
+    for array, fill in zip(alone, (0, 0, 0, 0), strict=True):
+        row = np.full((1, 12), fill, np.int32)
+        row[0, :5], row[0, 5:11] = array[0, :5], array[1, :6]
+        packed.append(row)
+    packed[1][0, 5:11] = 2  # the second segment
+    index = [[4], [10]] if isinstance(settings, config.Decoder) else [[0], [5]]
+    together = model(*map(jnp.asarray, packed), jnp.array(index, jnp.int32))
+    np.testing.assert_allclose(together, separate, atol=1e-5)
+
+
+def test_decoder_is_causal_and_encoder_is_not():
+    for settings, changes in ((DECODER, False), (ENCODER, True)):
+        model = make(settings)
+        tokens, segments, positions, types = rows([9])
+        other = tokens.at[0, 8].set(3)
+        a, b = (model.body(t, segments, positions, types) for t in (tokens, other))
+        assert (not np.allclose(a[0, :8], b[0, :8], atol=1e-6)) == changes
+
+
+@both
+@pytest.mark.parametrize("remat", [False, True])
+def test_rows_of_padding_have_finite_gradients(settings, remat):
+    settings = type(settings)(**{**vars_of(settings), "remat": remat})
+    graphdef, params = nnx.split(make(settings), nnx.Param)
+    batch = rows([5, 0])
+
+    def loss(params):
+        scores = nnx.merge(graphdef, params)(*batch, index_of(settings, [5, 1]))
+        return scores[0, 0] + 0 * scores[1, 0]
+
+    gradients = jax.grad(loss)(params)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+    assert any(np.asarray(g).any() for g in jax.tree.leaves(gradients))
+
+
+def vars_of(settings):
+    import dataclasses
+
+    return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+
+
+def test_remat_changes_nothing():
+    plain, remat = (
+        make(config.Encoder(**{**vars_of(ENCODER), "remat": flag})) for flag in (False, True)
+    )
+    batch, index = rows([5, 9]), index_of(ENCODER, [5, 9])
+    np.testing.assert_allclose(plain(*batch, index), remat(*batch, index), atol=1e-6)
+
+
+@both
+def test_bfloat16_stays_near_float32(settings):
+    low = type(settings)(**{**vars_of(settings), "dtype": "bfloat16"})
+    batch, index = rows([5, 9]), index_of(settings, [5, 9])
+    a, b = make(settings)(*batch, index), make(low)(*batch, index)
+    assert b.dtype == jnp.float32
+    np.testing.assert_allclose(a, b, atol=0.02)
+    assert not np.array_equal(a, b)
+
+
+def test_dropout_follows_its_key():
+    settings = config.Encoder(**{**vars_of(ENCODER), "dropout": 0.5})
+    model = make(settings)
+    batch, index = rows([5, 9]), index_of(settings, [5, 9])
+    one = model(*batch, index, key=jax.random.key(1))
+    assert np.array_equal(one, model(*batch, index, key=jax.random.key(1)))
+    assert not np.allclose(one, model(*batch, index, key=jax.random.key(2)))
+    assert np.array_equal(model(*batch, index), model(*batch, index))
+
+
+def test_layers_draw_different_dropout():
+    """With one key for all layers the masks of equal layers would be equal."""
+    key = jax.random.key(0)
+    keys = jax.random.split(key, 3)
+    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == 3
+
+
+@both
+def test_a_list_that_leaves_its_shard_scores_nan(settings):
+    model, lengths = make(settings), [5, 9, 4, 7]
+    batch, index = rows(lengths), index_of(settings, lengths)
+    right = model(*batch, index, groups=2)
+    np.testing.assert_allclose(right, model(*batch, index, groups=1), atol=1e-6)
+    swapped = model(*batch, index[::-1], groups=2)
+    assert np.isnan(swapped).all()
+
+
+def test_language_model_tied_and_untied():
+    for tied in (True, False):
+        settings = config.Decoder(**{**vars_of(DECODER), "tie_embeddings": tied})
+        model = make(settings, "language")
+        logits = model(*rows([5, 9]))
+        assert logits.shape == (2, 12, V) and logits.dtype == jnp.float32
+        names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
+        assert ("head" in names) == (not tied)
+    with pytest.raises(config.ConfigError, match="needs a decoder"):
+        make(ENCODER, "language")
+
+
+def test_seven_billion_parameters_by_shapes_alone():
+    llama = config.Decoder(
+        num_layers=32,
+        embed_dim=4096,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        mlp_dim=11008,
+        tie_embeddings=False,
+    )
+    model = build.abstract(llama, 32000, "language")
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert count == 6_738_415_616  # Llama-2-7B
+
+
+# --- attention ---
+
+
+def reference(q, k, v, mask):
+    R, T, N, H = q.shape
+    k, v = (np.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
+    logits = np.einsum("rtnh,rsnh->rnts", np.float64(q), np.float64(k)) / np.sqrt(H)
+    logits = np.where(mask, logits, -1e30)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("rnts,rsnh->rtnh", weights, np.float64(v))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_equals_the_formula(causal):
+    generator = np.random.default_rng(0)
+    q = generator.normal(size=(2, 7, 4, 8)).astype(np.float32)
+    k, v = (generator.normal(size=(2, 7, 2, 8)).astype(np.float32) for _ in range(2))
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1] * 7])
+    mask = make_mask(segments, causal=causal)
+    result = attend(*map(jnp.asarray, (q, k, v)), mask)
+    seen = np.asarray(segments > 0)
+    expected = reference(q, k, v, np.asarray(mask))
+    np.testing.assert_allclose(np.asarray(result)[seen], expected[seen], atol=1e-5)
+    assert np.isfinite(result).all()
+
+
+def test_mask_is_the_picture_of_its_docstring():
+    segments = jnp.array([[1, 1, 2, 2, 0]])
+    full = np.asarray(make_mask(segments, causal=False))[0, 0].astype(int)
+    assert full.tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    causal = np.asarray(make_mask(segments, causal=True))[0, 0].astype(int)
+    assert causal.tolist() == np.tril(full).tolist()
