@@ -1,7 +1,9 @@
-"""Eight CPU devices, strict ranks and warnings as errors, for every test."""
+"""Eight CPU devices and strict ranks, for every test; warnings are errors (pyproject)."""
 
 import jax
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests compile much and compute little.
+jax.config.update("jax_disable_most_optimizations", True)

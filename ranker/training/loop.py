@@ -68,7 +68,7 @@ def train(
         state, data_state = checkpoints.restore(state)
         batches.set_state(data_state)
         reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
-    step = make_step(network, objective, tx)
+    step = make_step(network, objective, tx, state)
     try:
         with jax.set_mesh(mesh):
             results = run(

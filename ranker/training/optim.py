@@ -21,14 +21,14 @@ def make_schedule(settings: config.Optim, steps: int) -> optax.Schedule:
 def decay_mask(params):
     """True for matrices: norm scales and biases are not pulled towards zero.
 
-    Stacked layers add a dimension, which does not make a vector a matrix.
+    Stacked layers and the width of a head do not make a vector a matrix.
 
     Args:
       params: `nnx.State` of parameters, arrays or shapes, with their `axes`.
     """
 
     def decays(param: nnx.Variable) -> nnx.Variable:
-        axes = [axis for axis in param.get_metadata("axes") if axis != "layers"]
+        axes = set(param.get_metadata("axes")) - {"layers", "head_dim"}
         return param.replace(len(axes) > 1)
 
     return jax.tree.map(decays, params, is_leaf=lambda x: isinstance(x, nnx.Variable))

@@ -19,8 +19,12 @@ def make_step(
     network: Network,
     objective: Objective,
     tx: optax.GradientTransformation,
+    state: TrainState,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns the compiled step; it consumes (donates) the state it is given.
+
+    The new state lies on the devices like `state`, so that the second step is not
+    compiled anew.
 
     The batch's leaves have a leading dimension of micro-batches. Each part of the loss is
     divided by its weight over the whole batch, never by that of a micro-batch, so that
@@ -68,4 +72,5 @@ def make_step(
         }
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -1,0 +1,230 @@
+import contextlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from ranker import config, sharding
+from ranker.batch import Batch
+from ranker.models import build
+from ranker.training import objectives, optim, state, step
+from ranker.training.scoring import device_batch, make_score
+
+DECODER = config.Decoder(
+    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32
+)
+ENCODER = config.Encoder(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32)
+MESHES = {
+    "one": config.Mesh(data=1),
+    "data8": config.Mesh(),
+    "data2-fsdp2-tensor2": config.Mesh(fsdp=2, tensor=2),
+    "fsdp8": config.Mesh(data=1, fsdp=8),
+}
+V, T = 64, 12
+
+
+def mesh_of(name):
+    devices = jax.devices()[:1] if name == "one" else None
+    return sharding.make_mesh(MESHES[name], devices)
+
+
+def batch_of(lists=8, size=2, micro=1, seed=0):
+    generator = np.random.default_rng(seed)
+    rows = lists * size // micro
+    shape = (micro, rows, T)
+    lengths = generator.integers(3, T + 1, (micro, rows, 1))
+    real = np.arange(T) < lengths
+    ends = np.arange(rows) * T + lengths[..., 0] - 1
+    where = generator.random((micro, lists // micro, size)) < 0.8
+    return Batch(
+        tokens=(generator.integers(1, V, shape) * real).astype(np.int32),
+        segments=real.astype(np.int32),
+        positions=(np.arange(T) * real).astype(np.int32),
+        types=np.zeros(shape, np.int32),
+        loss_mask=real & (np.arange(T) > 2),
+        score_index=ends.reshape(micro, -1, size).astype(np.int32),
+        labels=generator.integers(0, 3, where.shape).astype(np.float32),
+        targets=generator.normal(size=where.shape).astype(np.float32),
+        where=where,
+    )
+
+
+def network_of(settings, name, head="score"):
+    return state.make_network(settings, V, head, mesh_of(name))
+
+
+EXPECTED = {
+    "body.embedding": ("tensor", "fsdp"),
+    "body.layers.q": (None, "fsdp", "tensor", None),
+    "body.layers.k": (None, "fsdp", "tensor", None),
+    "body.layers.o": (None, "tensor", None, "fsdp"),
+    "body.layers.up": (None, "fsdp", "tensor"),
+    "body.layers.down": (None, "tensor", "fsdp"),
+    "head.dense": ("fsdp",),
+}
+
+
+def test_specs_by_the_table():
+    network = network_of(DECODER, "data2-fsdp2-tensor2")
+    specs = {
+        ".".join(map(str, path)): leaf.get_value().spec
+        for path, leaf in nnx.to_flat_state(network.shardings)
+    }
+    for name, axes in EXPECTED.items():
+        assert specs[name] == PartitionSpec(*axes), name
+    params = state.init_params(network, DECODER, V, "score", 0)
+    for path, leaf in nnx.to_flat_state(params):
+        name = ".".join(map(str, path))
+        assert leaf.get_value().sharding.spec == specs[name], name
+    q = params["body"]["layers"]["q"].get_value()
+    assert q.sharding.shard_shape(q.shape) == (2, 8, 2, 8)
+
+
+@pytest.mark.parametrize("settings", [DECODER, ENCODER], ids=["decoder", "encoder"])
+def test_every_parameter_axis_is_in_the_table(settings):
+    model = build.abstract(settings, V, "score")
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        assert isinstance(sharding.spec(leaf.get_metadata("axes")), PartitionSpec), path
+
+
+def test_moments_lie_like_their_parameters():
+    network = network_of(DECODER, "data2-fsdp2-tensor2")
+    tx = optim.make_optimizer(
+        config.Optim(learning_rate=1e-3, warmup=1), 10, network.abstract
+    )
+    params = state.init_params(network, DECODER, V, "score", 0)
+    fresh = state.init_state(network, params, tx, 0)
+    moments = optax.tree.get(fresh.opt_state, "mu")
+    for (path, a), (_, b) in zip(
+        nnx.to_flat_state(params), nnx.to_flat_state(moments), strict=True
+    ):
+        assert a.get_value().sharding == b.get_value().sharding, path
+
+
+def test_same_parameters_on_every_mesh():
+    leaves = [
+        jax.tree.leaves(
+            jax.device_get(state.init_params(network_of(DECODER, n), DECODER, V, "score", 3))
+        )
+        for n in ("one", "data2-fsdp2-tensor2")
+    ]
+    for other in leaves[1:]:
+        for a, b in zip(leaves[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+OBJECTIVES = {
+    "language": (DECODER, config.Language()),
+    "softmax": (DECODER, config.Rank()),
+    "hinge": (ENCODER, config.Rank(loss="hinge")),
+    "hybrid": (ENCODER, config.Distillation(target_scale="list")),
+}
+
+
+@contextlib.contextmanager
+def counting_compilations():
+    """A list that grows by one with each XLA compilation."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            seen.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def train(settings, objective, mesh_name, batches):
+    mesh = mesh_of(mesh_name)
+    made = objectives.make_objective(objective, groups=sharding.num_shards(mesh))
+    network = state.make_network(settings, V, made.head, mesh)
+    tx = optim.make_optimizer(
+        config.Optim(learning_rate=1e-2, warmup=1), 10, network.abstract
+    )
+    params = state.init_params(network, settings, V, made.head, 0)
+    current = state.init_state(network, params, tx, 0)
+    compiled = step.make_step(network, made, tx, current)
+    metrics = []
+    with jax.set_mesh(mesh), counting_compilations() as compilations:
+        for number, batch in enumerate(batches):
+            current, values = compiled(current, device_batch(batch, network, leading=1))
+            metrics.append(jax.device_get(values))
+            # The state that comes out lies like the one that went in.
+            assert number == 0 or not compilations
+            compilations.clear()
+    return jax.device_get(current.params), metrics
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_eight_devices_give_the_numbers_of_one(name):
+    settings, objective = OBJECTIVES[name]
+    batches = [batch_of(seed=i) for i in range(3)]
+    params, metrics = train(settings, objective, "one", batches)
+    # The language objective also runs on the mesh that splits batches alone.
+    meshes = ["data2-fsdp2-tensor2"] + ["data8"] * (name == "language")
+    for mesh in meshes:
+        others, values = train(settings, objective, mesh, batches)
+        for a, b in zip(metrics, values, strict=True):
+            assert a.keys() == b.keys()
+            for key in a:
+                np.testing.assert_allclose(a[key], b[key], rtol=2e-4, err_msg=key)
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+
+
+def test_scoring_moves_no_hidden_states_between_devices():
+    network = network_of(ENCODER, "data8")
+    params = state.init_params(network, ENCODER, V, "score", 0)
+    batch = jax.tree.map(lambda x: x[0], batch_of())
+    with jax.set_mesh(network.mesh):
+        placed = device_batch(batch, network, leading=0)
+        text = make_score(network).lower(params, placed).compile().as_text()
+    collectives = re.findall(r"= \S+ (all-gather|all-to-all|collective-permute)\(", text)
+    assert not collectives, collectives
+
+
+def test_rules_refuse_nonsense():
+    with pytest.raises(ValueError, match="unknown logical axis 'width'"):
+        sharding.spec(("width",))
+    with pytest.raises(ValueError, match="twice: tensor, tensor"):
+        sharding.spec(("heads", "mlp"))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "message"),
+    [
+        (config.Mesh(data=3), "data 3 .* 8 devices"),
+        (config.Mesh(data=16), "data 16 .* 8 devices"),
+        (config.Mesh(fsdp=3), "fsdp 3 .* 8 devices"),
+    ],
+)
+def test_meshes_that_do_not_fit(mesh, message):
+    with pytest.raises(config.ConfigError, match=message):
+        sharding.make_mesh(mesh)
+
+
+def test_sizes_that_do_not_divide_are_listed_together():
+    settings = config.Decoder(
+        num_layers=1, embed_dim=12, num_heads=3, num_kv_heads=3, head_dim=4, mlp_dim=32
+    )
+    with pytest.raises(config.ConfigError, match="heads 3 .*mesh.tensor 2.*kv_heads 3"):
+        state.make_network(settings, V, "score", mesh_of("data2-fsdp2-tensor2"))
+
+
+def test_constrain_without_a_mesh_changes_nothing():
+    x = jnp.ones((4, 2))
+    assert sharding.constrain(x, "batch", None) is x
+    mesh = mesh_of("data8")
+    with jax.set_mesh(mesh):
+        y = jax.jit(lambda x: sharding.constrain(x * 1, "batch", None))(jnp.ones((8, 2)))
+    assert y.sharding.is_equivalent_to(
+        NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2
+    )
