@@ -10,7 +10,7 @@ from ranker import config
 
 def get_config(variant: str = "") -> config.Train:
     """The stage as the quickstart runs it; variant "smoke" makes 20 steps."""
-    steps = 20 if variant == "smoke" else 700
+    steps = 20 if variant == "smoke" else 600
     return config.Train(
         name="cpt",
         text=config.Text(teacher_length=32, student_length=24),

@@ -40,8 +40,8 @@ def get_config(variant: str = "") -> config.Pipeline:
             mlp_dim=384,
         ),
         student=config.Encoder(num_layers=2, embed_dim=128, num_heads=4, mlp_dim=512),
-        cpt=recipe(700, 2e-3, 64),
-        sft=recipe(200, 5e-4, 8, 12),
+        cpt=recipe(600, 2e-3, 64),
+        sft=recipe(160, 5e-4, 8, 12),
         distill=recipe(900, 1e-3, 8, 8),
-        labels=recipe(600, 1e-3, 8, 8),
+        labels=recipe(500, 1e-3, 8, 8),
     )

@@ -11,7 +11,7 @@ from ranker import config
 
 def get_config(variant: str = "") -> config.Train:
     """The stage as the quickstart runs it; variant "smoke" makes 20 steps."""
-    steps = 20 if variant == "smoke" else 200
+    steps = 20 if variant == "smoke" else 160
     return config.Train(
         name="sft",
         parent="cpt",

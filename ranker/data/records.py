@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_ID = 512  # characters
 
 
@@ -52,7 +53,7 @@ def check_text(field: str, value: object, *, empty: bool = False) -> str:
         raise FieldError(field, value, "a text")
     if "\0" in value:
         raise FieldError(field, value, "a text without null characters")
-    if any(0xD800 <= ord(c) <= 0xDFFF for c in value):
+    if _SURROGATE.search(value):
         raise FieldError(field, value, "text that UTF-8 can write (a lone surrogate)")
     if not empty and not _has_word(value):
         raise FieldError(field, value, "a text with at least one visible character")

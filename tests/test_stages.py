@@ -1,0 +1,266 @@
+"""All stages in one workdir, each on the last one's output; and what stops them."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ranker import config, manifest, run
+from ranker.data.prepare import prepare
+from ranker.training.checkpoint import Checkpoints
+from ranker.training.evaluation import evaluate
+from ranker.training.exporting import export
+from ranker.training.loop import train
+from ranker.training.teacher import score
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+def tiny(path="", **fields):
+    """The quickstart, with models and data of a minute."""
+
+    def recipe(steps):
+        return config.Recipe(
+            optim=config.Optim(learning_rate=1e-3, warmup=1),
+            batch=config.Batch(size=8, list_size=4),
+            loop=config.Loop(steps=steps, log_every=2, save_every=4),
+        )
+
+    return config.Pipeline(
+        data=config.Data(
+            path=path,
+            candidates=5,
+            max_queries=12 if path else 0,
+            world=config.World(
+                num_topics=6,
+                labelled_queries=8,
+                unlabelled_queries=10,
+                dev_queries=4,
+                test_queries=12,
+                clicks=100,
+                candidates=5,
+            ),
+        ),
+        text=config.Text(teacher_length=32, student_length=24),
+        teacher=config.Decoder(
+            num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
+        ),
+        student=config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
+        cpt=recipe(6),
+        sft=recipe(4),
+        distill=recipe(4),
+        labels=recipe(2),
+        **{"rows": 16, **fields},
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run._call()(tiny(), folder)
+    return folder
+
+
+def test_the_whole_run_leaves_what_it_says(workdir):
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert list(summary["systems"]) == ["bm25", "sft", "student_labels", "distill"]
+    for name, system in summary["systems"].items():
+        assert system["queries"] == 12
+        assert 0 <= system["metrics"]["NDCG@5"] <= 1
+        assert (system["p_value"]["NDCG@5"] is None) == (name == "distill")
+        assert (workdir / "evaluate" / f"{name}.trec").is_file()
+    assert (workdir / "export" / "model.safetensors").is_file()
+    for stage in ("cpt", "sft", "student_labels", "distill"):
+        account = manifest.load(workdir / stage)
+        assert account.done and account.inputs["prepare"]
+        assert account.facts["tokenizer"] and account.facts["template"]
+        lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
+        values = [json.loads(line) for line in lines]
+        assert all(np.isfinite(v["loss"]) for v in values if "loss" in v)
+        assert values[0]["step"] == 1 and "tokens_per_second" in values[0]
+    assert manifest.load(workdir / "sft").inputs["cpt"] == manifest.load(workdir / "cpt").key
+
+
+def test_teacher_scores_are_raw_records(workdir):
+    table = pq.read_table(workdir / "scores" / "unlabelled.parquet")
+    assert table.column_names == ["query_id", "document_id", "document", "score"]
+    assert table.num_rows == 50 and str(table["score"].type) == "float"
+    account = manifest.load(workdir / "scores")
+    assert account.facts["teacher"] == "sft" and account.facts["pairs"] == 90
+    assert account.facts["teacher_facts"]["tokenizer"]
+
+
+def test_nothing_is_done_twice(workdir, capsys):
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    run._call()(tiny(), workdir)
+    after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    changed = {p.name for p in after if before.get(p) != after[p]}
+    assert changed == {"summary.json"}  # the table's numbers, written again
+    assert "NDCG@5" in capsys.readouterr().out
+
+
+def test_only_what_depends_on_a_change_runs_again(workdir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    alpha = config.Distillation(alpha=0.5, beta=1.0)
+    run._call()(dataclasses.replace(tiny(), distillation=alpha), copy)
+    shown = capsys.readouterr().out
+    again = [name for name in ("cpt", "sft", "scores", "distill") if f"[{name}] runs" in shown]
+    assert again == ["distill"] and "objective.alpha: 1.0 -> 0.5" in shown
+    assert "[evaluate] runs again" in shown and "[export] runs again" in shown
+
+
+def stages():
+    return tiny().stages()
+
+
+def test_other_settings_in_a_finished_stage_are_refused(workdir):
+    changed = dataclasses.replace(stages()["sft"], seed=7)
+    with pytest.raises(manifest.StageError, match="other settings: seed: 0 -> 7"):
+        train(changed, workdir)
+
+
+def test_a_parent_of_the_wrong_kind_is_refused(workdir):
+    student = dataclasses.replace(stages()["student_labels"], name="x")
+    cases = [
+        (train, dataclasses.replace(student, parent="scores"), "from a cpt or sft stage"),
+        (train, dataclasses.replace(student, parent="nowhere"), "has no such folder"),
+        (train, dataclasses.replace(student, parent="cpt"), "different models"),
+        (
+            train,
+            dataclasses.replace(stages()["distill"], name="x", scores="sft"),
+            "from a score stage",
+        ),
+        (score, dataclasses.replace(stages()["scores"], name="x", teacher="cpt"), "is a cpt"),
+        (export, dataclasses.replace(stages()["export"], student="scores"), "is a score"),
+        (
+            evaluate,
+            dataclasses.replace(
+                stages()["evaluate"], systems=("cpt",), reference="cpt"
+            ),
+            "is a cpt",
+        ),
+    ]
+    for call, settings, message in cases:
+        with pytest.raises(manifest.StageError, match=message):
+            call(settings, workdir)
+
+
+def test_other_data_in_a_workdir_is_refused(workdir):
+    other = dataclasses.replace(tiny().data, world=config.World(seed=5))
+    with pytest.raises(manifest.StageError, match="other settings: data.world.*seed"):
+        prepare(other, tiny().text, workdir)
+
+
+def test_batches_that_do_not_divide_over_the_devices(workdir):
+    stage = dataclasses.replace(
+        stages()["cpt"], name="x", batch=config.Batch(size=12, list_size=2)
+    )
+    with pytest.raises(config.ConfigError, match="12 .* not divisible by the 8 data shards"):
+        train(stage, workdir)
+
+
+@pytest.mark.parametrize("name", ["cpt", "sft", "distill"])
+def test_a_stage_that_was_stopped_goes_on_to_the_same_result(workdir, name, monkeypatch):
+    """Stopped at step 3, after the checkpoint of step 2: as if never stopped."""
+    stage = stages()[name]
+    stage = dataclasses.replace(
+        stage, loop=dataclasses.replace(stage.loop, steps=4, save_every=2), name=f"{name}_a"
+    )
+    train(stage, workdir)
+    stopped = dataclasses.replace(stage, name=f"{name}_b")
+    from ranker.training import loop
+
+    make_step = loop.make_step
+
+    def dying(*arguments):
+        step = make_step(*arguments)
+
+        def once(state, batch):
+            if int(state.step) == 3:
+                raise KeyboardInterrupt
+            return step(state, batch)
+
+        return once
+
+    monkeypatch.setattr(loop, "make_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, workdir)
+    assert not manifest.load(workdir / stopped.name).done
+    with pytest.raises(manifest.StageError, match="has not finished"):
+        manifest.require(workdir, stopped.name, kinds=(name,), by="a test")
+    monkeypatch.setattr(loop, "make_step", make_step)
+    train(stopped, workdir)
+    a, b = (params_of(workdir / f"{name}_{x}") for x in "ab")
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def params_of(folder):
+    from orbax.checkpoint import v1 as ocp
+
+    checkpoints = Checkpoints(folder)
+    latest = checkpoints.latest
+    checkpoints.close()
+    path = folder / "checkpoints" / str(latest)
+    return jax.device_get(ocp.load_checkpointables(path)["params"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(workdir, monkeypatch):
+    stage = dataclasses.replace(
+        stages()["sft"],
+        name="broken",
+        optim=config.Optim(learning_rate=1e30, warmup=0, clip_norm=0),
+    )
+    with pytest.raises(FloatingPointError, match=r"at step \d.*learning_rate"):
+        train(stage, workdir)
+
+
+def test_interrupted_scores_are_kept_by_split(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    folder = copy / "scores"
+    (folder / "unlabelled.parquet").unlink()
+    account = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**account, "done": False}))
+    kept = (folder / "train.parquet").stat().st_mtime_ns
+    score(stages()["scores"], copy)
+    assert (folder / "train.parquet").stat().st_mtime_ns == kept
+    for split in ("train", "unlabelled"):
+        a, b = (pq.read_table(d / "scores" / f"{split}.parquet") for d in (workdir, copy))
+        assert a.drop_columns(["score"]).equals(b.drop_columns(["score"]))
+        np.testing.assert_allclose(a["score"], b["score"], atol=1e-6)
+
+
+def test_what_is_exported_scores_as_what_was_evaluated(workdir):
+    from sentence_transformers import CrossEncoder
+
+    prepared = prepare(tiny().data, tiny().text, workdir)
+    record, corpus = prepared.lists("test")[0], prepared.corpus()
+    documents = [corpus[int(row)] for row in record.documents]
+    model = CrossEncoder(str(workdir / "export"), device="cpu")
+    scores = model.predict(
+        [(record.query, f"{one.title} {one.text}") for one in documents],
+        show_progress_bar=False,
+    )
+    run_lines = (workdir / "evaluate" / "distill.trec").read_text().splitlines()
+    ours = {
+        line.split()[2]: float(line.split()[4])
+        for line in run_lines
+        if line.split()[0] == record.query_id
+    }
+    np.testing.assert_allclose(scores, [ours[one.id] for one in documents], atol=1e-4)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
+def test_real_data(tmp_path):
+    run._call()(tiny(str(SHARED / "nqqed"), compare=()), tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["systems"]["bm25"]["metrics"]["NDCG@5"] > 0.5
+    assert summary["systems"]["distill"]["queries"] == 12
