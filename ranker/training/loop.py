@@ -1,5 +1,6 @@
 """`train`: one training stage, from its config to its last checkpoint."""
 
+import contextlib
 import math
 import pathlib
 from collections.abc import Callable
@@ -51,32 +52,32 @@ def train(
         return manifest.require(
             workdir, settings.name, kinds=(account.kind,), by="train"
         )
-    reporter = Reporter(
-        folder, settings.name, total=settings.loop.steps, unit="step"
-    )
     mesh = sharding.make_mesh(settings.mesh)
     vocab_size = account.facts["vocab_size"]
     objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
     network = make_network(settings.model, vocab_size, objective.head, mesh)
     tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
-
     batches, evaluate = make_data(settings, prepared, network, workdir)
-    params = first_params(settings, network, vocab_size, prepared, workdir, reporter)
-    state = init_state(network, params, tx, settings.seed)
-    checkpoints = Checkpoints(folder, keep=settings.loop.keep)
-    if checkpoints.latest is not None:
-        state, data_state = checkpoints.restore(state)
-        batches.set_state(data_state)
-        reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
-    step = make_step(network, objective, tx, state)
-    try:
-        with jax.set_mesh(mesh):
-            results = run(
-                settings, state, step, batches, network, checkpoints, reporter, evaluate
-            )
-    finally:
-        checkpoints.close()
-        reporter.close()
+    with contextlib.ExitStack() as stack:
+        reporter = Reporter(
+            folder, settings.name, total=settings.loop.steps, unit="step"
+        )
+        stack.callback(reporter.close)
+        params = first_params(
+            settings, network, vocab_size, prepared, workdir, reporter
+        )
+        state = init_state(network, params, tx, settings.seed)
+        checkpoints = Checkpoints(folder, keep=settings.loop.keep)
+        stack.callback(checkpoints.close)
+        if checkpoints.latest is not None:
+            state, data_state = checkpoints.restore(state)
+            batches.set_state(data_state)
+            reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
+        step = make_step(network, objective, tx, state)
+        stack.enter_context(jax.set_mesh(mesh))
+        results = run(
+            settings, state, step, batches, network, checkpoints, reporter, evaluate
+        )
     return account.finish(folder, **results)
 
 

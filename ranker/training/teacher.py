@@ -1,5 +1,6 @@
 """`score`: the teacher scores the candidates of many queries, offline."""
 
+import contextlib
 import pathlib
 
 import numpy as np
@@ -56,17 +57,16 @@ def score(
             reporter = Reporter(
                 folder, f"{settings.name}/{split}", total=total, unit="pair"
             )
-            progress = _every(reporter, _REPORT_EVERY * settings.rows)
-            scores = score_lists(
-                compiled,
-                teacher.params,
-                teacher.network,
-                lists,
-                encoder,
-                rows=settings.rows,
-                progress=progress,
-            )
-            reporter.close()
+            with contextlib.closing(reporter):
+                scores = score_lists(
+                    compiled,
+                    teacher.params,
+                    teacher.network,
+                    lists,
+                    encoder,
+                    rows=settings.rows,
+                    progress=_every(reporter, _REPORT_EVERY * settings.rows),
+                )
             if reporter.active:
                 save_scores(folder, split, lists, corpus, scores)
         everything += load_scores(folder, split, lists)
