@@ -120,36 +120,36 @@ def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str
     return found
 
 
-def begin(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) -> bool:
-    """Opens a stage's folder; True when the stage is already done there.
+def is_done(
+    folder: pathlib.Path, manifest: Manifest, *, replace: bool = False
+) -> bool:
+    """Whether a stage has already been run into `folder`, just as `manifest` says.
 
     Args:
       folder: of the stage.
       manifest: of the stage as it is to be run now.
-      replace: move a folder of other settings aside, to NAME.KEY, and begin anew.
+      replace: move a folder of other settings aside, to NAME.KEY.
 
     Raises:
       StageError: when other settings or inputs made what the folder holds, unless
         `replace`.
     """
     found = load(folder)
-    if found is not None and found.key != manifest.key:
-        differing = ", ".join(changes(found, manifest))
-        aside = folder.with_name(f"{folder.name}.{found.key}")
-        if not replace:
-            raise StageError(
-                f"{folder} was made with other settings: {differing}; choose another "
-                f"--workdir, or rename that folder to run the stage again"
-            )
-        if aside.exists():
-            shutil.rmtree(aside)
-        folder.rename(aside)
-        print(f"[{folder.name}] runs again ({differing}); the old one is {aside}")
-        found = None
     if found is None:
-        manifest.save(folder)
         return False
-    return found.done
+    if found.key == manifest.key:
+        return found.done
+    differing = ", ".join(changes(found, manifest))
+    aside = folder.with_name(f"{folder.name}.{found.key}")
+    if not replace:
+        raise StageError(
+            f"{folder} was made with other settings: {differing}; choose another "
+            "--workdir, or rename that folder to run the stage again"
+        )
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    print(f"[{folder.name}] runs again ({differing}); the old one is {aside}")
+    return False
 
 
 def changes(old: Manifest, new: Manifest) -> list[str]:

@@ -10,19 +10,31 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import config, manifest, run
+from ranker import config, manifest, run, sharding
 from ranker.data.prepare import prepare
-from ranker.training.checkpoint import Checkpoints
+from ranker.data.records import DataError
 from ranker.training.evaluation import evaluate
 from ranker.training.exporting import export
 from ranker.training.loop import train
 from ranker.training.teacher import score
+from ranker.training.trained import load_trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 
 
-def tiny(path="", **fields):
+WORLD = dict(
+    num_topics=6,
+    labelled_queries=8,
+    unlabelled_queries=10,
+    dev_queries=4,
+    test_queries=12,
+    clicks=100,
+    candidates=5,
+)
+
+
+def tiny(path="", length=32, **fields):
     """The quickstart, with models and data of a minute."""
 
     def recipe(steps):
@@ -37,17 +49,9 @@ def tiny(path="", **fields):
             path=path,
             candidates=5,
             max_queries=12 if path else 0,
-            world=config.World(
-                num_topics=6,
-                labelled_queries=8,
-                unlabelled_queries=10,
-                dev_queries=4,
-                test_queries=12,
-                clicks=100,
-                candidates=5,
-            ),
+            world=config.World(**WORLD),
         ),
-        text=config.Text(teacher_length=32, student_length=24),
+        text=config.Text(teacher_length=length, student_length=length - 8),
         teacher=config.Decoder(
             num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
         ),
@@ -158,6 +162,18 @@ def test_other_data_in_a_workdir_is_refused(workdir):
         prepare(other, tiny().text, workdir)
 
 
+def test_queries_are_never_cut(tmp_path):
+    """One too long for a row stops the run, or is dropped and counted."""
+    data = config.Data(world=config.World(**{**WORLD, "seed": 2}))
+    text = config.Text(teacher_length=11, student_length=24)
+    with pytest.raises(DataError, match="no room .* text.teacher_length 11 .*on_error=skip"):
+        prepare(data, text, tmp_path)
+    skip = dataclasses.replace(data, on_error="skip")
+    prepared = prepare(skip, text, tmp_path, replace=True)
+    dropped = {k: v for k, v in prepared.account.facts["report"].items() if "too long" in k}
+    assert dropped and "teacher_length" in next(iter(dropped))
+
+
 def test_batches_that_do_not_divide_over_the_devices(workdir):
     stage = dataclasses.replace(
         stages()["cpt"], name="x", batch=config.Batch(size=12, list_size=2)
@@ -197,19 +213,17 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(workdir, name, monk
         manifest.require(workdir, stopped.name, kinds=(name,), by="a test")
     monkeypatch.setattr(loop, "make_step", make_step)
     train(stopped, workdir)
-    a, b = (params_of(workdir / f"{name}_{x}") for x in "ab")
+    a, b = (params_of(workdir, f"{name}_{x}") for x in "ab")
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
 
 
-def params_of(folder):
-    from orbax.checkpoint import v1 as ocp
-
-    checkpoints = Checkpoints(folder)
-    latest = checkpoints.latest
-    checkpoints.close()
-    path = folder / "checkpoints" / str(latest)
-    return jax.device_get(ocp.load_checkpointables(path)["params"])
+def params_of(workdir, name):
+    prepared = prepare(tiny().data, tiny().text, workdir)
+    mesh = sharding.make_mesh(config.Mesh())
+    kinds = ("cpt", "sft", "distill")
+    trained = load_trained(workdir, name, prepared, mesh, kinds=kinds, by="a test")
+    return jax.device_get(trained.params)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(workdir, monkeypatch):
@@ -260,7 +274,7 @@ def test_what_is_exported_scores_as_what_was_evaluated(workdir):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
 def test_real_data(tmp_path):
-    run._call()(tiny(str(SHARED / "nqqed"), compare=()), tmp_path)
+    run._call()(tiny(str(SHARED / "nqqed"), length=64, compare=()), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["systems"]["bm25"]["metrics"]["NDCG@5"] > 0.5
     assert summary["systems"]["distill"]["queries"] == 12

@@ -11,10 +11,10 @@ import numpy as np
 
 from ranker import config, manifest
 from ranker.data import datasets, text
-from ranker.data.beir import load_beir
+from ranker.data.beir import Loaded, load_beir
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.pipeline import Source
-from ranker.data.records import RankedList
+from ranker.data.records import DataError, RankedList
 from ranker.data.text import Kind, Tokenizer
 from ranker.data.world import SearchWorld, grade
 
@@ -63,15 +63,15 @@ def length(settings: config.Text, kind: Kind) -> int:
 def _settings(data: config.Data, settings: config.Text) -> dict[str, Any]:
     """The fields that what is prepared depends on, and what the files looked like."""
     fields = config.to_dict(data)
-    fields.pop("on_error")
+    tokens = config.to_dict(settings)
+    if data.on_error == "stop":
+        # A length then decides whether there is a result, not which.
+        del tokens["teacher_length"], tokens["student_length"]
     if data.path:
         fields.pop("world")
         fields["files"] = _fingerprint(pathlib.Path(data.path), data.click_log)
     else:
         fields = {"world": fields["world"], "click_rules": fields["click_rules"]}
-    # Lengths belong to the stages that read them.
-    tokens = config.to_dict(settings)
-    del tokens["teacher_length"], tokens["student_length"]
     return {"data": fields, "text": tokens}
 
 
@@ -104,94 +104,122 @@ def prepare(
     account = manifest.Manifest(
         kind=NAME, settings=_settings(data, settings), inputs={}
     )
-    if manifest.begin(folder, account, replace=replace):
+    if manifest.is_done(folder, account, replace=replace):
         found = manifest.load(folder)
         assert found is not None
         return Prepared(folder, found, settings)
     for stale in ("corpus", "lists", "clicks", "tokenizers"):
         shutil.rmtree(folder / stale, ignore_errors=True)
-    report = _from_files(data, folder) if data.path else _from_world(data, folder)
-    corpus = datasets.load_corpus(folder / "corpus")
-    facts: dict[str, Any] = {"report": report}
+    raw = load_beir(data) if data.path else _made(data)
+    account.save(folder)
     prepared = Prepared(folder, account, settings)
-    trainers: dict[Kind, Any] = {
-        "decoder": (settings.teacher_tokenizer, text.train_bpe),
-        "encoder": (settings.student_tokenizer, text.train_wordpiece),
-    }
-    sizes = {
-        "decoder": settings.teacher_vocab_size,
-        "encoder": settings.student_vocab_size,
-    }
-    for kind, (given, train) in trainers.items():
+    datasets.write_corpus(folder / "corpus", raw.documents)
+    facts: dict[str, Any] = {"report": raw.report}
+    for kind, given, train, size in (
+        (
+            "decoder",
+            settings.teacher_tokenizer,
+            text.train_bpe,
+            settings.teacher_vocab_size,
+        ),
+        (
+            "encoder",
+            settings.student_tokenizer,
+            text.train_wordpiece,
+            settings.student_vocab_size,
+        ),
+    ):
         target = prepared.tokenizer_folder(kind)
         if not given:
             target.parent.mkdir(exist_ok=True)
-            train(_texts(prepared, corpus, kind), sizes[kind], target)
+            train(_texts(raw, kind), size, target)
         tokenizer = Tokenizer(target, kind)
         facts[kind] = {
             "tokenizer": tokenizer.digest,
             "template": tokenizer.template_digest,
             "vocab_size": tokenizer.vocab_size,
         }
-    for name, count in report.items():
+        _drop_long_queries(raw, tokenizer, length(settings, kind), data.on_error)
+    datasets.write_lists(folder / "lists", raw.lists)
+    datasets.write_clicks(folder / "clicks", raw.clicks)
+    for name, count in raw.report.items():
         print(f"[{NAME}] {name}: {count}", flush=True)
-    done = account.finish(folder, **facts)
-    return Prepared(folder, done, settings)
+    return Prepared(folder, account.finish(folder, **facts), settings)
 
 
-def _texts(prepared: Prepared, corpus: Source, kind: Kind) -> Iterator[str]:
-    """Texts to train a tokenizer on: documents and queries, evenly over the corpus."""
-    stride = max(1, len(corpus) // _TOKENIZER_TEXTS)
-    for row in range(0, len(corpus), stride):
-        yield text.document_text(corpus[row], kind)
-    clicks = prepared.clicks("train")
-    stride = max(1, len(clicks) // _TOKENIZER_TEXTS)
-    for row in range(0, len(clicks), stride):
-        yield clicks[row].query
-    for split in ("train", "unlabelled"):
-        for record in prepared.lists(split):  # type: ignore[attr-defined]
-            yield record.query
+def _texts(raw: Loaded, kind: Kind) -> Iterator[str]:
+    """Texts to train a tokenizer on: documents and queries, evenly over each."""
+    clicks = raw.clicks.get("train", [])
+    for source, words in (
+        (raw.documents, lambda one: text.document_text(one, kind)),
+        (clicks, lambda one: one.query),
+        (raw.lists["train"], lambda one: one.query),
+        (raw.lists["unlabelled"], lambda one: one.query),
+    ):
+        for one in source[:: max(1, len(source) // _TOKENIZER_TEXTS)]:
+            yield words(one)
 
 
-def _from_world(data: config.Data, folder: pathlib.Path) -> dict[str, Any]:
+def _drop_long_queries(
+    raw: Loaded, tokenizer: Tokenizer, tokens: int, on_error: str
+) -> None:
+    """Stops at, or drops, queries that leave no room for a document in a row.
+
+    A query is never cut: half a question is another question.
+    """
+    field = "teacher_length" if tokenizer.kind == "decoder" else "student_length"
+    for name, records in [*raw.lists.items(), *raw.clicks.items()]:
+        room = [
+            len(query) + 1 < tokens
+            for query in tokenizer.queries([one.query for one in records])
+        ]
+        if all(room):
+            continue
+        first = records[room.index(False)].query
+        reason = (
+            f"{len(room) - sum(room)} queries of {name} have no room for a document in "
+            f"text.{field} {tokens} tokens, the first: {first[:80]!r}"
+        )
+        if on_error == "stop":
+            raise DataError(
+                f"{reason}; raise --config.text.{field}, or drop such queries with "
+                "--config.data.on_error=skip"
+            )
+        key = f"dropped, too long for text.{field}, {name}"
+        raw.report[key] = len(room) - sum(room)
+        records[:] = [one for one, fits in zip(records, room, strict=True) if fits]
+
+
+def _made(data: config.Data) -> Loaded:
+    """The made world's records."""
     world = SearchWorld(data.world)
-    rows = range(world.num_documents)
-    datasets.write_corpus(folder / "corpus", map(world.document, rows))
 
     def ranked(index: int, labelled: bool) -> RankedList:
         query, meaning = world.query(index), world.meaning(index)
-        documents = world.candidates(index)
-        grades = [grade(meaning, world.content(row)) for row in documents]
+        rows = world.candidates(index)
+        grades = [grade(meaning, world.content(row)) for row in rows] if labelled else []
         return RankedList(
             query_id=query.id,
             query=query.text,
-            documents=np.array(documents, np.int64),
-            labels=np.array(grades if labelled else [0] * len(grades), np.float32),
-            first_stage=-np.arange(len(documents), dtype=np.float32),
-            judged_ids=tuple(f"d{row}" for row in documents) if labelled else (),
-            judged_grades=np.array(grades if labelled else [], np.int32),
+            documents=np.array(rows, np.int64),
+            labels=np.array(grades or [0] * len(rows), np.float32),
+            first_stage=-np.arange(len(rows), dtype=np.float32),
+            judged_ids=tuple(f"d{row}" for row in rows) if labelled else (),
+            judged_grades=np.array(grades, np.int32),
         )
 
     splits = world.splits()
-    datasets.write_lists(
-        folder / "lists",
-        {
-            name: (ranked(index, name != "unlabelled") for index in indices)
+    clicks, report = clicks_to_examples(world.click_log(), data.click_rules)
+    return Loaded(
+        documents=[world.document(row) for row in range(world.num_documents)],
+        lists={
+            name: [ranked(index, name != "unlabelled") for index in indices]
             for name, indices in splits.items()
         },
+        clicks=clicks,
+        report={
+            "documents": world.num_documents,
+            **{f"queries, {name}": len(indices) for name, indices in splits.items()},
+            **report,
+        },
     )
-    examples, dropped = clicks_to_examples(world.click_log(), data.click_rules)
-    datasets.write_clicks(folder / "clicks", examples)
-    return {
-        "documents": world.num_documents,
-        **{f"queries, {name}": len(indices) for name, indices in splits.items()},
-        **dropped,
-    }
-
-
-def _from_files(data: config.Data, folder: pathlib.Path) -> dict[str, Any]:
-    loaded = load_beir(data)
-    datasets.write_corpus(folder / "corpus", loaded.documents)
-    datasets.write_lists(folder / "lists", loaded.lists)
-    datasets.write_clicks(folder / "clicks", loaded.clicks)
-    return loaded.report

@@ -97,7 +97,7 @@ def evaluate(
             **{name: parent.key for name, parent in parents.items()},
         },
     )
-    if manifest.begin(folder, account, replace=replace):
+    if manifest.is_done(folder, account, replace=replace):
         found = manifest.load(folder)
         assert found is not None
         summary = found.facts["summary"]

@@ -25,7 +25,7 @@ def export(
         settings={},
         inputs={"prepare": prepared.account.key, settings.student: student.key},
     )
-    if manifest.begin(folder, account, replace=replace):
+    if manifest.is_done(folder, account, replace=replace):
         return folder
     mesh = sharding.make_mesh(settings.mesh)
     trained = load_trained(

@@ -48,7 +48,7 @@ def train(
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     folder = workdir / settings.name
     account = describe(settings, prepared, workdir)
-    if manifest.begin(folder, account, replace=replace):
+    if manifest.is_done(folder, account, replace=replace):
         return manifest.require(
             workdir, settings.name, kinds=(account.kind,), by="train"
         )
@@ -58,6 +58,7 @@ def train(
     network = make_network(settings.model, vocab_size, objective.head, mesh)
     tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
     batches, evaluate = make_data(settings, prepared, network, workdir)
+    account.save(folder)
     with contextlib.ExitStack() as stack:
         reporter = Reporter(
             folder, settings.name, total=settings.loop.steps, unit="step"

@@ -41,12 +41,13 @@ def score(
         facts={"teacher": settings.teacher, "teacher_facts": parent.facts},
     )
     folder = workdir / settings.name
-    if manifest.begin(folder, account, replace=replace):
+    if manifest.is_done(folder, account, replace=replace):
         return manifest.require(workdir, settings.name, kinds=("score",), by=by)
     mesh = sharding.make_mesh(settings.mesh)
     teacher = load_trained(
         workdir, settings.teacher, prepared, mesh, kinds=("sft", "distill"), by=by
     )
+    account.save(folder)
     encoder, corpus = teacher.encoder(prepared), prepared.corpus()
     compiled = make_score(teacher.network)
     everything = []
