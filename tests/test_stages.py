@@ -277,4 +277,8 @@ def test_real_data(tmp_path):
     run._call()(tiny(str(SHARED / "nqqed"), length=64, compare=()), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["systems"]["bm25"]["metrics"]["NDCG@5"] > 0.5
-    assert summary["systems"]["distill"]["queries"] == 12
+    distilled = summary["systems"]["distill"]
+    assert distilled["queries"] == 12
+    # One judged document a query makes no pair, and so no PNR.
+    assert distilled["metrics"]["PNR"] is None
+    assert summary["systems"]["bm25"]["p_value"]["PNR"] is None

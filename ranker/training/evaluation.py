@@ -1,5 +1,6 @@
 """Systems against each other on held-out queries: runs, metrics, tests, the table."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -66,8 +67,9 @@ def evaluate(
     prints the table.
 
     Returns:
-      The summary: per system each metric's mean, the number of queries, and the p-value
-      of its difference from `settings.reference`.
+      The summary: per system each metric's mean (None where it has no finite value, as
+      PNR without a discordant pair), the number of queries, and the p-value of its
+      difference from `settings.reference`.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
@@ -167,20 +169,29 @@ def compare(
     for name, result in results.items():
         systems[name] = {
             "queries": len(qrels),
-            "metrics": {measure: result[measure].mean for measure in measures},
+            "metrics": {
+                measure: value if math.isfinite(value := result[measure].mean) else None
+                for measure in measures
+            },
             "p_value": {
                 measure: None
                 if name == reference
-                else significance.randomisation_test(
-                    base[measure].values,
-                    result[measure].values,
-                    permutations=permutations,
-                    seed=seed,
-                )
+                else _p_value(base[measure], result[measure], permutations, seed)
                 for measure in measures
             },
         }
     return {"reference": reference, "measures": list(measures), "systems": systems}
+
+
+def _p_value(
+    a: ranking.Result, b: ranking.Result, permutations: int, seed: int
+) -> float | None:
+    """None where the measure compares fewer than two queries, as PNR without pairs."""
+    if np.sum(~np.isnan(a.values) & ~np.isnan(b.values)) < 2:
+        return None
+    return significance.randomisation_test(
+        a.values, b.values, permutations=permutations, seed=seed
+    )
 
 
 def _finish(summary: dict[str, Any], workdir: pathlib.Path) -> None:
@@ -203,7 +214,8 @@ def make_table(summary: dict[str, Any]) -> Table:
     table.add_column(f"p ({summary['measures'][0]})", justify="right")
     for name, system in summary["systems"].items():
         p = system["p_value"][summary["measures"][0]]
-        values = [f"{system['metrics'][measure]:.4f}" for measure in summary["measures"]]
+        metrics = [system["metrics"][measure] for measure in summary["measures"]]
+        values = ["-" if one is None else f"{one:.4f}" for one in metrics]
         table.add_row(
             name, *values, "" if p is None else f"{p:.4f}", style=_style(name, reference)
         )

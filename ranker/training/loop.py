@@ -95,6 +95,8 @@ def describe(
                 workdir, name, kinds=kinds, by=f"the {kind} stage {settings.name!r}"
             )
             inputs[name] = parent.key
+            if name == settings.parent:
+                _check_same_model(settings, parent)
     return manifest.Manifest(
         kind=kind,
         settings={
@@ -109,6 +111,20 @@ def describe(
         inputs=inputs,
         facts=dict(prepared.account.facts[model_kind]),
     )
+
+
+def _check_same_model(settings: config.Train, parent: manifest.Manifest) -> None:
+    ours, theirs = config.to_dict(settings.model), parent.settings["model"]
+    differing = [
+        f"{name} {theirs.get(name)} -> {ours.get(name)}"
+        for name in {**theirs, **ours}
+        if ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        raise manifest.StageError(
+            f"the stage {settings.name!r} and its parent {settings.parent!r} have "
+            f"different models: {', '.join(differing)}; make them equal"
+        )
 
 
 def first_params(
@@ -130,17 +146,6 @@ def first_params(
     parent = load_trained(
         workdir, settings.parent, prepared, network.mesh, kinds=PARENTS[kind], by=by
     )
-    if parent.model != settings.model:
-        ours, theirs = config.to_dict(settings.model), config.to_dict(parent.model)
-        differing = [
-            f"{name} {theirs.get(name)} -> {value}"
-            for name, value in ours.items()
-            if value != theirs.get(name)
-        ]
-        raise manifest.StageError(
-            f"{by} and its parent {settings.parent!r} have different models: "
-            f"{', '.join(differing)}; make them equal"
-        )
     same_head = parent.account.kind != "cpt" or kind == "cpt"
     taken = parent.params if same_head else {"body": parent.params["body"]}
     for name in taken:
