@@ -4,9 +4,9 @@
         --config.data.path=FOLDER
 
 FOLDER holds corpus.jsonl, queries.jsonl and qrels/{train,dev,test}.tsv; candidates come
-from runs/*.SPLIT.* where there are such files, else from BM25. Half an hour on 2 cores for
-8,000 queries. Small models from scratch do not know a language: expect them below BM25 on
-real text, and use pretrained checkpoints for a student worth serving.
+from runs/*.SPLIT.* where there are such files, else from BM25. Half an hour on 2 cores
+for 8,000 queries. Small models from scratch do not know a language: expect them below
+BM25 on real text, and use pretrained checkpoints for a student worth serving.
 """
 
 from ranker import config

@@ -1,6 +1,6 @@
 """Measures the quickstart's systems on its held-out queries, against BM25.
 
-    python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
+python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
 """
 
 from ranker import config

@@ -1,6 +1,6 @@
 """Writes the quickstart's student as a Hugging Face folder.
 
-    python -m ranker.export --config configs/export.py --workdir runs/quickstart
+python -m ranker.export --config configs/export.py --workdir runs/quickstart
 """
 
 from ranker import config

@@ -1,6 +1,6 @@
 """The whole method on the made search world, on a laptop, without a download.
 
-    python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
+python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 """
 
 from ranker import config

@@ -12,8 +12,8 @@ class Batch:
     """R rows of T tokens; a row holds one or several segments, each a text of its own.
 
     Language modelling reads `loss_mask`. Ranking reads the last four: B lists of L
-    documents, each scored at one token. The rows of a list lie within one data shard, so
-    that no score crosses devices before the loss.
+    documents, each scored at one token. The rows of a list lie within one data shard,
+    so that no score crosses devices before the loss.
     """
 
     tokens: Int[Array, "*A R T"]  # token ids
@@ -21,7 +21,9 @@ class Batch:
     positions: Int[Array, "*A R T"]  # restart at 0 in each segment
     types: Int[Array, "*A R T"]  # 0: query, 1: document (encoders)
     loss_mask: Bool[Array, "*A R T"]  # True: this token is to be predicted
-    score_index: Int[Array, "*A B L"]  # r * T + t of the token that a document is scored at
+    score_index: Int[
+        Array, "*A B L"
+    ]  # r * T + t of the token that a document is scored at
     labels: Float[Array, "*A B L"]  # judgements, 0 where nobody judged
     targets: Float[Array, "*A B L"]  # teacher scores
     where: Bool[Array, "*A B L"]  # True: a real document

@@ -1,8 +1,8 @@
 """Every setting of ranker, as one tree of frozen dataclasses, and how to load it.
 
-A config file is Python and defines ``get_config(variant="")``; it imports this module and
-nothing else of ranker. `load` runs it and applies typed overrides from the command line.
-The comment behind a field is its help text and gives its unit.
+A config file is Python and defines ``get_config(variant="")``; it imports this module
+and nothing else of ranker. `load` runs it and applies typed overrides from the command
+line. The comment behind a field is its help text and gives its unit.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work; the message names the field, both values and a way out."""
+    """A setting that cannot work; the message names field, values and a way out."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -104,13 +104,19 @@ class Data:
 
     path: str = ""  # folder in the BEIR layout; empty: the made world
     world: World = field(default_factory=World)
-    runs: str = "runs/*.{split}.*"  # TREC run files below path; none found: BM25 retrieves
+    runs: str = (
+        "runs/*.{split}.*"  # TREC run files below path; none found: BM25 retrieves
+    )
     candidates: int = 50  # documents a query, the first of the run
-    click_log: str = ""  # .jsonl, .tsv or .parquet file; empty: positives of train stand in
+    click_log: str = (
+        ""  # .jsonl, .tsv or .parquet file; empty: positives of train stand in
+    )
     click_rules: ClickRules = field(default_factory=ClickRules)
     labelled_queries: int = 0  # train queries whose grades may be used; 0: all
     max_queries: int = 0  # queries read of each split, for a short run; 0: all
-    on_error: Literal["stop", "skip"] = "stop"  # at a malformed record; skipped are counted
+    on_error: Literal["stop", "skip"] = (
+        "stop"  # at a malformed record; skipped are counted
+    )
 
     def __post_init__(self):
         _positive(self, "candidates")
@@ -120,8 +126,12 @@ class Data:
 class Text:
     """Tokenizers and lengths; teacher and student never share a vocabulary."""
 
-    teacher_tokenizer: str = ""  # Hugging Face folder; empty: prepare trains a byte-level BPE
-    student_tokenizer: str = ""  # Hugging Face folder; empty: prepare trains a WordPiece
+    teacher_tokenizer: str = (
+        ""  # Hugging Face folder; empty: prepare trains a byte-level BPE
+    )
+    student_tokenizer: str = (
+        ""  # Hugging Face folder; empty: prepare trains a WordPiece
+    )
     teacher_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     teacher_length: int = 64  # tokens a row, the end token included
@@ -142,7 +152,7 @@ DType = Literal["float32", "bfloat16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A Llama-style causal transformer: RMSNorm, rotary positions, grouped heads, SwiGLU."""
+    """A Llama-style causal transformer: RMSNorm, rotary, grouped heads, SwiGLU."""
 
     num_layers: int  # layers
     embed_dim: int  # width of the residual stream
@@ -257,7 +267,9 @@ class Loop:
 
     steps: int  # optimiser steps
     log_every: int = 50  # steps
-    eval_every: int = 0  # steps between evaluations on the dev split; 0: at the end only
+    eval_every: int = (
+        0  # steps between evaluations on the dev split; 0: at the end only
+    )
     save_every: int = 1000  # steps between checkpoints; one is always saved at the end
     keep: int = 2  # checkpoints kept, the newest
 
@@ -284,13 +296,15 @@ class Distillation:
 
     alpha: float = 1.0  # weight of the point-wise term; 0: without it
     beta: float = 1.0  # weight of the margin term; 0: without it
-    target_scale: Literal["raw", "list", "data"] = "data"  # standardised per list or set
+    target_scale: Literal["raw", "list", "data"] = (
+        "data"  # standardised per list or set
+    )
 
     def __post_init__(self):
         _require(
             self.alpha >= 0 and self.beta >= 0 and self.alpha + self.beta > 0,
-            "objective.alpha and objective.beta must be 0 or more and not both 0, found "
-            f"{self.alpha} and {self.beta}",
+            "objective.alpha and objective.beta must be 0 or more and not both 0, "
+            f"found {self.alpha} and {self.beta}",
         )
 
 
@@ -333,8 +347,8 @@ class Train(Stage):
         if isinstance(self.objective, Language):
             _require(
                 isinstance(self.model, Decoder),
-                f"stage {self.name!r}: the language objective needs a decoder, found an "
-                "encoder",
+                f"stage {self.name!r}: the language objective needs a decoder, found "
+                "an encoder",
             )
         if isinstance(self.model, Encoder):
             _require(
@@ -391,7 +405,9 @@ class Export(Stage):
     folder: str = "export"  # in the workdir
 
 
-Variant = Literal["sft_without_cpt", "student_labels", "student_point", "student_margin"]
+Variant = Literal[
+    "sft_without_cpt", "student_labels", "student_point", "student_margin"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,7 +446,7 @@ class Pipeline:
     seed: int = 0  # of every stage
 
     def stage(self, name: str) -> Stage:
-        """Config of the stage called `name`, as `ranker.train` and the others take it."""
+        """Config of the stage called `name`, as the entries take it."""
         return self.stages()[name]
 
     def stages(self) -> dict[str, Stage]:
@@ -500,8 +516,8 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
     Args:
       path: a Python file that defines `get_config(variant="")`; a variant is written
         behind a colon, `configs/sft.py:smoke`.
-      overrides: flags such as `--config.optim.learning_rate=3e-5`; `--help` prints every
-        field with its value and unit and exits.
+      overrides: flags such as `--config.optim.learning_rate=3e-5`; `--help` prints
+        every field with its value and unit and exits.
       of: config class that the entry takes.
 
     Raises:
@@ -523,8 +539,8 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
     if not isinstance(default, of):
         wanted = of if isinstance(of, tuple) else (of,)
         raise ConfigError(
-            f"--config: {path} makes a {type(default).__name__} config, and this command "
-            f"takes {' or '.join(one.__name__ for one in wanted)}"
+            f"--config: {path} makes a {type(default).__name__} config, and this "
+            f"command takes {' or '.join(one.__name__ for one in wanted)}"
         )
     # One field called "config" gives every flag its prefix, in --help as in use.
     flags = dataclasses.make_dataclass("Flags", [("config", type(default))])
@@ -540,7 +556,7 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain dicts, lists and scalars, with the class of each unioned part."""
+    """The config as plain dicts, lists and scalars; dataclasses name their class."""
     if dataclasses.is_dataclass(config):
         fields = {
             one.name: to_dict(getattr(config, one.name))

@@ -1,6 +1,7 @@
 """Measures systems on held-out queries.
 
-    python -m ranker.evaluate --config configs/evaluate.py --workdir DIR [--config.FIELD=VALUE ...]
+python -m ranker.evaluate --config configs/evaluate.py --workdir DIR
+[--config.FIELD=VALUE ...]
 """
 
 from ranker import cli, config

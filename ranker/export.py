@@ -1,6 +1,6 @@
 """Writes a trained student as a Hugging Face folder.
 
-    python -m ranker.export --config configs/export.py --workdir DIR
+python -m ranker.export --config configs/export.py --workdir DIR
 """
 
 from ranker import cli, config

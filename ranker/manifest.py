@@ -1,8 +1,8 @@
-"""What a stage's folder says of itself: which settings and inputs made it, and if it is done.
+"""What a stage's folder says of itself: the settings and inputs that made it.
 
-A stage's *key* is a digest of its settings and of the keys of its inputs. Equal keys mean
-equal results, so a finished stage with the right key is not run again, and one with
-another key is never mistaken for it.
+A stage's *key* is a digest of its settings and of the keys of its inputs. Equal keys
+mean equal results, so a finished stage with the right key is not run again, and one
+with another key is never mistaken for it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ FILE = "manifest.json"
 
 
 class StageError(RuntimeError):
-    """A stage cannot begin from what its workdir holds; the message says what it wants."""
+    """A stage cannot begin from what its workdir holds; says what it wants."""
 
 
 def digest(value: Any) -> str:
@@ -103,26 +103,24 @@ def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str
             path.parent.name for path in workdir.glob(f"*/{FILE}") if path.is_file()
         )
         raise StageError(
-            f"{by} begins from the stage {name!r} ({wanted}), and {workdir} has no such "
-            f"folder; it has {', '.join(others) or 'no finished stage'}. Run that stage "
-            "first, or name another"
+            f"{by} begins from the stage {name!r} ({wanted}), and {workdir} has no "
+            f"such folder; it has {', '.join(others) or 'no finished stage'}. Run that "
+            "stage first, or name another"
         )
     if found.kind not in kinds:
         raise StageError(
-            f"{by} begins from a {wanted} stage, and {workdir / name} is a {found.kind} "
-            "stage; name another"
+            f"{by} begins from a {wanted} stage, and {workdir / name} is a "
+            f"{found.kind} stage; name another"
         )
     if not found.done:
         raise StageError(
-            f"{by} begins from the stage {name!r}, which has not finished; run it again "
-            "to let it go on from its last checkpoint"
+            f"{by} begins from the stage {name!r}, which has not finished; run it "
+            "again to let it go on from its last checkpoint"
         )
     return found
 
 
-def is_done(
-    folder: pathlib.Path, manifest: Manifest, *, replace: bool = False
-) -> bool:
+def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) -> bool:
     """Whether a stage has already been run into `folder`, just as `manifest` says.
 
     Args:

@@ -2,8 +2,8 @@
 
     python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 
-Stages that are done are not run again; one whose settings or inputs have changed is, and
-so is what depends on it.
+Stages that are done are not run again; one whose settings or inputs have changed is,
+and so is what depends on it.
 """
 
 import time

@@ -1,6 +1,7 @@
 """Scores unlabelled pairs with the teacher.
 
-    python -m ranker.score --config configs/score.py --workdir DIR [--config.FIELD=VALUE ...]
+python -m ranker.score --config configs/score.py --workdir DIR [--config.FIELD=VALUE
+...]
 """
 
 from ranker import cli, config

@@ -1,6 +1,6 @@
 """Trains one stage: cpt, sft or distill.
 
-    python -m ranker.train --config configs/sft.py --workdir DIR [--config.FIELD=VALUE ...]
+python -m ranker.train --config configs/sft.py --workdir DIR [--config.FIELD=VALUE ...]
 """
 
 from ranker import cli, config

@@ -1,4 +1,4 @@
-"""Eight CPU devices and strict ranks, for every test; warnings are errors (pyproject)."""
+"""Eight CPU devices and strict ranks, for every test."""
 
 import jax
 

@@ -34,7 +34,9 @@ def _modules():
 
 def _imports(path):
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ranker"):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "ranker"
+        ):
             base = (node.module or "").removeprefix("ranker").lstrip(".")
             yield from (
                 f"{base}.{alias.name}" if base else alias.name for alias in node.names

@@ -117,9 +117,10 @@ def test_every_field_says_what_it_is():
 def test_pipeline_variants_differ_in_one_thing():
     pipeline = load("ablation.py")
     stages = pipeline.stages()
-    assert dataclasses.replace(
-        stages["sft_without_cpt"], name="sft", parent="cpt"
-    ) == stages["sft"]
+    assert (
+        dataclasses.replace(stages["sft_without_cpt"], name="sft", parent="cpt")
+        == stages["sft"]
+    )
     point, both = stages["student_point"], stages["distill"]
     assert dataclasses.replace(point, name="distill", objective=both.objective) == both
     assert (point.objective.alpha, point.objective.beta) == (1, 0)

@@ -109,7 +109,9 @@ def test_moments_lie_like_their_parameters():
 def test_same_parameters_on_every_mesh():
     leaves = [
         jax.tree.leaves(
-            jax.device_get(state.init_params(network_of(DECODER, n), DECODER, V, "score", 3))
+            jax.device_get(
+                state.init_params(network_of(DECODER, n), DECODER, V, "score", 3)
+            )
         )
         for n in ("one", "data2-fsdp2-tensor2")
     ]
@@ -187,7 +189,9 @@ def test_scoring_moves_no_hidden_states_between_devices():
     with jax.set_mesh(network.mesh):
         placed = device_batch(batch, network, leading=0)
         text = make_score(network).lower(params, placed).compile().as_text()
-    collectives = re.findall(r"= \S+ (all-gather|all-to-all|collective-permute)\(", text)
+    collectives = re.findall(
+        r"= \S+ (all-gather|all-to-all|collective-permute)\(", text
+    )
     assert not collectives, collectives
 
 
@@ -224,7 +228,9 @@ def test_constrain_without_a_mesh_changes_nothing():
     assert sharding.constrain(x, "batch", None) is x
     mesh = mesh_of("data8")
     with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: sharding.constrain(x * 1, "batch", None))(jnp.ones((8, 2)))
+        y = jax.jit(lambda x: sharding.constrain(x * 1, "batch", None))(
+            jnp.ones((8, 2))
+        )
     assert y.sharding.is_equivalent_to(
         NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2
     )

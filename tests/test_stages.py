@@ -53,7 +53,12 @@ def tiny(path="", length=32, **fields):
         ),
         text=config.Text(teacher_length=length, student_length=length - 8),
         teacher=config.Decoder(
-            num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
+            num_layers=1,
+            embed_dim=16,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            mlp_dim=16,
         ),
         student=config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
         cpt=recipe(6),
@@ -88,7 +93,10 @@ def test_the_whole_run_leaves_what_it_says(workdir):
         values = [json.loads(line) for line in lines]
         assert all(np.isfinite(v["loss"]) for v in values if "loss" in v)
         assert values[0]["step"] == 1 and "tokens_per_second" in values[0]
-    assert manifest.load(workdir / "sft").inputs["cpt"] == manifest.load(workdir / "cpt").key
+    assert (
+        manifest.load(workdir / "sft").inputs["cpt"]
+        == manifest.load(workdir / "cpt").key
+    )
 
 
 def test_teacher_scores_are_raw_records(workdir):
@@ -115,7 +123,11 @@ def test_only_what_depends_on_a_change_runs_again(workdir, tmp_path, capsys):
     alpha = config.Distillation(alpha=0.5, beta=1.0)
     run._call()(dataclasses.replace(tiny(), distillation=alpha), copy)
     shown = capsys.readouterr().out
-    again = [name for name in ("cpt", "sft", "scores", "distill") if f"[{name}] runs" in shown]
+    again = [
+        name
+        for name in ("cpt", "sft", "scores", "distill")
+        if f"[{name}] runs" in shown
+    ]
     assert again == ["distill"] and "objective.alpha: 1.0 -> 0.5" in shown
     assert "[evaluate] runs again" in shown and "[export] runs again" in shown
 
@@ -133,7 +145,11 @@ def test_other_settings_in_a_finished_stage_are_refused(workdir):
 def test_a_parent_of_the_wrong_kind_is_refused(workdir):
     student = dataclasses.replace(stages()["student_labels"], name="x")
     cases = [
-        (train, dataclasses.replace(student, parent="scores"), "from a cpt or sft stage"),
+        (
+            train,
+            dataclasses.replace(student, parent="scores"),
+            "from a cpt or sft stage",
+        ),
         (train, dataclasses.replace(student, parent="nowhere"), "has no such folder"),
         (train, dataclasses.replace(student, parent="cpt"), "different models"),
         (
@@ -141,8 +157,16 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
             dataclasses.replace(stages()["distill"], name="x", scores="sft"),
             "from a score stage",
         ),
-        (score, dataclasses.replace(stages()["scores"], name="x", teacher="cpt"), "is a cpt"),
-        (export, dataclasses.replace(stages()["export"], student="scores"), "is a score"),
+        (
+            score,
+            dataclasses.replace(stages()["scores"], name="x", teacher="cpt"),
+            "is a cpt",
+        ),
+        (
+            export,
+            dataclasses.replace(stages()["export"], student="scores"),
+            "is a score",
+        ),
         (
             evaluate,
             dataclasses.replace(
@@ -166,11 +190,15 @@ def test_queries_are_never_cut(tmp_path):
     """One too long for a row stops the run, or is dropped and counted."""
     data = config.Data(world=config.World(**{**WORLD, "seed": 2}))
     text = config.Text(teacher_length=11, student_length=24)
-    with pytest.raises(DataError, match="no room .* text.teacher_length 11 .*on_error=skip"):
+    with pytest.raises(
+        DataError, match="no room .* text.teacher_length 11 .*on_error=skip"
+    ):
         prepare(data, text, tmp_path)
     skip = dataclasses.replace(data, on_error="skip")
     prepared = prepare(skip, text, tmp_path, replace=True)
-    dropped = {k: v for k, v in prepared.account.facts["report"].items() if "too long" in k}
+    dropped = {
+        k: v for k, v in prepared.account.facts["report"].items() if "too long" in k
+    }
     assert dropped and "teacher_length" in next(iter(dropped))
 
 
@@ -178,16 +206,22 @@ def test_batches_that_do_not_divide_over_the_devices(workdir):
     stage = dataclasses.replace(
         stages()["cpt"], name="x", batch=config.Batch(size=12, list_size=2)
     )
-    with pytest.raises(config.ConfigError, match="12 .* not divisible by the 8 data shards"):
+    with pytest.raises(
+        config.ConfigError, match="12 .* not divisible by the 8 data shards"
+    ):
         train(stage, workdir)
 
 
 @pytest.mark.parametrize("name", ["cpt", "sft", "distill"])
-def test_a_stage_that_was_stopped_goes_on_to_the_same_result(workdir, name, monkeypatch):
+def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
+    workdir, name, monkeypatch
+):
     """Stopped at step 3, after the checkpoint of step 2: as if never stopped."""
     stage = stages()[name]
     stage = dataclasses.replace(
-        stage, loop=dataclasses.replace(stage.loop, steps=4, save_every=2), name=f"{name}_a"
+        stage,
+        loop=dataclasses.replace(stage.loop, steps=4, save_every=2),
+        name=f"{name}_a",
     )
     train(stage, workdir)
     stopped = dataclasses.replace(stage, name=f"{name}_b")
@@ -247,7 +281,9 @@ def test_interrupted_scores_are_kept_by_split(workdir, tmp_path):
     score(stages()["scores"], copy)
     assert (folder / "train.parquet").stat().st_mtime_ns == kept
     for split in ("train", "unlabelled"):
-        a, b = (pq.read_table(d / "scores" / f"{split}.parquet") for d in (workdir, copy))
+        a, b = (
+            pq.read_table(d / "scores" / f"{split}.parquet") for d in (workdir, copy)
+        )
         assert a.drop_columns(["score"]).equals(b.drop_columns(["score"]))
         np.testing.assert_allclose(a["score"], b["score"], atol=1e-6)
 

@@ -45,13 +45,13 @@ def load_beir(settings: config.Data) -> Loaded:
     """Reads `settings.path`.
 
     Splits are `qrels/train.tsv`, `dev.tsv` and `test.tsv`; test is needed. Candidates
-    come from the run file of the split that `settings.runs` matches; a split without one
-    is searched by BM25. In train, relevant documents that the first stage has missed are
-    added to the list; in dev and test never.
+    come from the run file of the split that `settings.runs` matches; a split without
+    one is searched by BM25. In train, relevant documents that the first stage has
+    missed are added to the list; in dev and test never.
 
-    Queries without a judgement in any split are unlabelled, and so are the train queries
-    beyond `settings.labelled_queries`, whose grades are then not used. Without a click
-    log, the relevant documents of all train queries stand for clicks.
+    Queries without a judgement in any split are unlabelled, and so are the train
+    queries beyond `settings.labelled_queries`, whose grades are then not used. Without
+    a click log, the relevant documents of all train queries stand for clicks.
 
     Raises:
       DataError: naming the file, line and field that cannot be used.
@@ -143,9 +143,9 @@ class _Maker:
         paths = sorted(self.folder.glob(pattern)) if pattern else []
         if len(paths) > 1:
             raise DataError(
-                f"{self.folder}: {len(paths)} run files match {pattern!r} for the split "
-                f"{split!r}: {', '.join(path.name for path in paths)}; choose with "
-                "--config.data.runs='runs/NAME.{split}.*'"
+                f"{self.folder}: {len(paths)} run files match {pattern!r} for the "
+                f"split {split!r}: {', '.join(path.name for path in paths)}; choose "
+                "with --config.data.runs='runs/NAME.{split}.*'"
             )
         if not paths:
             return None
@@ -194,7 +194,9 @@ class _Maker:
             query_id=name,
             query=query.text,
             documents=np.array([row for row, _ in pairs], np.int64),
-            labels=np.array([max(0, grades.get(row, 0)) for row, _ in pairs], np.float32),
+            labels=np.array(
+                [max(0, grades.get(row, 0)) for row, _ in pairs], np.float32
+            ),
             first_stage=np.array([score for _, score in pairs], np.float32),
             judged_ids=tuple(judged),
             judged_grades=np.array(list(judged.values()), np.int32),

@@ -1,10 +1,10 @@
 """BM25, the first stage and the baseline (Robertson et al., 1994; Lucene's variant).
 
-    score(q, d) = sum over words w of q:  idf(w) * tf / (tf + k1 * (1 - b + b * |d| / avg))
+    score(q, d) = sum over w in q:  idf(w) * tf / (tf + k1 * (1 - b + b * |d| / avg))
     idf(w) = ln(1 + (N - df + 0.5) / (df + 0.5))
 
-Words are runs of letters and digits in lower case, without the stop words below; nothing
-is stemmed. A word that a query repeats counts as often as it stands there.
+Words are runs of letters and digits in lower case, without the stop words below;
+nothing is stemmed. A word that a query repeats counts as often as it stands there.
 """
 
 import re

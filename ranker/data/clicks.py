@@ -5,8 +5,8 @@ In this order:
 1. a row that was not clicked is dropped;
 2. so is one whose dwell time is known and under `min_dwell`;
 3. so is one with neither title nor summary;
-4. rows with the same query (case and spaces aside) and the same document (its id, or its
-   title and summary) become one example, their counts added;
+4. rows with the same query (case and spaces aside) and the same document (its id, or
+   its title and summary) become one example, their counts added;
 5. of each query, the `max_per_query` most clicked documents are kept, ties by first
    appearance;
 6. a query and all its examples go to train or to dev, by a hash of the query.
@@ -37,8 +37,8 @@ def clicks_to_examples(
     """Applies the rules.
 
     Returns:
-      Examples of the splits "train" and "dev", in the order in which the log first shows
-      them, and a report: rows read, rows dropped by each rule, examples kept.
+      Examples of the splits "train" and "dev", in the order in which the log first
+      shows them, and a report: rows read, rows dropped by each rule, examples kept.
     """
     report = dict.fromkeys(
         (

@@ -1,7 +1,8 @@
 """Readers and writers of files: BEIR folders, TREC runs and qrels, click logs.
 
-A reader yields records one by one. A malformed one stops it with a `DataError` that names
-file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and left out.
+A reader yields records one by one. A malformed one stops it with a `DataError` that
+names file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and
+left out.
 """
 
 import contextlib
@@ -99,22 +100,22 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
                 raw = file.readline(MAX_LINE)
             except (OSError, EOFError, zlib.error) as error:
                 raise DataError(
-                    f"{path}:{number}: the gzip stream is broken ({error}); the file is "
-                    "truncated or damaged: fetch it again"
+                    f"{path}:{number}: the gzip stream is broken ({error}); the file "
+                    "is truncated or damaged: fetch it again"
                 ) from error
             if not raw:
                 return
             if len(raw) >= MAX_LINE and not raw.endswith(b"\n"):
                 raise DataError(
-                    f"{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; this is "
-                    "no file of one record a line"
+                    f"{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; this "
+                    "is no file of one record a line"
                 )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise DataError(
-                    f"{path}:{number}: byte {error.start} is not UTF-8; convert the file "
-                    "to UTF-8 (a spreadsheet must be saved as text, not as .xlsx)"
+                    f"{path}:{number}: byte {error.start} is not UTF-8; convert the "
+                    "file to UTF-8 (a spreadsheet must be saved as text, not as .xlsx)"
                 ) from error
             if line.strip():
                 yield number, line.rstrip("\r\n")
@@ -379,8 +380,8 @@ def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[s
     names = header.split("\t")
     if "query" not in names:
         raise DataError(
-            f"{path}:{number}: found the columns {names}, expected a header with query, "
-            "title and summary, separated by tabs"
+            f"{path}:{number}: found the columns {names}, expected a header with "
+            "query, title and summary, separated by tabs"
         )
     for number, line in lines:
         yield number, (names, line.split("\t"))

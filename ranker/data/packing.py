@@ -1,7 +1,8 @@
 """Segments into rows: lists of tokens become one `Batch` of static shape.
 
-Today every segment has a row to itself. A document's row is its list's first row plus its
-place in the list, so the rows of a list lie together and never leave their data shard.
+Today every segment has a row to itself. A document's row is its list's first row plus
+its place in the list, so the rows of a list lie together and never leave their data
+shard.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from ranker.data.text import Segment
 
 
 def empty_batch(*, rows: int, length: int, lists: int, size: int) -> Batch:
-    """A batch of nothing but padding: [rows, length] tokens, [lists, size] documents."""
+    """A batch of padding: [rows, length] tokens, [lists, size] documents."""
     return Batch(
         tokens=np.zeros((rows, length), np.int32),
         segments=np.zeros((rows, length), np.int32),
@@ -60,7 +61,8 @@ def pack_lists(
     Args:
       lists: the segments of each list's documents, at most `size`.
       labels: judgements of the same documents, float32.
-      targets: teacher scores of the same documents, float32; zeros where there are none.
+      targets: teacher scores of the same documents, float32; zeros where there are
+      none.
       size: documents a list, padding included.
       length: tokens a row.
       pad: token id of padding.

@@ -1,8 +1,8 @@
 """Prepared records to batches, by grain: seeded shuffle, split by process, resumable.
 
 Batch k is a function of (seed, k): records are shuffled and dealt to processes by index
-arithmetic, and the documents drawn from a list depend on the record's place in the order.
-So an iterator's whole state is how many batches it has given.
+arithmetic, and the documents drawn from a list depend on the record's place in the
+order. So an iterator's whole state is how many batches it has given.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -104,8 +104,8 @@ def _stream(
     local = share.of(batch.size, "batch.size")
     if local % batch.accumulate:
         raise config.ConfigError(
-            f"the {local} examples a process of batch.size {batch.size} are not divisible "
-            f"by batch.accumulate {batch.accumulate}"
+            f"the {local} examples a process of batch.size {batch.size} are not "
+            f"divisible by batch.accumulate {batch.accumulate}"
         )
     micro = local // batch.accumulate
 
@@ -211,8 +211,8 @@ def pair_batches(
     """Every (query, document) pair once, in order, for scoring: `rows` a batch.
 
     Yields:
-      This process's rows of a batch, each a list of one document, and the number of real
-      pairs in the whole batch; the last batch is filled up with padding.
+      This process's rows of a batch, each a list of one document, and the number of
+      real pairs in the whole batch; the last batch is filled up with padding.
     """
     local = share.of(rows, "rows")
     first = share.index * local

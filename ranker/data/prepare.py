@@ -1,6 +1,5 @@
 """The prepare stage: raw data to records and tokenizers, once, in WORKDIR/prepare."""
 
-import dataclasses
 import pathlib
 import shutil
 from collections.abc import Iterator
@@ -43,7 +42,7 @@ class Prepared:
         return datasets.load_clicks(self.folder / "clicks", split)
 
     def tokenizer_folder(self, kind: Kind) -> pathlib.Path:
-        """Hugging Face folder of the teacher's (decoder) or student's (encoder) tokens."""
+        """Tokenizer folder of the teacher (decoder) or the student (encoder)."""
         given = {
             "decoder": self.text.teacher_tokenizer,
             "encoder": self.text.student_tokenizer,
@@ -197,7 +196,9 @@ def _made(data: config.Data) -> Loaded:
     def ranked(index: int, labelled: bool) -> RankedList:
         query, meaning = world.query(index), world.meaning(index)
         rows = world.candidates(index)
-        grades = [grade(meaning, world.content(row)) for row in rows] if labelled else []
+        grades = (
+            [grade(meaning, world.content(row)) for row in rows] if labelled else []
+        )
         return RankedList(
             query_id=query.id,
             query=query.text,

@@ -31,7 +31,7 @@ class FieldError(ValueError):
 
 
 def check_id(field: str, value: object) -> str:
-    """An id that a TREC file can hold: not empty, no white space, no control character."""
+    """An id that a TREC file can hold: no white space, no control character."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -100,7 +100,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What can be found: a title and a text (the summary), one of which may be empty."""
+    """What can be found: a title and a text (the summary); one may be empty."""
 
     id: str
     title: str

@@ -1,12 +1,12 @@
-"""Text to tokens: tokenizer folders, and the one template of each kind of model.
+r"""Text to tokens: tokenizer folders, and the one template of each kind of model.
 
     decoder   [bos] "query: " QUERY "\n" | "title: " TITLE "\nsummary: " TEXT end
     encoder   cls QUERY sep | TITLE TEXT sep
 
-The bar is where the document starts. Truncation cuts the document's last tokens; never the
-query, and never the end token (`end`, or the last `sep`). A decoder is scored at `end`,
-which alone has seen every other token; an encoder at `cls`. The parts are tokenised on
-their own and joined as ids, so a query costs once for all its documents.
+The bar is where the document starts. Truncation cuts the document's last tokens; never
+the query, and never the end token (`end`, or the last `sep`). A decoder is scored at
+`end`, which alone has seen every other token; an encoder at `cls`. The parts are
+tokenised on their own and joined as ids, so a query costs once for all its documents.
 """
 
 import hashlib
@@ -16,7 +16,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from ranker.data.records import DataError, Document
 
@@ -93,7 +100,9 @@ class Tokenizer:
     @property
     def template_digest(self) -> str:
         """Digest of the template's words, for manifests."""
-        return hashlib.sha256(repr((self.kind, _PROMPT, _TEMPLATE)).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((self.kind, _PROMPT, _TEMPLATE)).encode()
+        ).hexdigest()
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [
@@ -162,7 +171,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: pathlib.Path) -> No
     _save(tokenizer, folder, {"pad_token": PAD, "eos_token": END}, types=False)
 
 
-def train_wordpiece(texts: Iterable[str], vocab_size: int, folder: pathlib.Path) -> None:
+def train_wordpiece(
+    texts: Iterable[str], vocab_size: int, folder: pathlib.Path
+) -> None:
     """Trains a lower-case WordPiece for an encoder; saves a Hugging Face folder."""
     tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)

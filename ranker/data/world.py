@@ -1,14 +1,15 @@
 """The made search world: documents, queries, grades and clicks from (seed, index).
 
-Nothing is stored: every call computes its record from the seed and an index with integer
-hashing alone, so the n-th row of a click log costs the same for every n, and every machine
-and every version of every library makes the same world.
+Nothing is stored: every call computes its record from the seed and an index with
+integer hashing alone, so the n-th row of a click log costs the same for every n, and
+every machine and every version of every library makes the same world.
 
 A *topic* has four words. Documents use the first three, queries the last three, so that
-the fourth is never found by matching words, and has to be learned from clicks. *Aspects*
-and *kinds* have such words too. A document is about one (topic, aspect, kind), touches on
-a second aspect, and names one other topic and aspect that it is *not* about, after the
-word "unlike": a distractor that shares the words of queries without their meaning.
+the fourth is never found by matching words, and has to be learned from clicks.
+*Aspects* and *kinds* have such words too. A document is about one (topic, aspect,
+kind), touches on a second aspect, and names one other topic and aspect that it is *not*
+about, after the word "unlike": a distractor that shares the words of queries without
+their meaning.
 
 Grades, for a query (topic, aspect, kind) and a document:
 
@@ -98,7 +99,7 @@ class Content:
 
 
 def grade(query: Meaning, document: Content) -> int:
-    """Relevance of a document to a query, 0-4, by the rule in the module's docstring."""
+    """Relevance of a document to a query, 0-4, by the rule of the module."""
     about = document.about
     if query.topic != about.topic:
         return 0
@@ -119,7 +120,7 @@ class SearchWorld:
     # --- words ---
 
     def word(self, family: str, index: int, form: int = 0) -> str:
-        """A made-up word, the same for ever: three syllables, more past 2 million words."""
+        """A made-up word, the same for ever: three syllables, more if these run out."""
         number = (index * _FORMS + form) * len(_WORDS) + _WORDS[family]
         base = len(_SYLLABLES)
         length = 3
@@ -271,9 +272,9 @@ class SearchWorld:
     def click(self, index: int) -> Click:
         """Row `index` of the click log: one click of one user on one result page.
 
-        The logged engine ranks by grade with a lot of noise; the user clicks a result with
-        a chance proportional to its examination (by rank) times its attraction (by grade),
-        and stays the longer the better it is: log-normal dwell times.
+        The logged engine ranks by grade with a lot of noise; the user clicks a result
+        with a chance proportional to its examination (by rank) times its attraction (by
+        grade), and stays the longer the better it is: log-normal dwell times.
         """
         settings = self.settings
         session = _Draw(settings.seed, _SESSION, index)

@@ -10,12 +10,12 @@ Conventions, all of them trec_eval's:
 - a query that the run lacks counts 0 (`complete=True`, trec_eval -c), or is left out.
 
 PNR, the positive-negative ratio, is not in trec_eval. Over pairs of judged documents of
-one query, both in the run, with different grades: concordant pairs over discordant pairs,
-where a pair with equal scores counts half to each. `PNR` pools the pairs of all queries
-(micro); `PNR-macro` is the mean over the queries that have a discordant pair. Without a
-discordant pair the ratio is unbounded: infinity, or NaN without any pair. `OPA`, ordered
-pair accuracy, is concordant / all pairs, pooled; so PNR = OPA / (1 - OPA). Queries
-without a pair have OPA NaN: they take no part.
+one query, both in the run, with different grades: concordant pairs over discordant
+pairs, where a pair with equal scores counts half to each. `PNR` pools the pairs of all
+queries (micro); `PNR-macro` is the mean over the queries that have a discordant pair.
+Without a discordant pair the ratio is unbounded: infinity, or NaN without any pair.
+`OPA`, ordered pair accuracy, is concordant / all pairs, pooled; so PNR = OPA / (1 -
+OPA). Queries without a pair have OPA NaN: they take no part.
 """
 
 import difflib
@@ -135,7 +135,7 @@ def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ndcg(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
-    """DCG / ideal DCG, gain = grade, discount log2(rank + 1) (Jarvelin, Kekalainen 2002).
+    """DCG / ideal DCG, gain = grade (Jarvelin and Kekalainen, 2002).
 
     This is trec_eval's ndcg and ndcg_cut.
     """
@@ -290,8 +290,10 @@ def evaluate(
                 mean = ratio(concordant, discordant)
             else:
                 bounded = values[values < 1]
-                mean = float(np.mean(bounded / (1 - bounded))) if len(bounded) else (
-                    ratio(concordant, discordant)
+                mean = (
+                    float(np.mean(bounded / (1 - bounded)))
+                    if len(bounded)
+                    else (ratio(concordant, discordant))
                 )
         results[name] = Result(ranked.queries, values, mean)
     return results

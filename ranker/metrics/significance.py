@@ -29,12 +29,12 @@ def randomisation_test(
     permutations: int = 10_000,
     seed: int = 0,
 ) -> float:
-    """Two-sided p-value of the paired randomisation test (Fisher; Smucker et al., 2007).
+    """Two-sided p-value of the paired randomisation test (Smucker et al., 2007).
 
-    How often swapping the two systems at random, query by query, makes a mean difference
-    at least as large as the one seen. With few queries every assignment is tried and the
-    value is exact; else `permutations` are drawn and the one seen is counted among them,
-    so that p is never 0.
+    How often swapping the two systems at random, query by query, makes a mean
+    difference at least as large as the one seen. With few queries every assignment is
+    tried and the value is exact; else `permutations` are drawn and the one seen is
+    counted among them, so that p is never 0.
 
     Args:
       a: values of one system; NaN where a query takes no part.
@@ -93,7 +93,7 @@ def bootstrap_interval(
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Holm's correction for several tests (Holm, 1979); keeps the order of the names."""
+    """Holm's correction for several tests (Holm, 1979); keeps the names' order."""
     corrected: dict[str, float] = {}
     running = 0.0
     for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 
-def make_mask(
-    segments: Int[Array, "R T"], *, causal: bool
-) -> Bool[Array, "R 1 T T"]:
+def make_mask(segments: Int[Array, "R T"], *, causal: bool) -> Bool[Array, "R 1 T T"]:
     """Which key (column) each query (row) sees: its own segment, never padding.
 
     For segments [1, 1, 2, 2, 0], full and causal:

@@ -39,7 +39,7 @@ def decoder_layer(
     mask: Bool[Array, "R 1 T T"],
     angles: tuple[Array, Array],
 ) -> Float[Array, "R T D"]:
-    """One layer: attention, then a gated MLP, each on the normalised residual stream."""
+    """One layer: attention, then a gated MLP, each on the normalised stream."""
     y = layers.rms_norm(x, w["attention_norm"], c.norm_eps)
     q = layers.rotate(jnp.einsum("RTD,DNH->RTNH", y, w["q"]), angles)
     k = layers.rotate(jnp.einsum("RTD,DKH->RTKH", y, w["k"]), angles)

@@ -50,6 +50,7 @@ class DenseHead(nnx.Module):
         self.dense = layers.weight(rngs, (c.embed_dim,), ("embed",))
 
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
+        """Scores [*B]; `key` is not used."""
         del key
         return jnp.einsum("...D,D->...", x, self.dense[...])
 
@@ -66,6 +67,7 @@ class PoolerHead(nnx.Module):
         self.bias = layers.zeros((), ())
 
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
+        """Scores [*B]; `key` draws dropout, None: no dropout."""
         x = jnp.einsum("...D,DE->...E", x, self.pooler[...])
         x = jnp.tanh(layers.add_bias(x, self.pooler_bias[...]))
         x = layers.dropout(x, self.dropout, key)

@@ -72,7 +72,7 @@ def _inverse(entry: Entry, x: np.ndarray) -> np.ndarray:
 
 
 def llama_table(c: config.Decoder, vocab_size: int, head: str) -> list[Entry]:
-    """LlamaForCausalLM (head "language") or LlamaForSequenceClassification ("score")."""
+    """LlamaForCausalLM ("language") or LlamaForSequenceClassification ("score")."""
     D, N, K, H, F = c.embed_dim, c.num_heads, c.num_kv_heads, c.head_dim, c.mlp_dim
     layer = "model.layers.{i}."
     table = [
@@ -229,8 +229,8 @@ def export_huggingface(
     """Writes a student as `BertForSequenceClassification` with one raw score.
 
     Args:
-      folder: target; made if missing. config.json is written last, so that a folder that
-        has one is whole.
+      folder: target; made if missing. config.json is written last, so that a folder
+        that has one is whole.
       settings: of the student.
       params: its parameters.
       tokenizer: its Hugging Face folder.
@@ -245,7 +245,9 @@ def export_huggingface(
             shutil.copyfile(file, folder / file.name)
     _amend_tokenizer(folder / "tokenizer_config.json", length)
     described = {
-        **_config_json(settings, tensors["bert.embeddings.word_embeddings.weight"].shape[0]),
+        **_config_json(
+            settings, tensors["bert.embeddings.word_embeddings.weight"].shape[0]
+        ),
         "dtype": "float32",
         "id2label": {"0": "score"},
         "label2id": {"score": 0},
@@ -287,7 +289,9 @@ def read_config(folder: pathlib.Path) -> tuple[config.Model, int]:
         return _llama_config(path, c), c["vocab_size"]
     if kind == "bert":
         return _bert_config(path, c), c["vocab_size"]
-    raise ModelError(f"{path}: model_type {kind!r} is unknown; known are llama and bert")
+    raise ModelError(
+        f"{path}: model_type {kind!r} is unknown; known are llama and bert"
+    )
 
 
 def _expect(path: pathlib.Path, c: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -362,7 +366,8 @@ def read_tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
             problems.append(f"{path}: {error}")
     if problems:
         raise ModelError(
-            "; ".join(problems) + "; weights must be whole safetensors files, fetch again"
+            "; ".join(problems)
+            + "; weights must be whole safetensors files, fetch again"
         )
     return tensors
 
@@ -419,7 +424,9 @@ def load_huggingface(
             params[entry.ours] = np.stack(parts) if stacked else parts[0]
     tied = isinstance(settings, config.Decoder) and settings.tie_embeddings
     for name in sorted(tensors):
-        other_head = name.startswith(("score.", "classifier.", "lm_head.", "bert.pooler."))
+        other_head = name.startswith(
+            ("score.", "classifier.", "lm_head.", "bert.pooler.")
+        )
         if _IGNORED.match(name) or (tied and name == "lm_head.weight") or other_head:
             notes.append(f"{name}: ignored")
         else:

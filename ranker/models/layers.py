@@ -60,7 +60,7 @@ def _like(vector: Float[Array, " D"], x: Array) -> Array:
 
 
 def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"]) -> Array:
-    """x plus a bias over its last dimensions, in x's dtype."""
+    """X plus a bias over its last dimensions, in x's dtype."""
     shape = (1,) * (x.ndim - bias.ndim) + bias.shape
     return x + bias.astype(x.dtype).reshape(shape)
 
@@ -68,7 +68,7 @@ def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"]) -> Array:
 def rotary(
     positions: Int[Array, "R T"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]:
-    """Cosine and sine of each position's angles; float32, as bfloat16 blurs positions."""
+    """Cosine and sine of each position's angles; bfloat16 would blur positions."""
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     wavelength = theta**-exponent  # [H/2]
     angles = positions.astype(jnp.float32)[:, :, None, None] * wavelength.reshape(
@@ -94,5 +94,5 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
     """Zeroes entries with chance `rate` and scales the rest; nothing without a key."""
     if key is None or rate == 0:
         return x
-    kept: Bool[Array, "..."] = jax.random.bernoulli(key, 1 - rate, x.shape)
+    kept: Bool[Array, ...] = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))

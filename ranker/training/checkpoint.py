@@ -1,4 +1,4 @@
-"""Checkpoints of a stage, by orbax: parameters apart from the rest of the train state."""
+"""Checkpoints of a stage, by orbax: parameters apart from the rest of the state."""
 
 import json
 import pathlib
@@ -40,7 +40,7 @@ class Checkpoints:
         return None if found is None else found.step
 
     def save(self, state: TrainState, step: int, data: dict[str, Any]) -> None:
-        """Starts to save the state and the data iterator's; waits for the one before."""
+        """Starts to save both states; waits for the save before."""
         self.wait()
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
         self._pending = self._checkpointer.save_checkpointables_async(
@@ -57,7 +57,7 @@ class Checkpoints:
             self._pending = None
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, laid out like `state`, and the data iterator's state."""
+        """The newest checkpoint, laid out like `state`, and the iterator's state."""
         step = self.latest
         assert step is not None
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
@@ -81,7 +81,9 @@ class Checkpoints:
     def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
         try:
             return self._checkpointer.load_checkpointables(step, abstract)
-        except Exception as error:  # orbax hides the reason of every mismatch in a cause
+        except (
+            Exception
+        ) as error:  # orbax hides the reason of every mismatch in a cause
             reason: BaseException = error
             while reason.__cause__ is not None:
                 reason = reason.__cause__

@@ -159,7 +159,7 @@ def compare(
     permutations: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Every measure of every run, and paired randomisation tests against `reference`."""
+    """Every measure of every run, and paired tests against `reference`."""
     results = {
         name: ranking.evaluate(qrels, run, measures, relevance=relevance)
         for name, run in runs.items()
@@ -217,7 +217,10 @@ def make_table(summary: dict[str, Any]) -> Table:
         metrics = [system["metrics"][measure] for measure in summary["measures"]]
         values = ["-" if one is None else f"{one:.4f}" for one in metrics]
         table.add_row(
-            name, *values, "" if p is None else f"{p:.4f}", style=_style(name, reference)
+            name,
+            *values,
+            "" if p is None else f"{p:.4f}",
+            style=_style(name, reference),
         )
     return table
 

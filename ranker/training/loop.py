@@ -9,13 +9,14 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+
 from ranker import config, manifest, sharding
 from ranker.data import pipeline
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, length, prepare
 from ranker.data.scores import Joined, load_scores
-from ranker.training.evaluation import mean_ndcg
 from ranker.training.checkpoint import Checkpoints
+from ranker.training.evaluation import mean_ndcg
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.report import Reporter
@@ -89,7 +90,10 @@ def describe(
     kind = KINDS[type(settings.objective)]
     model_kind = kind_of(settings.model)
     inputs = {PREPARE: prepared.account.key}
-    for name, kinds in ((settings.parent, PARENTS[kind]), (settings.scores, ("score",))):
+    for name, kinds in (
+        (settings.parent, PARENTS[kind]),
+        (settings.scores, ("score",)),
+    ):
         if name:
             parent = manifest.require(
                 workdir, name, kinds=kinds, by=f"the {kind} stage {settings.name!r}"

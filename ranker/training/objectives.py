@@ -1,7 +1,8 @@
 """What each stage minimises: a coefficient times a loss, for one or several losses.
 
-A loss is (total, weight), and the step divides the total by the weight of the whole batch.
-A weight depends on the batch alone, so it is found by giving the loss scores of zero.
+A loss is (total, weight), and the step divides the total by the weight of the whole
+batch. A weight depends on the batch alone, so it is found by giving the loss scores of
+zero.
 """
 
 from collections.abc import Callable
@@ -38,9 +39,7 @@ def _language(settings: config.Language, groups: int) -> Objective:
             batch.tokens, batch.segments, batch.positions, batch.types, key=key
         )
         return {
-            "language": language.next_token(
-                logits, batch.tokens, where=batch.loss_mask
-            )
+            "language": language.next_token(logits, batch.tokens, where=batch.loss_mask)
         }
 
     def weights(batch: Batch) -> dict[str, Array]:

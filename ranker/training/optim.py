@@ -8,7 +8,7 @@ from ranker import config
 
 
 def make_schedule(settings: config.Optim, steps: int) -> optax.Schedule:
-    """Learning rate by step: linear warm-up, then cosine to `final_fraction` of the peak."""
+    """Learning rate by step: linear warm-up, then cosine to `final_fraction` of it."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if settings.warmup else settings.learning_rate,
         peak_value=settings.learning_rate,

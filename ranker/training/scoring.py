@@ -86,8 +86,8 @@ def score_lists(
         if not np.isfinite(values).all():
             where = done + int(np.flatnonzero(~np.isfinite(values))[0])
             raise FloatingPointError(
-                f"pair {where} has the score {values[where - done]}: the model's weights "
-                "or its input are broken; nothing was written for this batch"
+                f"pair {where} has the score {values[where - done]}: the model's "
+                "weights or its input are broken; nothing was written for this batch"
             )
         results.append(values)
         done += real

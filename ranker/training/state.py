@@ -27,7 +27,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Network:
-    """A model without its numbers: how to compute, and what the parameters look like."""
+    """A model without its numbers: how it computes, what its parameters look like."""
 
     graphdef: nnx.GraphDef
     abstract: Any  # nnx.State of jax.ShapeDtypeStruct
@@ -60,7 +60,7 @@ def init_params(
 def init_state(
     network: Network, params: Any, tx: optax.GradientTransformation, seed: int
 ) -> TrainState:
-    """State at step 0 around `params`; the optimiser's moments lie like the parameters."""
+    """State at step 0 around `params`; moments lie like their parameters."""
     shardings = sharding.optimizer_shardings(
         tx, network.abstract, network.shardings, network.mesh
     )

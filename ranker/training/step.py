@@ -26,9 +26,9 @@ def make_step(
     The new state lies on the devices like `state`, so that the second step is not
     compiled anew.
 
-    The batch's leaves have a leading dimension of micro-batches. Each part of the loss is
-    divided by its weight over the whole batch, never by that of a micro-batch, so that
-    cutting a batch differently leaves the gradient what it is.
+    The batch's leaves have a leading dimension of micro-batches. Each part of the loss
+    is divided by its weight over the whole batch, never by that of a micro-batch, so
+    that cutting a batch differently leaves the gradient what it is.
     """
 
     def loss(params, batch: Batch, weights: Metrics, key):

@@ -1,4 +1,4 @@
-"""A finished training stage as a model: what score, evaluate, export and children read."""
+"""A finished training stage as a model: what later stages read."""
 
 import pathlib
 from dataclasses import dataclass

@@ -14,7 +14,13 @@ SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 def folder(tmp_path):
     documents = [("d1", "cats", "about cats"), ("d2", "dogs", "about dogs")]
     documents += [("d3", "both", "cats and dogs"), ("d4", "fish", "fish swim")]
-    queries = {"q1": "cats", "q2": "dogs", "q3": "cats dogs", "q4": "zebra", "q5": "fish"}
+    queries = {
+        "q1": "cats",
+        "q2": "dogs",
+        "q3": "cats dogs",
+        "q4": "zebra",
+        "q5": "fish",
+    }
     lines = [json.dumps({"_id": i, "title": t, "text": x}) for i, t, x in documents]
     (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
     lines = [json.dumps({"_id": i, "text": x}) for i, x in queries.items()]
@@ -48,7 +54,10 @@ def test_bm25_stands_in_for_missing_runs(folder):
     assert lost.judged_ids == ("d1",)
     assert loaded.report["clicks, rows read"] == 2  # the positives of train
     click = loaded.clicks["train"] + loaded.clicks["dev"]
-    assert {(one.query, one.title) for one in click} == {("cats", "cats"), ("cats", "fish")}
+    assert {(one.query, one.title) for one in click} == {
+        ("cats", "cats"),
+        ("cats", "fish"),
+    }
 
 
 def test_candidates_from_a_run_file(folder):
@@ -91,7 +100,9 @@ def test_a_click_log_in_place_of_positives(folder):
     log = folder / "log.jsonl"
     log.write_text('{"query": "birds", "title": "Birds", "summary": "they fly"}\n')
     loaded = load(folder, click_log=str(log))
-    assert [one.query for one in loaded.clicks["train"] + loaded.clicks["dev"]] == ["birds"]
+    assert [one.query for one in loaded.clicks["train"] + loaded.clicks["dev"]] == [
+        "birds"
+    ]
 
 
 def test_folders_that_cannot_be_used(folder, tmp_path_factory):

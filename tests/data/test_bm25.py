@@ -28,7 +28,9 @@ def by_formula(query, k1=1.2, b=0.75):
     return scores
 
 
-@pytest.mark.parametrize("query", ["cats", "dogs cats", "cats cats birds", "unknown", ""])
+@pytest.mark.parametrize(
+    "query", ["cats", "dogs cats", "cats cats birds", "unknown", ""]
+)
 def test_equals_the_formula(query):
     index = Bm25.build(TEXTS)
     expected = by_formula(query)
@@ -46,13 +48,22 @@ def test_ties_are_cut_by_row():
 
 
 def test_words():
-    assert words("The Cats' 3.5-inch naïve_disk") == ["cats", "3", "5", "inch", "naïve", "disk"]
+    assert words("The Cats' 3.5-inch naïve_disk") == [
+        "cats",
+        "3",
+        "5",
+        "inch",
+        "naïve",
+        "disk",
+    ]
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
 def test_near_a_published_index_on_real_queries():
     """Theirs stems, ours does not: 0.816 against ours on the same candidates."""
-    loaded = load_beir(config.Data(path=str(SHARED / "nqqed"), runs="", max_queries=300))
+    loaded = load_beir(
+        config.Data(path=str(SHARED / "nqqed"), runs="", max_queries=300)
+    )
     run, qrels = {}, {}
     for one in loaded.lists["test"]:
         names = [loaded.documents[row].id for row in one.documents]

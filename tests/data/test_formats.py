@@ -91,7 +91,9 @@ def test_a_missing_file_lists_the_folder(tmp_path):
 
 
 def test_broken_gzip(tmp_path):
-    rows = corpus(*({**GOOD, "_id": f"d{i}", "text": f"{i * 7919}"} for i in range(5000)))
+    rows = corpus(
+        *({**GOOD, "_id": f"d{i}", "text": f"{i * 7919}"} for i in range(5000))
+    )
     whole = gzip.compress("\n".join(rows).encode())
     path = tmp_path / "corpus.jsonl.gz"
     path.write_bytes(whole[: len(whole) // 2])
@@ -187,7 +189,9 @@ def test_a_run_reads_as_it_was_written(tmp_path):
         read.setdefault(one.query_id, {})[one.document_id] = one.score
     assert read == run
     # trec_eval's order: ties from the last id to the first.
-    assert [line.split()[2] for line in path.read_text().splitlines()[:3]] == list("cab")
+    assert [line.split()[2] for line in path.read_text().splitlines()[:3]] == list(
+        "cab"
+    )
     assert [p.name for p in path.parent.iterdir()] == ["x.trec"]
 
 

@@ -26,7 +26,10 @@ def ranked(name, rows, labels=None):
     )
 
 
-LISTS = [ranked(f"q{i}", list(range(i, i + 1 + i % 6)), [i % 3] * (1 + i % 6)) for i in range(23)]
+LISTS = [
+    ranked(f"q{i}", list(range(i, i + 1 + i % 6)), [i % 3] * (1 + i % 6))
+    for i in range(23)
+]
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +134,9 @@ def test_every_pair_is_scored_once_in_order(encoder):
     assert all(batch.tokens.shape == (8, 16) for batch, _ in pairs)
     tokens = np.concatenate([batch.tokens[:real] for batch, real in pairs])
     expected = [s.tokens for one in LISTS for s in encoder(one.query, one.documents)]
-    assert [row[: len(e)].tolist() for row, e in zip(tokens, expected, strict=True)] == expected
+    assert [
+        row[: len(e)].tolist() for row, e in zip(tokens, expected, strict=True)
+    ] == expected
 
 
 def test_two_processes_share_the_rows_of_each_batch(encoder):
@@ -150,7 +155,12 @@ def test_sizes_that_do_not_divide(encoder):
         stream(encoder, 1, share=pipeline.Share(0, 3))
     with pytest.raises(config.ConfigError, match="no example"):
         pipeline.text_batches(
-            [], encoder.tokenizer, batch=config.Batch(size=4), length=16, seed=0, share=ONE
+            [],
+            encoder.tokenizer,
+            batch=config.Batch(size=4),
+            length=16,
+            seed=0,
+            share=ONE,
         )
 
 

@@ -25,7 +25,9 @@ def test_decoder_template(folders):
     assert text == "query: cheap flights\ntitle: Low\nsummary: fares</s>"
     assert segment.score == len(segment.tokens) - 1
     assert segment.tokens[segment.score] == tokenizer.end
-    assert tokenizer.backend.decode(segment.tokens[segment.document :]).startswith("title")
+    assert tokenizer.backend.decode(segment.tokens[segment.document :]).startswith(
+        "title"
+    )
 
 
 def test_encoder_template_is_the_stock_pair(folders):
@@ -62,7 +64,9 @@ def test_a_query_without_room_is_refused(folders):
 
 
 def test_digests_tell_tokenizers_apart(folders):
-    encoder, decoder = (Tokenizer(folders / kind, kind) for kind in ("encoder", "decoder"))
+    encoder, decoder = (
+        Tokenizer(folders / kind, kind) for kind in ("encoder", "decoder")
+    )
     assert encoder.digest != decoder.digest
     assert encoder.digest == Tokenizer(folders / "encoder", "encoder").digest
     assert encoder.template_digest != decoder.template_digest

@@ -69,9 +69,9 @@ def test_splits_are_disjoint_and_as_large_as_asked(world):
 
 def test_queries_use_words_that_documents_never_do(world):
     documents = {
-        word for row in range(world.num_documents) for word in words(
-            world.document(row).title
-        )
+        word
+        for row in range(world.num_documents)
+        for word in words(world.document(row).title)
     }
     topic = {world.word("topic", index, 3) for index in range(SETTINGS.num_topics)}
     assert not topic & documents

@@ -57,7 +57,11 @@ def test_pairs_by_hand():
 
 
 def test_micro_and_macro_pnr():
-    qrels = {"q": {"a": 1, "b": 0}, "r": {"a": 2, "b": 1, "c": 0}, "s": {"a": 1, "b": 0}}
+    qrels = {
+        "q": {"a": 1, "b": 0},
+        "r": {"a": 2, "b": 1, "c": 0},
+        "s": {"a": 1, "b": 0},
+    }
     run = {
         "q": {"a": 1.0, "b": 2.0},  # 0 : 1
         "r": {"a": 3.0, "b": 1.0, "c": 2.0},  # 2 : 1
@@ -87,7 +91,9 @@ def test_queries_that_are_missing_or_have_nothing_relevant():
     assert value("NDCG", qrels, run) == pytest.approx(1 / 3)
     assert value("NDCG", qrels, run, complete=False) == pytest.approx(1 / 2)
     assert value("MAP", qrels, run) == pytest.approx(1 / 3)
-    assert value("NDCG", {"q": {"a": 1}, "r": {"a": 1}}, {"q": {"a": 1.0}, "r": {}}) == 0.5
+    assert (
+        value("NDCG", {"q": {"a": 1}, "r": {"a": 1}}, {"q": {"a": 1.0}, "r": {}}) == 0.5
+    )
 
 
 def test_negative_grades_gain_nothing():
@@ -133,7 +139,9 @@ def read_run(path):
 NAMES = {"map": "MAP", "recip_rank": "MRR", "ndcg": "NDCG"}
 NAMES |= {f"P_{k}": f"P@{k}" for k in (5, 10, 15, 20, 30, 100, 200, 500, 1000)}
 NAMES |= {f"recall_{k}": f"R@{k}" for k in (5, 10, 15, 20, 30, 100, 200, 500, 1000)}
-NAMES |= {f"ndcg_cut_{k}": f"NDCG@{k}" for k in (5, 10, 15, 20, 30, 100, 200, 500, 1000)}
+NAMES |= {
+    f"ndcg_cut_{k}": f"NDCG@{k}" for k in (5, 10, 15, 20, 30, 100, 200, 500, 1000)
+}
 NAMES |= {f"map_cut_{k}": f"MAP@{k}" for k in (5, 10, 15, 20, 30, 100, 200, 500, 1000)}
 
 

@@ -14,7 +14,9 @@ DECODER = config.Decoder(
 ENCODER = config.Encoder(
     num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, max_positions=32
 )
-both = pytest.mark.parametrize("settings", [DECODER, ENCODER], ids=["decoder", "encoder"])
+both = pytest.mark.parametrize(
+    "settings", [DECODER, ENCODER], ids=["decoder", "encoder"]
+)
 V = 50
 
 
@@ -109,7 +111,8 @@ def vars_of(settings):
 
 def test_remat_changes_nothing():
     plain, remat = (
-        make(config.Encoder(**{**vars_of(ENCODER), "remat": flag})) for flag in (False, True)
+        make(config.Encoder(**{**vars_of(ENCODER), "remat": flag}))
+        for flag in (False, True)
     )
     batch, index = rows([5, 9]), index_of(ENCODER, [5, 9])
     np.testing.assert_allclose(plain(*batch, index), remat(*batch, index), atol=1e-6)

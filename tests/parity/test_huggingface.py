@@ -40,7 +40,12 @@ def batch_of(lengths, vocab_size, T=12):
     tokens = generator.integers(1, vocab_size, (len(lengths), T))
     place = np.arange(T)
     real = place[None] < np.array(lengths)[:, None]
-    return tokens * real, real.astype(int), (place[None] * real), (place >= 4) * real.astype(int)
+    return (
+        tokens * real,
+        real.astype(int),
+        (place[None] * real),
+        (place >= 4) * real.astype(int),
+    )
 
 
 def as_jax(arrays):
@@ -113,7 +118,9 @@ def test_llama_reranker_with_left_padding(tmp_path):
         left[row, 12 - n :], mask[row, 12 - n :] = tokens[row, :n], 1
     with torch.no_grad():
         expected = theirs(torch.tensor(left), attention_mask=torch.tensor(mask)).logits
-    index = jnp.asarray([[row * 12 + n - 1] for row, n in enumerate(lengths)], jnp.int32)
+    index = jnp.asarray(
+        [[row * 12 + n - 1] for row, n in enumerate(lengths)], jnp.int32
+    )
     scores = model(*as_jax([tokens, segments, positions, types]), index)
     np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
     # Left padding of our own: segments begin late, positions at 0.
@@ -141,7 +148,9 @@ def test_bert_hidden_states_and_scores(tmp_path):
         hidden = theirs.bert(**inputs).last_hidden_state.numpy()
     arrays = as_jax([tokens, segments, positions, types])
     real = segments.astype(bool)
-    np.testing.assert_allclose(np.asarray(model.body(*arrays))[real], hidden[real], atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(model.body(*arrays))[real], hidden[real], atol=1e-4
+    )
     index = jnp.asarray([[0], [12]], jnp.int32)
     np.testing.assert_allclose(model(*arrays, index), scores, atol=1e-4)
     # And back: the very same tensors.
@@ -204,7 +213,9 @@ def our_scores(model, tokenizer, T=20):
 
 def test_stock_transformers_loads_the_export(exported):
     folder, model, tokenizer = exported
-    stock = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder
+    ).eval()
     assert type(stock).__name__ == "BertForSequenceClassification"
     encode = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [f"{document.title} {document.text}".strip() for _, document in PAIRS]

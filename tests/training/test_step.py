@@ -41,7 +41,9 @@ def test_accumulation_changes_nothing(name):
     params, metrics = helpers.train(settings, objective, "one", [batch])
     others, values = helpers.train(settings, objective, "one", [cut(batch, 4)])
     for key in metrics[0]:
-        np.testing.assert_allclose(metrics[0][key], values[0][key], rtol=1e-4, err_msg=key)
+        np.testing.assert_allclose(
+            metrics[0][key], values[0][key], rtol=1e-4, err_msg=key
+        )
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(others), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
@@ -59,10 +61,14 @@ def test_hybrid_is_the_weighted_sum_of_its_terms():
             config.Distillation(alpha=alpha, beta=beta, target_scale="raw"), groups=1
         )
         parts = made.parts(Fixed(), batch, None)
-        return sum(made.coefficients[name] * part.mean() for name, part in parts.items())
+        return sum(
+            made.coefficients[name] * part.mean() for name, part in parts.items()
+        )
 
     point, margin = float(loss(1, 0)), float(loss(0, 1))
-    np.testing.assert_allclose(float(loss(0.3, 0.7)), 0.3 * point + 0.7 * margin, rtol=1e-5)
+    np.testing.assert_allclose(
+        float(loss(0.3, 0.7)), 0.3 * point + 0.7 * margin, rtol=1e-5
+    )
     made = objectives.make_objective(config.Distillation(beta=0), groups=1)
     assert set(made.coefficients) == {"point_mse"}
 
