@@ -10,6 +10,7 @@ nothing is stemmed. A word that a query repeats counts as often as it stands the
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -33,13 +34,15 @@ class Bm25:
         """Takes what `build` has made: words by column, and weights [texts, words]."""
         self._vocabulary = vocabulary
         self._by_word = weights
-        self._by_text = weights.tocsr()
+        self._by_text: Any = weights.tocsr()
 
     @classmethod
     def build(cls, texts: Iterable[str], *, k1: float = 1.2, b: float = 0.75) -> "Bm25":
         """Indexes texts; a text's row is its place in the order."""
         vocabulary: dict[str, int] = {}
-        columns, counts, ends = [], [], [0]
+        columns: list[int] = []
+        counts: list[int] = []
+        ends = [0]
         for text in texts:
             found = Counter(
                 vocabulary.setdefault(word, len(vocabulary)) for word in words(text)
@@ -58,7 +61,7 @@ class Bm25:
         idf = np.log1p((num_texts - df + 0.5) / (df + 0.5))
         norm = np.repeat(k1 * (1 - b + b * lengths / average), np.diff(tf.indptr))
         tf.data = (idf[tf.indices] * tf.data / (tf.data + norm)).astype(np.float32)
-        return cls(vocabulary, tf.astype(np.float32).tocsc())
+        return cls(vocabulary, scipy.sparse.csc_matrix(tf, dtype=np.float32))
 
     def _counts(self, query: str) -> tuple[list[int], np.ndarray]:
         found = Counter(
@@ -73,8 +76,8 @@ class Bm25:
           Rows (int64) and scores (float32), best first; equal scores by row.
         """
         columns, counts = self._counts(query)
-        total = np.zeros(self._by_word.shape[0], np.float32)
-        matrix = self._by_word
+        matrix: Any = self._by_word  # scipy's stubs know no indptr
+        total = np.zeros(matrix.shape[0], np.float32)
         for column, count in zip(columns, counts, strict=True):
             part = slice(matrix.indptr[column], matrix.indptr[column + 1])
             total[matrix.indices[part]] += count * matrix.data[part]

@@ -40,7 +40,7 @@ def clicks_to_examples(
       Examples of the splits "train" and "dev", in the order in which the log first
       shows them, and a report: rows read, rows dropped by each rule, examples kept.
     """
-    report = dict.fromkeys(
+    report: dict[str, int] = dict.fromkeys(
         (
             "clicks, rows read",
             "clicks, dropped: not clicked",

@@ -142,7 +142,7 @@ class Records(Generic[T]):
         self._source: Any = ()
         if (folder / "records").is_dir():
             with _quiet():
-                reader = tfds.builder_from_directory(str(folder / "records"))
+                reader: Any = tfds.builder_from_directory(str(folder / "records"))
                 if split in reader.info.splits:
                     self._source = reader.as_data_source(split)
 

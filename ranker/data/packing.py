@@ -6,6 +6,7 @@ shard.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from ranker.data.text import Segment
 
 def empty_batch(*, rows: int, length: int, lists: int, size: int) -> Batch:
     """A batch of padding: [rows, length] tokens, [lists, size] documents."""
-    return Batch(
+    leaves: dict[str, Any] = dict(  # numpy's, until they are moved to the devices
         tokens=np.zeros((rows, length), np.int32),
         segments=np.zeros((rows, length), np.int32),
         positions=np.zeros((rows, length), np.int32),
@@ -26,6 +27,7 @@ def empty_batch(*, rows: int, length: int, lists: int, size: int) -> Batch:
         targets=np.zeros((lists, size), np.float32),
         where=np.zeros((lists, size), bool),
     )
+    return Batch(**leaves)
 
 
 def _place(batch: Batch, row: int, segment: Segment, pad: int) -> None:

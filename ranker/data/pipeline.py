@@ -8,7 +8,7 @@ order. So an iterator's whole state is how many batches it has given.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import grain
 import jax
@@ -24,12 +24,15 @@ _PREFETCH = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 _CACHED_DOCUMENTS = 1 << 17
 
 
-class Source(Protocol):
+Record = TypeVar("Record", covariant=True)
+
+
+class Source(Protocol[Record]):
     """Records by index, as the data sets give them."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /): ...
+    def __getitem__(self, index: int, /) -> Record: ...
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Share:
 class ListEncoder:
     """Turns the documents of a list into segments; each document is tokenised once."""
 
-    def __init__(self, corpus: Source, tokenizer: Tokenizer, length: int):
+    def __init__(self, corpus: Source[Document], tokenizer: Tokenizer, length: int):
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
         self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._read)
 
@@ -90,8 +93,12 @@ def draw_documents(
     return chosen
 
 
+def _dataset(source: Source[Any]) -> grain.MapDataset:
+    return grain.MapDataset.source(cast(Any, source))  # grain's own protocol is wider
+
+
 def _stream(
-    source: Source,
+    source: Source[Any],
     encode: Callable,
     collate: Callable[[Sequence], Batch],
     *,
@@ -113,7 +120,7 @@ def _stream(
         parts = [collate(items[i : i + micro]) for i in range(0, local, micro)]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
-    records = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+    records = _dataset(source).seed(seed).shuffle().repeat()
     # `[index::count]` deals a shuffled epoch to the processes without overlap.
     dealt = records[share.index :: share.count] if share.count > 1 else records
     batches = dealt.random_map(encode).batch(local, batch_fn=stack)
@@ -121,7 +128,7 @@ def _stream(
 
 
 def text_batches(
-    clicks: Source,
+    clicks: Source[ClickExample],
     tokenizer: Tokenizer,
     *,
     batch: config.Batch,
@@ -147,7 +154,7 @@ def text_batches(
 
 
 def list_batches(
-    lists: Source,
+    lists: Source[RankedList],
     encoder: ListEncoder,
     *,
     batch: config.Batch,
@@ -165,7 +172,7 @@ def list_batches(
       share: this process's part.
       targets: teacher scores of every document of every list, in the order of `lists`.
     """
-    source = lists if targets is None else _Scored(lists, targets)
+    source: Source[Any] = lists if targets is None else _Scored(lists, targets)
     micro = share.of(batch.size, "batch.size") // batch.accumulate
     first_row = share.index * micro * batch.list_size
 
@@ -195,7 +202,7 @@ def list_batches(
 class _Scored:
     """Lists beside the teacher's scores of their documents."""
 
-    lists: Source
+    lists: Source[RankedList]
     scores: Sequence[np.ndarray]
 
     def __len__(self) -> int:
@@ -206,7 +213,7 @@ class _Scored:
 
 
 def pair_batches(
-    lists: Source, encoder: ListEncoder, *, rows: int, share: Share
+    lists: Source[RankedList], encoder: ListEncoder, *, rows: int, share: Share
 ) -> Iterator[tuple[Batch, int]]:
     """Every (query, document) pair once, in order, for scoring: `rows` a batch.
 
@@ -220,7 +227,7 @@ def pair_batches(
     def encode(record: RankedList) -> list[Segment]:
         return encoder(record.query, record.documents)
 
-    encoded = grain.MapDataset.source(lists).map(encode).to_iter_dataset(_PREFETCH)
+    encoded = _dataset(lists).map(encode).to_iter_dataset(_PREFETCH)
     none = [np.zeros(0, np.float32)] * local
     pending: list[Segment] = []
 

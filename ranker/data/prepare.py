@@ -12,8 +12,7 @@ from ranker import config, manifest
 from ranker.data import datasets, text
 from ranker.data.beir import Loaded, load_beir
 from ranker.data.clicks import clicks_to_examples
-from ranker.data.pipeline import Source
-from ranker.data.records import DataError, RankedList
+from ranker.data.records import ClickExample, DataError, Document, RankedList
 from ranker.data.text import Kind, Tokenizer
 from ranker.data.world import SearchWorld, grade
 
@@ -29,15 +28,15 @@ class Prepared:
     account: manifest.Manifest
     text: config.Text
 
-    def corpus(self) -> Source:
+    def corpus(self) -> datasets.Records[Document]:
         """Documents by row."""
         return datasets.load_corpus(self.folder / "corpus")
 
-    def lists(self, split: str) -> Source:
+    def lists(self, split: str) -> datasets.Records[RankedList]:
         """Queries of a split with their candidates."""
         return datasets.load_lists(self.folder / "lists", split)
 
-    def clicks(self, split: str) -> Source:
+    def clicks(self, split: str) -> datasets.Records[ClickExample]:
         """Continued pre-training examples of a split."""
         return datasets.load_clicks(self.folder / "clicks", split)
 
@@ -114,24 +113,17 @@ def prepare(
     prepared = Prepared(folder, account, settings)
     datasets.write_corpus(folder / "corpus", raw.documents)
     facts: dict[str, Any] = {"report": raw.report}
-    for kind, given, train, size in (
-        (
-            "decoder",
-            settings.teacher_tokenizer,
-            text.train_bpe,
-            settings.teacher_vocab_size,
-        ),
-        (
-            "encoder",
-            settings.student_tokenizer,
-            text.train_wordpiece,
-            settings.student_vocab_size,
-        ),
-    ):
+    kinds: tuple[Kind, ...] = ("decoder", "encoder")
+    for kind in kinds:
         target = prepared.tokenizer_folder(kind)
-        if not given:
+        if target.is_relative_to(folder):
             target.parent.mkdir(exist_ok=True)
-            train(_texts(raw, kind), size, target)
+            if kind == "decoder":
+                size = settings.teacher_vocab_size
+                text.train_bpe(_texts(raw, kind), size, target)
+            else:
+                size = settings.student_vocab_size
+                text.train_wordpiece(_texts(raw, kind), size, target)
         tokenizer = Tokenizer(target, kind)
         facts[kind] = {
             "tokenizer": tokenizer.digest,

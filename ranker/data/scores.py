@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ranker.data.pipeline import Source
-from ranker.data.records import DataError, RankedList
+from ranker.data.records import DataError, Document, RankedList
 
 _SCHEMA = pa.schema(
     [
@@ -27,7 +27,11 @@ def path_of(folder: pathlib.Path, split: str) -> pathlib.Path:
 
 
 def save_scores(
-    folder: pathlib.Path, split: str, lists: Source, corpus: Source, scores: np.ndarray
+    folder: pathlib.Path,
+    split: str,
+    lists: Source[RankedList],
+    corpus: Source[Document],
+    scores: np.ndarray,
 ) -> None:
     """Writes the scores of all candidates of `lists`, in their order.
 
@@ -65,7 +69,9 @@ def save_scores(
     temporary.replace(target)
 
 
-def load_scores(folder: pathlib.Path, split: str, lists: Source) -> list[np.ndarray]:
+def load_scores(
+    folder: pathlib.Path, split: str, lists: Source[RankedList]
+) -> list[np.ndarray]:
     """Scores of each list's documents, in the order of `lists`.
 
     Raises:
@@ -113,7 +119,7 @@ def load_scores(folder: pathlib.Path, split: str, lists: Source) -> list[np.ndar
 class Joined:
     """Several sources behind each other, as one."""
 
-    def __init__(self, sources: Sequence[Source]):
+    def __init__(self, sources: Sequence[Source[RankedList]]):
         self.sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
 

@@ -185,8 +185,8 @@ def train_wordpiece(
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep), ("[CLS]", cls))
+    pair = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = processors.BertProcessing(*pair)  # type: ignore
     _save(tokenizer, folder, _WORDPIECE_SPECIALS, types=True)
 
 

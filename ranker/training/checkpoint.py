@@ -22,7 +22,8 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
         """Opens `folder`/checkpoints; `keep` is the number of newest ones kept."""
         policy = ocp.training.preservation_policies
-        self._checkpointer = ocp.training.Checkpointer(
+        make: Any = ocp.training.Checkpointer  # its protocols fit no pathlib.Path
+        self._checkpointer = make(
             (folder / FOLDER).resolve(),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
                 1
@@ -65,7 +66,8 @@ class Checkpoints:
         loaded = self._load(step, abstract)
         metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
         restored = TrainState(params=loaded["params"], **loaded["train"])
-        return restored, json.loads((metadata or {})["data"])
+        assert isinstance(metadata, dict)
+        return restored, json.loads(str(metadata["data"]))
 
     def restore_params(self, abstract: Any) -> Any:
         """Parameters alone of the newest checkpoint.

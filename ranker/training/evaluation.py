@@ -15,13 +15,13 @@ from ranker.data import formats
 from ranker.data.bm25 import Bm25
 from ranker.data.pipeline import Source
 from ranker.data.prepare import prepare
-from ranker.data.records import RankedList
+from ranker.data.records import Document, RankedList
 from ranker.metrics import ranking, significance
 from ranker.training.scoring import make_score, score_lists
 from ranker.training.trained import load_trained
 
 
-def qrels_of(lists: Source) -> ranking.Qrels:
+def qrels_of(lists: Source[RankedList]) -> ranking.Qrels:
     """Judgements of every list's query."""
     records: list[RankedList] = [lists[i] for i in range(len(lists))]
     return {
@@ -33,7 +33,9 @@ def qrels_of(lists: Source) -> ranking.Qrels:
     }
 
 
-def run_of(lists: Source, corpus: Source, scores: np.ndarray) -> ranking.Run:
+def run_of(
+    lists: Source[RankedList], corpus: Source[Document], scores: np.ndarray
+) -> ranking.Run:
     """The scores of all candidates, [pairs] in the order of `lists`, by id."""
     run: ranking.Run = {}
     names: dict[int, str] = {}
@@ -50,7 +52,9 @@ def run_of(lists: Source, corpus: Source, scores: np.ndarray) -> ranking.Run:
     return run
 
 
-def mean_ndcg(lists: Source, corpus: Source, scores: np.ndarray) -> float:
+def mean_ndcg(
+    lists: Source[RankedList], corpus: Source[Document], scores: np.ndarray
+) -> float:
     """Mean NDCG@5 of the candidates ordered by `scores`."""
     result = ranking.evaluate(
         qrels_of(lists), run_of(lists, corpus, scores), ("NDCG@5",)
@@ -138,7 +142,7 @@ def evaluate(
     return summary
 
 
-def bm25_scores(lists: Source, corpus: Source) -> np.ndarray:
+def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarray:
     """BM25 of every candidate of every list, with the corpus's statistics."""
     documents = (corpus[row] for row in range(len(corpus)))
     index = Bm25.build(f"{one.title} {one.text}" for one in documents)

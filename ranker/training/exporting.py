@@ -31,6 +31,10 @@ def export(
     trained = load_trained(
         workdir, settings.student, prepared, mesh, kinds=kinds, by=by
     )
+    if not isinstance(trained.model, config.Encoder):
+        raise manifest.StageError(
+            f"{by} writes students, and {settings.student!r} is a decoder"
+        )
     export_huggingface(
         folder,
         trained.model,

@@ -15,6 +15,7 @@ from ranker.data import pipeline
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, length, prepare
 from ranker.data.scores import Joined, load_scores
+from ranker.models.build import Head
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.evaluation import mean_ndcg
 from ranker.training.objectives import make_objective
@@ -141,7 +142,7 @@ def first_params(
 ) -> Any:
     """Weights at step 0: fresh, with the parent's in place of what both have."""
     kind = KINDS[type(settings.objective)]
-    head = "language" if kind == "cpt" else "score"
+    head: Head = "language" if kind == "cpt" else "score"
     params = init_params(network, settings.model, vocab_size, head, settings.seed)
     if not settings.parent:
         reporter.note("begins from fresh weights")
@@ -175,7 +176,7 @@ def make_data(
             f"{shards} data shards of the mesh; set batch.size to a multiple of "
             f"{shards * settings.batch.accumulate}"
         )
-    common = dict(batch=settings.batch, seed=settings.seed, share=share)
+    common: dict[str, Any] = dict(batch=settings.batch, seed=settings.seed, share=share)
     if isinstance(settings.objective, config.Language):
         batches = pipeline.text_batches(
             prepared.clicks("train"), tokenizer, length=tokens, **common
@@ -245,7 +246,7 @@ def run(
         window.append(values)
         if number % loop.log_every == 0 or number == loop.steps or number == first + 1:
             last, tokens = _summary(window, number)
-            last["learning_rate"] = float(schedule(number - 1))
+            last["learning_rate"] = float(np.asarray(schedule(number - 1)))
             reporter.progress(number, tokens=tokens, values=last, shown=SHOWN)
             window = []
         if loop.eval_every and number % loop.eval_every == 0 and number < loop.steps:

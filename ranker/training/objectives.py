@@ -17,6 +17,7 @@ from ranker import config
 from ranker.batch import Batch
 from ranker.losses import distillation, language, listwise, pairwise
 from ranker.losses.reduction import WeightedSum
+from ranker.models.build import Head
 
 Parts = dict[str, WeightedSum]
 
@@ -28,7 +29,7 @@ class Objective:
     parts: Callable[[nnx.Module, Batch, Array | None], Parts]
     weights: Callable[[Batch], dict[str, Float[Array, ""]]]
     coefficients: dict[str, float]
-    head: str  # head that the model needs: "language" or "score"
+    head: Head  # head that the model needs: "language" or "score"
 
 
 def _language(settings: config.Language, groups: int) -> Objective:

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from ranker import sharding
 from ranker.batch import Batch
 from ranker.data.pipeline import ListEncoder, Share, Source, pair_batches
+from ranker.data.records import RankedList
 from ranker.training.state import Network
 
 
@@ -50,7 +51,7 @@ def score_lists(
     score: Callable[[Any, Batch], jax.Array],
     params: Any,
     network: Network,
-    lists: Source,
+    lists: Source[RankedList],
     encoder: ListEncoder,
     *,
     rows: int,

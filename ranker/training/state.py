@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from ranker import config, sharding
 from ranker.models import build
+from ranker.models.build import Head
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +37,7 @@ class Network:
 
 
 def make_network(
-    model: config.Model, vocab_size: int, head: str, mesh: Mesh
+    model: config.Model, vocab_size: int, head: Head, mesh: Mesh
 ) -> Network:
     """Describes the model on the mesh; computes nothing."""
     graphdef, abstract = nnx.split(build.abstract(model, vocab_size, head), nnx.Param)
@@ -46,7 +47,7 @@ def make_network(
 
 
 def init_params(
-    network: Network, model: config.Model, vocab_size: int, head: str, seed: int
+    network: Network, model: config.Model, vocab_size: int, head: Head, seed: int
 ) -> Any:
     """Fresh parameters, made in place on the mesh."""
 

@@ -11,6 +11,7 @@ from ranker import config, manifest
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
 from ranker.data.text import Kind
+from ranker.models.build import Head
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.state import Network, make_network
 
@@ -68,7 +69,7 @@ def load_trained(
         )
     settings = account.settings
     model = config.model_from_dict(settings["model"])
-    head = "language" if account.kind == "cpt" else "score"
+    head: Head = "language" if account.kind == "cpt" else "score"
     vocab_size = account.facts["vocab_size"]
     network = make_network(model, vocab_size, head, mesh)
     abstract = jax.tree.map(

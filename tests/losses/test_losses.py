@@ -297,7 +297,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 @functools.cache
 def _run(name):
-    """Total, weight and mean of a loss, and the gradients of total and mean; compiled."""
+    """Total, weight and mean of a loss, and gradients of total and mean; compiled."""
     loss = CASES[name].loss
 
     @jax.jit
@@ -346,7 +346,9 @@ def _close(a, b, tolerance=1e-5):
 def test_value_worked_out_by_hand(name):
     scores, labels, total, weight = CASES[name].hand
     where = jnp.ones(len(scores), bool)
-    result = CASES[name].loss(jnp.float32(scores), jnp.float32(labels), where=where)
+    result = jax.jit(CASES[name].loss)(
+        jnp.float32(scores), jnp.float32(labels), where=where
+    )
     _close(float(result.total), total)
     assert float(result.weight) == weight
 
@@ -388,7 +390,7 @@ def test_all_masked_is_zero_with_zero_gradients(name):
 
 @every
 def test_any_batch_dimensions(name):
-    loss = CASES[name].loss
+    loss = jax.jit(CASES[name].loss)
     scores, labels, where = _lists(name, shape=(2, 3, 4))
     whole = loss(scores, labels, where=where)
     flat = loss(scores.reshape(6, 4), labels.reshape(6, 4), where=where.reshape(6, 4))
@@ -424,7 +426,7 @@ def test_parts_of_a_batch_add_up(name):
     _close(float(parts.total), float(total))
     assert float(parts.weight) == float(weight)
     _close(float(parts.mean()), float(mean))
-    # What the step does: gradients of totals, added, over the weight of the whole batch.
+    # What the step does: gradients of totals, added, over the weight of the batch.
     _close(sum(part[3] for part in alone) / weight, of_mean)
 
 
@@ -519,7 +521,7 @@ def test_shapes_that_differ_are_refused(name, wrong):
 def test_no_gradient_flows_into_the_teacher(name):
     scores, targets, where = _lists(name)
     loss = CASES[name].loss
-    gradient = jax.grad(lambda t: loss(scores, t, where=where).total)(targets)
+    gradient = jax.jit(jax.grad(lambda t: loss(scores, t, where=where).total))(targets)
     assert not np.asarray(gradient).any()
 
 
