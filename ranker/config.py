@@ -104,13 +104,9 @@ class Data:
 
     path: str = ""  # folder in the BEIR layout; empty: the made world
     world: World = field(default_factory=World)
-    runs: str = (
-        "runs/*.{split}.*"  # TREC run files below path; none found: BM25 retrieves
-    )
+    runs: str = "runs/*.{split}.*"  # run files below path; none: BM25
     candidates: int = 50  # documents a query, the first of the run
-    click_log: str = (
-        ""  # .jsonl, .tsv or .parquet file; empty: positives of train stand in
-    )
+    click_log: str = ""  # .jsonl, .tsv or .parquet; empty: positives of train
     click_rules: ClickRules = field(default_factory=ClickRules)
     labelled_queries: int = 0  # train queries whose grades may be used; 0: all
     max_queries: int = 0  # queries read of each split, for a short run; 0: all
@@ -126,12 +122,8 @@ class Data:
 class Text:
     """Tokenizers and lengths; teacher and student never share a vocabulary."""
 
-    teacher_tokenizer: str = (
-        ""  # Hugging Face folder; empty: prepare trains a byte-level BPE
-    )
-    student_tokenizer: str = (
-        ""  # Hugging Face folder; empty: prepare trains a WordPiece
-    )
+    teacher_tokenizer: str = ""  # Hugging Face folder; empty: a trained BPE
+    student_tokenizer: str = ""  # Hugging Face folder; empty: a trained WordPiece
     teacher_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     teacher_length: int = 64  # tokens a row, the end token included
@@ -267,9 +259,7 @@ class Loop:
 
     steps: int  # optimiser steps
     log_every: int = 50  # steps
-    eval_every: int = (
-        0  # steps between evaluations on the dev split; 0: at the end only
-    )
+    eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
     save_every: int = 1000  # steps between checkpoints; one is always saved at the end
     keep: int = 2  # checkpoints kept, the newest
 
