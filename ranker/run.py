@@ -13,7 +13,7 @@ from ranker import cli, config
 
 def _call():
     from ranker.data.prepare import prepare
-    from ranker.training.evaluation import evaluate
+    from ranker.training.evaluation import check_measures, evaluate
     from ranker.training.exporting import export
     from ranker.training.loop import train
     from ranker.training.teacher import score
@@ -28,6 +28,7 @@ def _call():
     def run(settings: config.Pipeline, workdir) -> None:
         start = time.monotonic()
         stages = settings.stages()  # checks the settings of all before any work
+        check_measures(settings.measures)
         prepare(settings.data, settings.text, workdir, replace=True)
         print(f"[prepare] done after {time.monotonic() - start:.0f} s", flush=True)
         for name, stage in stages.items():

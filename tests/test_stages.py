@@ -180,6 +180,16 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
             call(settings, workdir)
 
 
+def test_an_unknown_measure_is_found_before_any_work(tmp_path):
+    with pytest.raises(config.ConfigError, match="'NDGC@5'; did you mean NDCG@k"):
+        run._call()(tiny(measures=("NDGC@5",)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dev_is_measured(workdir):
+    assert manifest.load(workdir / "sft").facts["metrics"]["dev_ndcg@5"] > 0
+
+
 def test_other_data_in_a_workdir_is_refused(workdir):
     other = dataclasses.replace(tiny().data, world=config.World(seed=5))
     with pytest.raises(manifest.StageError, match="other settings: data.world.*seed"):

@@ -62,6 +62,15 @@ def mean_ndcg(
     return result["NDCG@5"].mean
 
 
+def check_measures(measures: Sequence[str]) -> None:
+    """Raises `ConfigError` for a measure that does not exist, before any work."""
+    for name in measures:
+        try:
+            ranking.parse_measure(name)
+        except ValueError as error:
+            raise config.ConfigError(f"--config.measures: {error}") from error
+
+
 def evaluate(
     settings: config.Evaluate, workdir: pathlib.Path, *, replace: bool = False
 ) -> dict[str, Any]:
@@ -78,6 +87,7 @@ def evaluate(
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
     """
+    check_measures(settings.measures)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     lists, corpus = prepared.lists(settings.split), prepared.corpus()
     if not len(lists):

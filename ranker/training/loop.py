@@ -11,17 +11,15 @@ import jax
 import numpy as np
 
 from ranker import config, manifest, sharding
-from ranker.data import pipeline
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, length, prepare
-from ranker.data.scores import Joined, load_scores
 from ranker.models.build import Head
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.evaluation import mean_ndcg
+from ranker.training.inputs import Evaluate, make_batches, make_evaluate
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.report import Reporter
-from ranker.training.scoring import device_batch, make_score, score_lists
+from ranker.training.scoring import device_batch
 from ranker.training.state import (
     Network,
     TrainState,
@@ -59,7 +57,8 @@ def train(
     objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
     network = make_network(settings.model, vocab_size, objective.head, mesh)
     tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
-    batches, evaluate = make_data(settings, prepared, network, workdir)
+    batches = make_batches(settings, prepared, network, workdir)
+    evaluate = make_evaluate(settings, prepared, network, objective)
     account.save(folder)
     with contextlib.ExitStack() as stack:
         reporter = Reporter(
@@ -159,70 +158,6 @@ def first_params(
     return params
 
 
-def make_data(
-    settings: config.Train, prepared: Prepared, network: Network, workdir: pathlib.Path
-) -> tuple[grain.DatasetIterator, Callable[[Any], dict[str, float]]]:
-    """Training batches, and a function that measures parameters on the dev split."""
-    kind = kind_of(settings.model)
-    share = pipeline.Share.of_this_process()
-    tokenizer = prepared.tokenizer(kind)
-    tokens = length(settings.text, kind)
-    shards = sharding.num_shards(network.mesh)
-    micro = settings.batch.size // settings.batch.accumulate
-    if micro % shards:
-        raise config.ConfigError(
-            f"a micro-batch of {micro} (batch.size {settings.batch.size} / "
-            f"batch.accumulate {settings.batch.accumulate}) is not divisible by the "
-            f"{shards} data shards of the mesh; set batch.size to a multiple of "
-            f"{shards * settings.batch.accumulate}"
-        )
-    common: dict[str, Any] = dict(batch=settings.batch, seed=settings.seed, share=share)
-    if isinstance(settings.objective, config.Language):
-        batches = pipeline.text_batches(
-            prepared.clicks("train"), tokenizer, length=tokens, **common
-        )
-        return batches, lambda params: {}
-    encoder = pipeline.ListEncoder(prepared.corpus(), tokenizer, tokens)
-    if isinstance(settings.objective, config.Distillation):
-        lists, targets = scored_lists(settings, prepared, workdir)
-        batches = pipeline.list_batches(lists, encoder, targets=targets, **common)
-    else:
-        batches = pipeline.list_batches(prepared.lists("train"), encoder, **common)
-    score, dev = make_score(network), prepared.lists("dev")
-
-    def evaluate(params: Any) -> dict[str, float]:
-        if not len(dev):
-            return {}
-        scores = score_lists(
-            score, params, network, dev, encoder, rows=settings.batch.size * 16
-        )
-        return {"dev_ndcg@5": mean_ndcg(dev, encoder.corpus, scores)}
-
-    return batches, evaluate
-
-
-def scored_lists(
-    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
-) -> tuple[Joined, list[np.ndarray]]:
-    """Every list that the teacher has scored, and its scores on the scale asked for."""
-    account = manifest.require(
-        workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
-    )
-    splits = account.settings["splits"]
-    lists = [prepared.lists(split) for split in splits]
-    targets = [
-        scores
-        for split, source in zip(splits, lists, strict=True)
-        for scores in load_scores(workdir / settings.scores, split, source)
-    ]
-    objective = settings.objective
-    assert isinstance(objective, config.Distillation)
-    if objective.target_scale == "data":
-        mean, std = account.facts["mean"], max(account.facts["std"], 1e-6)
-        targets = [((scores - mean) / std).astype(np.float32) for scores in targets]
-    return Joined(lists), targets
-
-
 def run(
     settings: config.Train,
     state: TrainState,
@@ -231,7 +166,7 @@ def run(
     network: Network,
     checkpoints: Checkpoints,
     reporter: Reporter,
-    evaluate: Callable[[Any], dict[str, float]],
+    evaluate: Evaluate,
 ) -> dict[str, Any]:
     """The loop: step, log, evaluate, save. Returns the last metrics."""
     loop = settings.loop

@@ -1,0 +1,148 @@
+"""What a training stage reads: its batches, and what it is measured on meanwhile."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from flax import nnx
+
+from ranker import config, manifest, sharding
+from ranker.batch import Batch
+from ranker.data import pipeline
+from ranker.data.prepare import Prepared, length
+from ranker.data.scores import Joined, load_scores
+from ranker.losses.reduction import WeightedSum
+from ranker.training.evaluation import mean_ndcg
+from ranker.training.objectives import Objective
+from ranker.training.scoring import device_batch, make_score, score_lists
+from ranker.training.state import Network
+from ranker.training.trained import kind_of
+
+_SCORED_AT_ONCE = 16  # pairs a list of a training batch, when measuring on dev
+
+Evaluate = Callable[[Any], dict[str, float]]  # parameters -> metrics
+
+
+def make_batches(
+    settings: config.Train, prepared: Prepared, network: Network, workdir: pathlib.Path
+) -> grain.DatasetIterator:
+    """Endless training batches of the stage.
+
+    Raises:
+      ConfigError: when a micro-batch does not divide over the mesh.
+    """
+    shards = sharding.num_shards(network.mesh)
+    micro = settings.batch.size // settings.batch.accumulate
+    if micro % shards:
+        raise config.ConfigError(
+            f"a micro-batch of {micro} (batch.size {settings.batch.size} / "
+            f"batch.accumulate {settings.batch.accumulate}) is not divisible by the "
+            f"{shards} data shards of the mesh; set batch.size to a multiple of "
+            f"{shards * settings.batch.accumulate}"
+        )
+    common: dict[str, Any] = dict(
+        batch=settings.batch,
+        seed=settings.seed,
+        share=pipeline.Share.of_this_process(),
+    )
+    if isinstance(settings.objective, config.Language):
+        return _texts(settings, prepared, "train", **common)
+    encoder = _encoder(settings, prepared)
+    if isinstance(settings.objective, config.Distillation):
+        lists, targets = scored_lists(settings, prepared, workdir)
+        return pipeline.list_batches(lists, encoder, targets=targets, **common)
+    return pipeline.list_batches(prepared.lists("train"), encoder, **common)
+
+
+def _texts(
+    settings: config.Train, prepared: Prepared, split: str, **common: Any
+) -> grain.DatasetIterator:
+    kind = kind_of(settings.model)
+    return pipeline.text_batches(
+        prepared.clicks(split),
+        prepared.tokenizer(kind),
+        length=length(settings.text, kind),
+        **common,
+    )
+
+
+def _encoder(settings: config.Train, prepared: Prepared) -> pipeline.ListEncoder:
+    kind = kind_of(settings.model)
+    tokens = length(settings.text, kind)
+    return pipeline.ListEncoder(prepared.corpus(), prepared.tokenizer(kind), tokens)
+
+
+def scored_lists(
+    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+) -> tuple[Joined, list[np.ndarray]]:
+    """Every list that the teacher has scored, and its scores on the scale asked for."""
+    account = manifest.require(
+        workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
+    )
+    splits = account.settings["splits"]
+    lists = [prepared.lists(split) for split in splits]
+    targets = [
+        scores
+        for split, source in zip(splits, lists, strict=True)
+        for scores in load_scores(workdir / settings.scores, split, source)
+    ]
+    objective = settings.objective
+    assert isinstance(objective, config.Distillation)
+    if objective.target_scale == "data":
+        mean, std = account.facts["mean"], max(account.facts["std"], 1e-6)
+        targets = [((scores - mean) / std).astype(np.float32) for scores in targets]
+    return Joined(lists), targets
+
+
+def make_evaluate(
+    settings: config.Train, prepared: Prepared, network: Network, objective: Objective
+) -> Evaluate:
+    """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
+    if isinstance(settings.objective, config.Language):
+        return _language_evaluate(settings, prepared, network, objective)
+    encoder, dev = _encoder(settings, prepared), prepared.lists("dev")
+    score = make_score(network)
+    rows = settings.batch.size * _SCORED_AT_ONCE
+
+    def evaluate(params: Any) -> dict[str, float]:
+        if not len(dev):
+            return {}
+        scores = score_lists(score, params, network, dev, encoder, rows=rows)
+        return {"dev_ndcg@5": mean_ndcg(dev, encoder.corpus, scores)}
+
+    return evaluate
+
+
+def _language_evaluate(
+    settings: config.Train, prepared: Prepared, network: Network, objective: Objective
+) -> Evaluate:
+    size = settings.batch.size // settings.batch.accumulate
+    count = len(prepared.clicks("dev")) // size
+
+    @jax.jit
+    def loss(params: Any, batch: Batch) -> WeightedSum:
+        model = nnx.merge(network.graphdef, params)
+        return objective.parts(model, batch, None)["language"]
+
+    def evaluate(params: Any) -> dict[str, float]:
+        if not count:
+            return {}
+        batches = _texts(
+            settings,
+            prepared,
+            "dev",
+            batch=config.Batch(size=size),
+            seed=0,
+            share=pipeline.Share.of_this_process(),
+        )
+        parts = []
+        for _ in range(count):
+            micro = jax.tree.map(lambda leaf: leaf[0], next(batches))
+            parts.append(loss(params, device_batch(micro, network, leading=0)))
+        total = sum(parts[1:], start=parts[0])
+        return {"dev_language": float(total.mean())}
+
+    return evaluate
