@@ -16,20 +16,22 @@ def next_token(
 ) -> WeightedSum:
     """Cross-entropy of tokens given those before them. Unit of weight: token.
 
-    Definition: l = sum over t with where[t], t > 0, of
+    Definition: l = sum over t > 0 with where[t] of
         logsumexp(logits[t - 1]) - logits[t - 1, tokens[t]]
 
     Args:
       logits: [*B, T, V], of the token after each position.
-      tokens: [*B, T] int, the text.
-      where: [*B, T] bool, True for the tokens to predict. The first of a row has nothing
-        before it and never counts.
-    Returns: WeightedSum of float32 scalars: total over valid tokens, weight = their number.
+      tokens: [*B, T] int, the text, not shifted.
+      where: [*B, T] bool, True for the tokens to predict. The first of a row has
+        nothing before it and never counts.
+    Returns: WeightedSum of float32 scalars: total over valid tokens, weight = their
+        number.
     Raises: AssertionError when shapes differ (while tracing).
-    Properties: unchanged when a constant is added to all logits of a position.
+    Properties: unchanged when a constant is added to all logits of a position. The
+        logits are neither sliced nor normalised, which would cost a copy of them each.
     Gradients: finite for every `where`, all False included.
-    Reference: DisRanker (arXiv 2411.04539), continued pre-training, as reported: negative
-        log-likelihood of title and summary given the query.
+    Reference: DisRanker (arXiv 2411.04539), continued pre-training, as reported:
+        negative log-likelihood of title and summary given the query.
     Example: a uniform guess among two tokens costs ln 2.
         >>> import jax.numpy as jnp
         >>> tokens = jnp.array([0, 1])
@@ -39,8 +41,8 @@ def next_token(
     """
     chex.assert_equal_shape([tokens, where])
     chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
-    logits = logits[..., :-1, :].astype(jnp.float32)
-    targets = tokens[..., 1:]
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    losses = jax.nn.logsumexp(logits, axis=-1) - chosen  # [*B, T - 1]
-    return weighted_sum(losses, where[..., 1:])
+    following = jnp.roll(tokens, -1, axis=-1)
+    where = jnp.roll(where, -1, axis=-1).at[..., -1].set(False)
+    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+    log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)  # [*B, T]
+    return weighted_sum(log_z - chosen.astype(jnp.float32), where)
