@@ -272,12 +272,52 @@ class Language:
     """Next-token cross-entropy on the clicked title and summary."""
 
 
+RankLoss = Literal[
+    "softmax",
+    "list_mle",
+    "position_aware_list_mle",
+    "approx_ndcg",
+    "lambda_loss",
+    "ranknet",
+    "hinge",
+    "mse",
+    "sigmoid_cross_entropy",
+    "ordinal",
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """A rank loss over the judged documents of a query."""
+    """Rank losses over the judged documents of a query, each times its weight."""
 
-    loss: Literal["softmax", "ranknet", "hinge"] = "softmax"  # listwise or pairwise
-    margin: float = 1.0  # score units, of the hinge loss
+    loss: tuple[RankLoss, ...] = ("softmax",)  # several are added up
+    loss_weights: tuple[float, ...] = ()  # of each loss; empty: 1 each
+    pair_weights: Literal["equal", "grade_difference", "delta_ndcg"] = (
+        "equal"  # of ranknet's and hinge's pairs; delta_ndcg makes ranknet LambdaRank
+    )
+    margin: float = 1.0  # score units, of hinge
+    temperature: float = 0.1  # score units, of approx_ndcg
+    mu: float = 10.0  # weight of lambda_loss's second term
+    highest_grade: float = 1.0  # certainly relevant, of sigmoid_cross_entropy
+    thresholds: tuple[float, ...] = (0.5, 1.5, 2.5, 3.5)  # between grades, of ordinal
+
+    def __post_init__(self):
+        _check_mixture(self.loss, self.loss_weights, "objective.loss")
+        _require(bool(self.loss), "objective.loss names no loss; name at least one")
+        _positive(self, "temperature", "highest_grade")
+        _require(
+            list(self.thresholds) == sorted(self.thresholds) and bool(self.thresholds),
+            f"objective.thresholds must rise, found {self.thresholds}",
+        )
+
+
+DistillationLoss = Literal[
+    "margin_mse_positive_negative",
+    "margin_mse_reference",
+    "listwise_kl",
+    "ranknet_on_teacher_order",
+    "adr_mse",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,17 +325,45 @@ class Distillation:
     """alpha * point-wise MSE + beta * margin MSE, against the teacher's scores."""
 
     alpha: float = 1.0  # weight of the point-wise term; 0: without it
-    beta: float = 1.0  # weight of the margin term; 0: without it
-    target_scale: Literal["raw", "list", "data"] = (
-        "data"  # standardised per list or set
+    beta: float = 1.0  # weight of the margin term over all pairs; 0: without it
+    loss: tuple[DistillationLoss, ...] = ()  # further losses, added to the two
+    loss_weights: tuple[float, ...] = ()  # of each further loss; empty: 1 each
+    temperature: float = 1.0  # score units, of listwise_kl and adr_mse
+    target_scale: Literal["raw", "list", "data", "labels"] = (
+        "data"  # standardised per list or set, or fitted to the grades of train
     )
 
     def __post_init__(self):
+        _check_mixture(self.loss, self.loss_weights, "objective.loss")
         _require(
-            self.alpha >= 0 and self.beta >= 0 and self.alpha + self.beta > 0,
-            "objective.alpha and objective.beta must be 0 or more and not both 0, "
-            f"found {self.alpha} and {self.beta}",
+            self.alpha >= 0 and self.beta >= 0,
+            "objective.alpha and objective.beta must be 0 or more, found "
+            f"{self.alpha} and {self.beta}",
         )
+        _require(
+            self.alpha + self.beta > 0 or bool(self.loss),
+            "objective.alpha and objective.beta are both 0 and objective.loss names no "
+            "other loss: there is nothing to minimise",
+        )
+        _positive(self, "temperature")
+
+
+def _check_mixture(
+    losses: tuple[str, ...], weights: tuple[float, ...], name: str
+) -> None:
+    _require(
+        len(set(losses)) == len(losses),
+        f"{name} names a loss twice, found {losses}; give it one weight",
+    )
+    _require(
+        not weights or len(weights) == len(losses),
+        f"{name}_weights has {len(weights)} weights for the {len(losses)} losses of "
+        f"{name}; give one each, or none for 1 each",
+    )
+    _require(
+        all(weight > 0 for weight in weights),
+        f"{name}_weights must be above 0, found {weights}",
+    )
 
 
 Objective = Language | Rank | Distillation
@@ -456,8 +524,9 @@ class Pipeline:
 
         teacher: dict[str, Any] = dict(model=self.teacher, objective=self.rank)
         student: dict[str, Any] = dict(model=self.student, scores="scores")
-        point = dataclasses.replace(self.distillation, alpha=1.0, beta=0.0)
-        margin = dataclasses.replace(self.distillation, alpha=0.0, beta=1.0)
+        alone: dict[str, Any] = dict(loss=(), loss_weights=())
+        point = dataclasses.replace(self.distillation, alpha=1.0, beta=0.0, **alone)
+        margin = dataclasses.replace(self.distillation, alpha=0.0, beta=1.0, **alone)
         stages: dict[str, Stage] = {
             "cpt": train("cpt", self.cpt, model=self.teacher, objective=Language()),
             "sft": train("sft", self.sft, parent="cpt", **teacher),

@@ -26,7 +26,7 @@ def test_overrides_are_typed():
         "--config.data.on_error=skip",
     )
     assert settings.optim.learning_rate == 3e-5
-    assert settings.objective == config.Rank(loss="hinge")
+    assert settings.objective == config.Rank(loss=("hinge",))
     assert settings.data.on_error == "skip"
 
 
@@ -130,7 +130,7 @@ def test_pipeline_variants_differ_in_one_thing():
     ("make", "message"),
     [
         (lambda: config.Mesh(data=0), "mesh.data"),
-        (lambda: config.Distillation(alpha=0, beta=0), "not both 0"),
+        (lambda: config.Distillation(alpha=0, beta=0), "nothing to minimise"),
         (lambda: config.Batch(size=10, accumulate=3), "10 .* 3"),
         (lambda: config.Text(teacher_length=2), "teacher_length"),
         (lambda: config.ClickRules(dev_fraction=1.0), "dev_fraction"),

@@ -123,7 +123,7 @@ def test_same_parameters_on_every_mesh():
 OBJECTIVES = {
     "language": (DECODER, config.Language()),
     "softmax": (DECODER, config.Rank()),
-    "hinge": (ENCODER, config.Rank(loss="hinge")),
+    "hinge": (ENCODER, config.Rank(loss=("hinge",))),
     "hybrid": (ENCODER, config.Distillation(target_scale="list")),
 }
 

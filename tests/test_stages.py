@@ -7,6 +7,7 @@ import shutil
 
 import jax
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,6 +16,7 @@ from ranker.data.prepare import prepare
 from ranker.data.records import DataError
 from ranker.training.evaluation import evaluate
 from ranker.training.exporting import export
+from ranker.training.inputs import scored_lists
 from ranker.training.loop import train
 from ranker.training.teacher import score
 from ranker.training.trained import load_trained
@@ -184,6 +186,47 @@ def test_an_unknown_measure_is_found_before_any_work(tmp_path):
     with pytest.raises(config.ConfigError, match="'NDGC@5'; did you mean NDCG@k"):
         run._call()(tiny(measures=("NDGC@5",)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scale", ["raw", "data", "labels"])
+def test_targets_are_the_teachers_scores_on_the_scale_asked_for(workdir, scale):
+    stage = stages()["distill"]
+    objective = config.Distillation(target_scale=scale)
+    stage = dataclasses.replace(stage, objective=objective)
+    prepared = prepare(tiny().data, tiny().text, workdir)
+    lists, targets = scored_lists(stage, prepared, workdir)
+    files = [
+        pq.read_table(workdir / "scores" / f"{split}.parquet")["score"].to_numpy()
+        for split in ("train", "unlabelled")
+    ]
+    raw, found = np.concatenate(files), np.concatenate(targets)
+    assert len(lists) == len(targets)
+    if scale == "raw":
+        np.testing.assert_array_equal(found, raw)
+    elif scale == "data":
+        np.testing.assert_allclose(found, (raw - raw.mean()) / raw.std(), atol=1e-4)
+    else:
+        train_lists = prepared.lists("train")
+        grades = [train_lists[i].labels for i in range(len(train_lists))]
+        line = np.polyfit(files[0], np.concatenate(grades), 1)
+        np.testing.assert_allclose(found, np.polyval(line, raw), rtol=1e-3, atol=1e-3)
+
+
+def test_a_scale_that_cannot_be_fitted_is_refused(workdir, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    path = copy / "scores" / "train.parquet"
+    table = pq.read_table(path)
+    at = table.schema.get_field_index("score")
+    equal = pa.array(np.ones(len(table), np.float32))
+    pq.write_table(table.set_column(at, "score", equal), path)
+    stage = dataclasses.replace(
+        stages()["distill"],
+        name="x",
+        objective=config.Distillation(target_scale="labels"),
+    )
+    with pytest.raises(config.ConfigError, match="slope 0,.*another scale"):
+        train(stage, copy)
 
 
 def test_dev_is_measured(workdir):

@@ -7,7 +7,7 @@ training/objectives.py. No gradient flows into a teacher.
 import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from ranker.losses import lists, pairwise, pointwise
 from ranker.losses.reduction import WeightedSum, weighted_sum
@@ -127,23 +127,6 @@ def margin_mse_positive_negative(
     return weighted_sum(lists.differences(errors) ** 2, chosen)
 
 
-def sample_references(
-    key: PRNGKeyArray, *, where: Bool[Array, "*B L"]
-) -> Int[Array, "*B"]:
-    """One real document of each list, all equally likely, for `margin_mse_reference`.
-
-    Args:
-      key: PRNG key.
-      where: [*B, L] bool, True for real documents; a list without one gives any index.
-
-    >>> import jax
-    >>> where = jax.numpy.array([[False, True], [True, False]])
-    >>> sample_references(jax.random.key(0), where=where).tolist()
-    [1, 0]
-    """
-    return jnp.argmax(jnp.where(where, jax.random.uniform(key, where.shape), -1.0), -1)
-
-
 def margin_mse_reference(
     scores: Float[Array, "*B L"],
     targets: Float[Array, "*B L"],
@@ -160,7 +143,7 @@ def margin_mse_reference(
       scores: [*B, L], student scores, unbounded.
       targets: [*B, L], teacher scores; only their differences count.
       where: [*B, L] bool, True for real documents.
-      reference: [*B] int, index in its list; see `sample_references`. A list whose
+      reference: [*B] int, index in its list, drawn at random. A list whose
         reference is not a real document weighs 0.
     Returns: WeightedSum of float32 scalars: total over the other documents of each
         list, weight = their number.

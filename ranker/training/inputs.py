@@ -15,6 +15,7 @@ from ranker.data import pipeline
 from ranker.data.prepare import Prepared, length
 from ranker.data.scores import Joined, load_scores
 from ranker.losses.reduction import WeightedSum
+from ranker.metrics.agreement import fit_affine
 from ranker.training.evaluation import mean_ndcg
 from ranker.training.objectives import Objective
 from ranker.training.scoring import device_batch, make_score, score_lists
@@ -91,10 +92,48 @@ def scored_lists(
     ]
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
-    if objective.target_scale == "data":
-        mean, std = account.facts["mean"], max(account.facts["std"], 1e-6)
-        targets = [((scores - mean) / std).astype(np.float32) for scores in targets]
+    scale, shift = _target_scale(objective, account, prepared, splits, targets)
+    targets = [(scores * scale + shift).astype(np.float32) for scores in targets]
     return Joined(lists), targets
+
+
+def _target_scale(
+    objective: config.Distillation,
+    account: manifest.Manifest,
+    prepared: Prepared,
+    splits: list[str],
+    targets: list[np.ndarray],
+) -> tuple[float, float]:
+    """(scale, shift) that takes raw teacher scores to what the student learns.
+
+    Raises:
+      ConfigError: for `labels`, when no judged list was scored, or all its scores or
+        grades are equal.
+    """
+    if objective.target_scale == "data":
+        std = max(account.facts["std"], 1e-6)
+        return 1 / std, -account.facts["mean"] / std
+    if objective.target_scale == "labels":
+        if "train" not in splits:
+            raise config.ConfigError(
+                "objective.target_scale=labels fits the teacher's scores to the grades "
+                f"of the split 'train', and the teacher scored {splits}; score 'train' "
+                "too (Score.splits), or choose another scale"
+            )
+        before = sum(len(prepared.lists(s)) for s in splits[: splits.index("train")])
+        train = prepared.lists("train")
+        grades = np.concatenate([train[i].labels for i in range(len(train))])
+        scores = np.concatenate(targets[before : before + len(train)])
+        slope, intercept = fit_affine(scores, grades)
+        if not slope > 0:
+            raise config.ConfigError(
+                "objective.target_scale=labels: the line through the teacher's scores "
+                f"and the grades of 'train' has the slope {slope:.3g}, so higher "
+                "scores do not mean higher grades; choose another scale, or a better "
+                "teacher"
+            )
+        return slope, intercept
+    return 1.0, 0.0
 
 
 def make_evaluate(

@@ -6,8 +6,7 @@ zero.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from flax import nnx
@@ -15,11 +14,12 @@ from jaxtyping import Array, Float
 
 from ranker import config
 from ranker.batch import Batch
-from ranker.losses import distillation, language, listwise, pairwise
+from ranker.losses import distillation, language, listwise, pairwise, pointwise
 from ranker.losses.reduction import WeightedSum
 from ranker.models.build import Head
 
 Parts = dict[str, WeightedSum]
+Scores = Float[Array, "B L"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def _language(settings: config.Language, groups: int) -> Objective:
 
 
 def _ranking(
-    losses: Callable[[Float[Array, "B L"], Batch], Parts],
+    losses: Callable[[Scores, Batch], Parts],
     coefficients: dict[str, float],
     groups: int,
 ) -> Objective:
@@ -68,46 +68,110 @@ def _ranking(
         return losses(scores, batch)
 
     def weights(batch: Batch) -> dict[str, Array]:
-        return {
-            name: part.weight
-            for name, part in losses(jnp.zeros_like(batch.labels), batch).items()
-        }
+        parts = losses(jnp.zeros_like(batch.labels), batch)
+        return {name: part.weight for name, part in parts.items()}
 
     return Objective(parts, weights, coefficients, "score")
 
 
+PAIR_WEIGHTS: dict[str, pairwise.PairWeights] = {
+    "equal": pairwise.equal_weights,
+    "grade_difference": pairwise.grade_difference,
+    "delta_ndcg": pairwise.delta_ndcg,
+}
+
+# A loss by its name in a config: (settings c, scores s, batch b) -> WeightedSum.
+RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
+    "softmax": lambda c, s, b: listwise.softmax(s, b.labels, where=b.where),
+    "list_mle": lambda c, s, b: listwise.list_mle(s, b.labels, where=b.where),
+    "position_aware_list_mle": lambda c, s, b: listwise.position_aware_list_mle(
+        s, b.labels, where=b.where
+    ),
+    "approx_ndcg": lambda c, s, b: listwise.approx_ndcg(
+        s, b.labels, where=b.where, temperature=c.temperature
+    ),
+    "lambda_loss": lambda c, s, b: listwise.lambda_loss(
+        s, b.labels, where=b.where, mu=c.mu
+    ),
+    "ranknet": lambda c, s, b: pairwise.ranknet(
+        s, b.labels, where=b.where, pair_weights=PAIR_WEIGHTS[c.pair_weights]
+    ),
+    "hinge": lambda c, s, b: pairwise.hinge(
+        s,
+        b.labels,
+        where=b.where,
+        margin=c.margin,
+        pair_weights=PAIR_WEIGHTS[c.pair_weights],
+    ),
+    "mse": lambda c, s, b: pointwise.mse(s, b.labels, where=b.where),
+    "sigmoid_cross_entropy": lambda c, s, b: pointwise.sigmoid_cross_entropy(
+        s, b.labels, where=b.where, highest=c.highest_grade
+    ),
+    "ordinal": lambda c, s, b: pointwise.ordinal(
+        s, b.labels, where=b.where, thresholds=c.thresholds
+    ),
+}
+
+DISTILLATION_LOSSES: dict[
+    str, Callable[[config.Distillation, Scores, Batch], WeightedSum]
+] = {
+    "point_mse": lambda c, s, b: distillation.point_mse(s, b.targets, where=b.where),
+    "margin_mse": lambda c, s, b: distillation.margin_mse(s, b.targets, where=b.where),
+    "margin_mse_positive_negative": (
+        lambda c, s, b: distillation.margin_mse_positive_negative(
+            s, b.targets, where=b.where, labels=b.labels
+        )
+    ),
+    "margin_mse_reference": lambda c, s, b: distillation.margin_mse_reference(
+        # The first real document of a list is a random one: lists come shuffled.
+        s,
+        b.targets,
+        where=b.where,
+        reference=jnp.argmax(b.where, axis=-1),
+    ),
+    "listwise_kl": lambda c, s, b: distillation.listwise_kl(
+        s, b.targets, where=b.where, temperature=c.temperature
+    ),
+    "ranknet_on_teacher_order": lambda c, s, b: distillation.ranknet_on_teacher_order(
+        s, b.targets, where=b.where
+    ),
+    "adr_mse": lambda c, s, b: distillation.adr_mse(
+        s, b.targets, where=b.where, temperature=c.temperature
+    ),
+}
+
+
 def _rank(settings: config.Rank, groups: int) -> Objective:
-    loss = {
-        "softmax": listwise.softmax,
-        "ranknet": pairwise.ranknet,
-        "hinge": partial(pairwise.hinge, margin=settings.margin),
-    }[settings.loss]
+    def losses(scores: Scores, batch: Batch) -> Parts:
+        return {
+            name: RANK_LOSSES[name](settings, scores, batch) for name in settings.loss
+        }
 
-    def losses(scores, batch: Batch) -> Parts:
-        return {settings.loss: loss(scores, batch.labels, where=batch.where)}
-
-    return _ranking(losses, {settings.loss: 1.0}, groups)
+    return _ranking(losses, _mixture(settings), groups)
 
 
 def _distillation(settings: config.Distillation, groups: int) -> Objective:
-    coefficients = {"point_mse": settings.alpha, "margin_mse": settings.beta}
-    functions = {
-        "point_mse": distillation.point_mse,
-        "margin_mse": distillation.margin_mse,
+    coefficients = {
+        "point_mse": settings.alpha,
+        "margin_mse": settings.beta,
+        **_mixture(settings),
     }
+    used = {name: value for name, value in coefficients.items() if value}
 
-    def losses(scores, batch: Batch) -> Parts:
-        targets = batch.targets
+    def losses(scores: Scores, batch: Batch) -> Parts:
         if settings.target_scale == "list":
-            targets = distillation.standardise(targets, where=batch.where)
+            targets = distillation.standardise(batch.targets, where=batch.where)
+            batch = replace(batch, targets=targets)
         return {
-            name: function(scores, targets, where=batch.where)
-            for name, function in functions.items()
-            if coefficients[name]
+            name: DISTILLATION_LOSSES[name](settings, scores, batch) for name in used
         }
 
-    used = {name: value for name, value in coefficients.items() if value}
     return _ranking(losses, used, groups)
+
+
+def _mixture(settings: config.Rank | config.Distillation) -> dict[str, float]:
+    weights = settings.loss_weights or (1.0,) * len(settings.loss)
+    return dict(zip(settings.loss, weights, strict=True))
 
 
 OBJECTIVES: dict[type, Callable[..., Objective]] = {

@@ -1,0 +1,123 @@
+"""How far a student orders and scores documents as its teacher does; float64, numpy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+Scores = Float[np.ndarray, " L"]
+
+_AT_AN_END = 1e-3  # of the range; scores this near to the lowest or highest are clipped
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores of a student beside a teacher's, of the documents of many lists.
+
+    Correlations are means over the lists in which both have two different scores; NaN
+    without such a list.
+    """
+
+    lists: int
+    documents: int
+    kendall: float  # tau-b, which corrects for ties
+    spearman: float  # rank correlation, equal scores at their mean rank
+    slope: float  # of the least-squares line student = slope * teacher + intercept
+    intercept: float  # score units of the student
+    r_squared: float  # share of the student's variance that the line explains
+    teacher_ties: float  # share of the pairs of a list with equal teacher scores
+    student_ties: float  # share of the pairs of a list with equal student scores
+    teacher_saturation: float  # share of scores at an end of their range, beyond two
+    student_saturation: float  # share of scores at an end of their range, beyond two
+
+
+def agreement(teacher: Sequence[Scores], student: Sequence[Scores]) -> Agreement:
+    """Compares two models that scored the same lists.
+
+    Args:
+      teacher: scores of each list's documents.
+      student: scores of the same documents in the same order.
+
+    Raises:
+      ValueError: when the lists differ in number or length, or hold no document.
+    """
+    if [len(one) for one in teacher] != [len(one) for one in student]:
+        raise ValueError("teacher and student have not scored the same lists")
+    if not sum(len(one) for one in teacher):
+        raise ValueError("there is no document to compare teacher and student on")
+    pairs = [
+        (np.asarray(t, np.float64), np.asarray(s, np.float64))
+        for t, s in zip(teacher, student, strict=True)
+    ]
+    ordered = [(t, s) for t, s in pairs if np.ptp(t) > 0 and np.ptp(s) > 0]
+    all_t = np.concatenate([t for t, _ in pairs])
+    all_s = np.concatenate([s for _, s in pairs])
+    slope, intercept = fit_affine(all_t, all_s)
+    return Agreement(
+        lists=len(pairs),
+        documents=len(all_t),
+        kendall=_mean([_statistic(stats.kendalltau(t, s)) for t, s in ordered]),
+        spearman=_mean([_statistic(stats.spearmanr(t, s)) for t, s in ordered]),
+        slope=slope,
+        intercept=intercept,
+        r_squared=_r_squared(all_s, slope * all_t + intercept),
+        teacher_ties=_ties([t for t, _ in pairs]),
+        student_ties=_ties([s for _, s in pairs]),
+        teacher_saturation=saturation(all_t),
+        student_saturation=saturation(all_s),
+    )
+
+
+def fit_affine(x: Scores, y: Scores) -> tuple[float, float]:
+    """Least squares of y = slope * x + intercept; slope 0 where all x are equal.
+
+    >>> fit_affine(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0]))
+    (2.0, 1.0)
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    centred = x - x.mean()
+    variance = float(np.mean(centred**2))
+    slope = float(np.mean(centred * (y - y.mean()))) / variance if variance else 0.0
+    return slope, float(y.mean()) - slope * float(x.mean())
+
+
+def saturation(scores: Scores) -> float:
+    """Share of the scores within 0.1 % of the range from its ends, but for one at each.
+
+    Near 0 for raw scores; a sigmoid or a clip on the way heaps them up at the ends.
+
+    >>> saturation(np.array([0.0, 0.0, 0.0, 0.4, 1.0]))
+    0.4
+    """
+    scores = np.asarray(scores, np.float64)
+    span = np.ptp(scores)
+    if span == 0:
+        return 1.0 if len(scores) > 1 else 0.0
+    low = scores <= scores.min() + _AT_AN_END * span
+    high = scores >= scores.max() - _AT_AN_END * span
+    return float(low.sum() + high.sum() - 2) / len(scores)
+
+
+def _r_squared(y: Scores, line: Scores) -> float:
+    variance = float(np.sum((y - y.mean()) ** 2))
+    return 1 - float(np.sum((y - line) ** 2)) / variance if variance else float("nan")
+
+
+def _ties(lists: Sequence[Scores]) -> float:
+    tied = total = 0
+    for scores in lists:
+        counts = np.unique(scores, return_counts=True)[1]
+        tied += int(np.sum(counts * (counts - 1)) // 2)
+        total += len(scores) * (len(scores) - 1) // 2
+    return tied / total if total else 0.0
+
+
+def _statistic(result: Any) -> float:  # scipy's results have no types
+    return float(result.statistic)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")

@@ -1,0 +1,201 @@
+"""Losses by their names in a config, mixed with weights."""
+
+import dataclasses
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ranker import config
+from ranker.batch import Batch
+from ranker.losses import distillation, listwise, pairwise, pointwise
+from ranker.training import objectives
+
+_LISTS, _SIZE = 4, 5
+
+
+def _batch():
+    """Lists of 5, 4, 3 and 2 graded documents that a teacher has scored."""
+    generator = np.random.default_rng(0)
+    shape = (_LISTS, _SIZE)
+    nothing = jnp.zeros((1, 1), jnp.int32)
+    return Batch(
+        tokens=nothing,
+        segments=nothing,
+        positions=nothing,
+        types=nothing,
+        loss_mask=nothing > 0,
+        score_index=jnp.zeros(shape, jnp.int32),
+        labels=jnp.asarray(generator.integers(0, 4, shape), jnp.float32),
+        targets=jnp.asarray(generator.normal(size=shape) * 3, jnp.float32),
+        where=jnp.asarray(np.arange(_SIZE) < _SIZE - np.arange(_LISTS)[:, None]),
+    )
+
+
+SCORES = jnp.asarray(np.random.default_rng(1).normal(size=(_LISTS, _SIZE)), jnp.float32)
+
+
+def _parts(settings, batch):
+    made = objectives.make_objective(settings, groups=1)
+    return made, made.parts(lambda *_, **__: SCORES, batch, None)
+
+
+def _settings(name):
+    if name in typing.get_args(config.RankLoss):
+        return config.Rank(loss=(name,), thresholds=(0.5, 1.5), highest_grade=3.0)
+    if name == "point_mse":
+        return config.Distillation(alpha=1, beta=0)
+    if name == "margin_mse":
+        return config.Distillation(alpha=0, beta=1)
+    return config.Distillation(alpha=0, beta=0, loss=(name,), temperature=2.0)
+
+
+ALL = [*objectives.RANK_LOSSES, *objectives.DISTILLATION_LOSSES]
+
+
+def test_the_config_names_the_losses_there_are():
+    assert list(typing.get_args(config.RankLoss)) == list(objectives.RANK_LOSSES)
+    assert ["point_mse", "margin_mse", *typing.get_args(config.DistillationLoss)] == (
+        list(objectives.DISTILLATION_LOSSES)
+    )
+    [pair_weights] = [
+        one.type
+        for one in dataclasses.fields(config.Rank)
+        if one.name == "pair_weights"
+    ]
+    assert list(typing.get_args(pair_weights)) == list(objectives.PAIR_WEIGHTS)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_named_loss_has_a_gradient_and_a_weight_of_the_batch_alone(name):
+    batch = _batch()
+    made, parts = _parts(_settings(name), batch)
+    assert list(parts) == list(made.coefficients) == [name]
+    assert float(parts[name].weight) == float(made.weights(batch)[name]) > 0
+
+    def mean(scores):
+        return made.parts(lambda *_, **__: scores, batch, None)[name].mean()
+
+    gradient = jax.grad(mean)(SCORES)
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-4
+    assert (np.asarray(gradient)[~np.asarray(batch.where)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "direct"),
+    [
+        (
+            config.Rank(loss=("ranknet",), pair_weights="delta_ndcg"),
+            lambda b: pairwise.ranknet(
+                SCORES, b.labels, where=b.where, pair_weights=pairwise.delta_ndcg
+            ),
+        ),
+        (
+            config.Rank(loss=("hinge",), margin=2.5, pair_weights="grade_difference"),
+            lambda b: pairwise.hinge(
+                SCORES,
+                b.labels,
+                where=b.where,
+                margin=2.5,
+                pair_weights=pairwise.grade_difference,
+            ),
+        ),
+        (
+            config.Rank(loss=("approx_ndcg",), temperature=0.5),
+            lambda b: listwise.approx_ndcg(
+                SCORES, b.labels, where=b.where, temperature=0.5
+            ),
+        ),
+        (
+            config.Rank(loss=("lambda_loss",), mu=3.0),
+            lambda b: listwise.lambda_loss(SCORES, b.labels, where=b.where, mu=3.0),
+        ),
+        (
+            config.Rank(loss=("ordinal",), thresholds=(0.0, 2.0)),
+            lambda b: pointwise.ordinal(
+                SCORES, b.labels, where=b.where, thresholds=(0.0, 2.0)
+            ),
+        ),
+        (
+            config.Rank(loss=("sigmoid_cross_entropy",), highest_grade=3.0),
+            lambda b: pointwise.sigmoid_cross_entropy(
+                SCORES, b.labels, where=b.where, highest=3.0
+            ),
+        ),
+        (
+            config.Distillation(
+                alpha=0, beta=0, loss=("listwise_kl",), temperature=4.0
+            ),
+            lambda b: distillation.listwise_kl(
+                SCORES, b.targets, where=b.where, temperature=4.0
+            ),
+        ),
+        (
+            config.Distillation(
+                alpha=0, beta=0, loss=("margin_mse_positive_negative",)
+            ),
+            lambda b: distillation.margin_mse_positive_negative(
+                SCORES, b.targets, where=b.where, labels=b.labels
+            ),
+        ),
+        (
+            config.Distillation(alpha=0, beta=0, loss=("margin_mse_reference",)),
+            lambda b: distillation.margin_mse_reference(
+                SCORES,
+                b.targets,
+                where=b.where,
+                reference=jnp.zeros(_LISTS, jnp.int32),
+            ),
+        ),
+        (
+            config.Distillation(alpha=1, beta=0, target_scale="list"),
+            lambda b: distillation.point_mse(
+                SCORES,
+                distillation.standardise(b.targets, where=b.where),
+                where=b.where,
+            ),
+        ),
+    ],
+    ids=lambda one: ",".join(one.loss) if isinstance(one, config.Rank) else "",
+)
+def test_settings_reach_the_loss(settings, direct):
+    batch = _batch()
+    _, parts = _parts(settings, batch)
+    [part] = parts.values()
+    expected = direct(batch)
+    np.testing.assert_allclose(part.total, expected.total, rtol=1e-6)
+    assert float(part.weight) == float(expected.weight)
+
+
+def test_losses_mix_with_weights():
+    settings = config.Rank(loss=("softmax", "ranknet"), loss_weights=(0.5, 2.0))
+    made, parts = _parts(settings, _batch())
+    assert made.coefficients == {"softmax": 0.5, "ranknet": 2.0}
+    assert list(parts) == ["softmax", "ranknet"]
+    hybrid = config.Distillation(alpha=0.3, beta=0.7, loss=("listwise_kl",))
+    made, parts = _parts(hybrid, _batch())
+    assert made.coefficients == {"point_mse": 0.3, "margin_mse": 0.7, "listwise_kl": 1}
+    assert list(parts) == list(made.coefficients)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: config.Rank(loss=()), "names no loss"),
+        (lambda: config.Rank(loss=("mse", "mse")), "names a loss twice"),
+        (
+            lambda: config.Rank(loss=("mse",), loss_weights=(1.0, 2.0)),
+            "2 weights for the 1 losses",
+        ),
+        (lambda: config.Rank(loss_weights=(0.0,)), "must be above 0"),
+        (lambda: config.Rank(thresholds=(1.0, 0.5)), "must rise"),
+        (lambda: config.Distillation(alpha=0, beta=0), "nothing to minimise"),
+        (lambda: config.Distillation(alpha=-1), "must be 0 or more"),
+        (lambda: config.Distillation(temperature=0), "must be above 0"),
+    ],
+)
+def test_a_mixture_that_cannot_work_is_refused(make, message):
+    with pytest.raises(config.ConfigError, match=message):
+        make()
