@@ -22,6 +22,7 @@ def get_config(variant: str = "") -> config.Train:
             head_dim=32,
             mlp_dim=384,
         ),
+        role="teacher",
         objective=config.Language(),
         optim=config.Optim(learning_rate=2e-3, warmup=min(50, steps // 2)),
         batch=config.Batch(size=64),

@@ -17,6 +17,7 @@ def get_config(variant: str = "") -> config.Train:
         scores="scores",
         text=config.Text(teacher_length=32, student_length=24),
         model=config.Encoder(num_layers=2, embed_dim=128, num_heads=4, mlp_dim=512),
+        role="student",
         objective=config.Distillation(alpha=1.0, beta=1.0),
         optim=config.Optim(learning_rate=1e-3, warmup=min(50, steps // 2)),
         batch=config.Batch(size=8, list_size=8),

@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> config.Train:
             head_dim=32,
             mlp_dim=384,
         ),
+        role="teacher",
         objective=config.Rank(loss=("softmax",)),
         optim=config.Optim(learning_rate=5e-4, warmup=min(50, steps // 2)),
         batch=config.Batch(size=8, list_size=12),

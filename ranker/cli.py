@@ -55,6 +55,7 @@ def _is_ours(error: BaseException) -> bool:
     """True for errors whose message is a sentence for the user."""
     from ranker.data.records import DataError
     from ranker.manifest import StageError
+    from ranker.models.families import ModelError
 
-    ours = (config.ConfigError, DataError, StageError, FloatingPointError)
+    ours = (config.ConfigError, DataError, StageError, ModelError, FloatingPointError)
     return isinstance(error, ours)

@@ -118,12 +118,18 @@ class Data:
         _positive(self, "candidates")
 
 
+Role = Literal["teacher", "student"]
+Template = Literal["prompt", "pair", "qwen3_reranker", "bge_reranker_gemma"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """Tokenizers and lengths; teacher and student never share a vocabulary."""
+    """How teacher and student read text; they never share a vocabulary."""
 
-    teacher_tokenizer: str = ""  # Hugging Face folder; empty: a trained BPE
-    student_tokenizer: str = ""  # Hugging Face folder; empty: a trained WordPiece
+    teacher_tokenizer: str = ""  # Hugging Face folder or hub name; empty: trained
+    student_tokenizer: str = ""  # Hugging Face folder or hub name; empty: trained
+    teacher_template: Template = "prompt"  # pair for an encoder; see data/text.py
+    student_template: Template = "pair"  # words around query and document
     teacher_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     teacher_length: int = 64  # tokens a row, the end token included
@@ -136,15 +142,49 @@ class Text:
                 f"text.{name} must be at least 8 tokens, found {getattr(self, name)}",
             )
 
+    def of(self, role: Role, name: str) -> Any:
+        """The field `name` of the teacher or the student, such as "length"."""
+        return getattr(self, f"{role}_{name}")
+
 
 # --- models ---------------------------------------------------------------------------
 
 DType = Literal["float32", "bfloat16"]
+DecoderFamily = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"
+]
+EncoderFamily = Literal["bert", "roberta", "xlm-roberta", "electra", "modernbert"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope:
+    """Rotary positions, and how a model that saw short texts reads longer ones."""
+
+    theta: float = 10000.0  # base of the wavelengths
+    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"  # of wavelengths
+    factor: float = 1.0  # by which texts may be longer than those trained on
+    original_length: int = 0  # tokens, of the texts trained on (llama3, yarn)
+    low_frequency: float = 1.0  # waves a text; those below are stretched (llama3)
+    high_frequency: float = 4.0  # waves a text; those above are left alone (llama3)
+    beta_fast: float = 32.0  # waves a text; those above are left alone (yarn)
+    beta_slow: float = 1.0  # waves a text; those below are stretched (yarn)
+    attention_factor: float = 1.0  # on queries and keys (yarn)
+
+    def __post_init__(self):
+        _positive(self, "theta", "factor", "attention_factor")
+        _require(
+            self.scaling in ("none", "linear") or self.original_length > 0,
+            f"rope.scaling {self.scaling!r} needs rope.original_length, in tokens",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder:
-    """A Llama-style causal transformer: RMSNorm, rotary, grouped heads, SwiGLU."""
+    """A causal transformer: RMSNorm, rotary positions, grouped heads, gated MLP.
+
+    With the defaults it is Llama's; the other fields are what Mistral, Qwen and Gemma
+    do differently.
+    """
 
     num_layers: int  # layers
     embed_dim: int  # width of the residual stream
@@ -152,15 +192,27 @@ class Decoder:
     num_kv_heads: int  # key and value heads; divides num_heads
     head_dim: int  # width of a head
     mlp_dim: int  # width of the gated MLP
-    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    rope: Rope = field(default_factory=Rope)
     norm_eps: float = 1e-5  # added to the mean square
     tie_embeddings: bool = True  # the language-model head is the embedding, transposed
+    family: DecoderFamily = "llama"  # architecture that an export is written as
+    qkv_bias: bool = False  # biases of queries, keys and values
+    qk_norm: bool = False  # each query and key head is normalised
+    post_norms: bool = False  # what attention and MLP give is normalised too
+    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
+    embed_scale: float = 1.0  # factor on the embeddings
+    attention_scale: float = 0.0  # factor on attention logits; 0: head_dim ** -0.5
+    attention_cap: float = 0.0  # bound on attention logits, by tanh; 0: none
+    logit_cap: float = 0.0  # bound on language-model logits, by tanh; 0: none
+    window: int = 0  # tokens that a local layer sees, the current one included
+    local_layers: tuple[int, ...] = ()  # layers, from 0, that see a window only
+    local_rope_theta: float = 0.0  # of local layers, unscaled; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: bool = False  # recompute each layer in the backward pass to save memory
 
     def __post_init__(self):
         _positive(self, "num_layers", "embed_dim", "num_heads", "num_kv_heads")
-        _positive(self, "head_dim", "mlp_dim", "rope_theta", "norm_eps")
+        _positive(self, "head_dim", "mlp_dim", "norm_eps")
         _require(
             self.num_heads % self.num_kv_heads == 0,
             f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads "
@@ -170,26 +222,44 @@ class Decoder:
             self.head_dim % 2 == 0,
             f"model.head_dim must be even for rotary positions, found {self.head_dim}",
         )
+        _check_local(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A BERT-style bidirectional transformer with a pooler."""
+    """A bidirectional transformer with a pooler and a score.
+
+    With the defaults it is BERT; the other fields are what RoBERTa, ELECTRA and
+    ModernBERT do differently.
+    """
 
     num_layers: int  # layers
     embed_dim: int  # width of the residual stream
     num_heads: int  # heads; divides embed_dim
     mlp_dim: int  # width of the MLP
-    max_positions: int = 512  # learned positions; at least text.student_length
-    num_types: int = 2  # token types: 0 query, 1 document
+    max_positions: int = 512  # learned positions, at least text's length; 0: rotary
+    num_types: int = 2  # token types: 0 query, 1 document; 1 or 0: not told apart
     norm_eps: float = 1e-12  # added to the variance
     dropout: float = 0.0  # rate, while training
+    family: EncoderFamily = "bert"  # architecture that an export is written as
+    table_dim: int = 0  # width of the embeddings, projected; 0: embed_dim
+    bias: bool = True  # biases of dense layers and norms
+    pre_norm: bool = False  # attention and MLP read the normalised stream
+    first_norm: bool = True  # before the first attention too (pre_norm)
+    gated: bool = False  # the MLP has a gate
+    head_activation: Literal["tanh", "gelu"] = "tanh"  # between pooler and score
+    head_norm: bool = False  # between pooler and score
+    pooling: Literal["cls", "mean"] = "cls"  # first token, or mean over the text
+    window: int = 0  # tokens to either side that a local layer sees
+    local_layers: tuple[int, ...] = ()  # layers, from 0, that see a window only
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    local_rope_theta: float = 0.0  # of local layers; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: bool = False  # recompute each layer in the backward pass to save memory
 
     def __post_init__(self):
         _positive(self, "num_layers", "embed_dim", "num_heads", "mlp_dim")
-        _positive(self, "max_positions", "num_types", "norm_eps")
+        _positive(self, "norm_eps")
         _require(
             self.embed_dim % self.num_heads == 0,
             f"model.embed_dim {self.embed_dim} is not divisible by model.num_heads "
@@ -199,6 +269,7 @@ class Encoder:
             0 <= self.dropout < 1,
             f"model.dropout must be in [0, 1), found {self.dropout}",
         )
+        _check_local(self)
 
     @property
     def head_dim(self) -> int:
@@ -206,7 +277,45 @@ class Encoder:
         return self.embed_dim // self.num_heads
 
 
-Model = Decoder | Encoder
+def _check_local(model: Decoder | Encoder) -> None:
+    _require(
+        not model.local_layers or model.window > 0,
+        "model.local_layers names layers that see a window, and model.window is "
+        f"{model.window}; set it to a number of tokens",
+    )
+    wrong = [i for i in model.local_layers if not 0 <= i < model.num_layers]
+    _require(
+        not wrong,
+        f"model.local_layers names {wrong}, and the {model.num_layers} layers are 0 to "
+        f"{model.num_layers - 1}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A Hugging Face checkpoint: the model is what its config.json says."""
+
+    path: str  # folder, or name on the hub
+    revision: str = ""  # of a hub name: branch, tag or commit; empty: the newest
+    keep_layers: tuple[int, ...] = ()  # layers kept, from 0; empty: all
+    score_tokens: tuple[str, ...] = ()  # score: logit of the first less the second's
+    dropout: float = -1.0  # rate of an encoder while training; -1: the checkpoint's
+    dtype: DType = "float32"  # of the computation; parameters are float32
+    remat: bool = False  # recompute each layer in the backward pass to save memory
+
+    def __post_init__(self):
+        _require(bool(self.path), "model.path is empty; name a folder or a hub name")
+        _require(
+            len(self.score_tokens) <= 2,
+            f"model.score_tokens takes one or two tokens, found {self.score_tokens}",
+        )
+        _require(
+            list(self.keep_layers) == sorted(set(self.keep_layers)),
+            f"model.keep_layers must rise, found {self.keep_layers}",
+        )
+
+
+Model = Decoder | Encoder | Pretrained
 
 
 # --- training -------------------------------------------------------------------------
@@ -257,14 +366,15 @@ class Batch:
 class Loop:
     """How long to train, and what to do on the way."""
 
-    steps: int  # optimiser steps
+    steps: int  # optimiser steps; 0: the weights are taken over as they are
     log_every: int = 50  # steps
     eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
     save_every: int = 1000  # steps between checkpoints; one is always saved at the end
     keep: int = 2  # checkpoints kept, the newest
 
     def __post_init__(self):
-        _positive(self, "steps", "log_every", "save_every", "keep")
+        _require(self.steps >= 0, f"Loop.steps must be 0 or more, found {self.steps}")
+        _positive(self, "log_every", "save_every", "keep")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -389,6 +499,9 @@ class Train(Stage):
     parent: str = ""  # stage folder that the weights come from; empty: fresh weights
     model: Model
     objective: Objective
+    role: Literal["auto", "teacher", "student"] = (
+        "auto"  # whose tokenizer and template; auto: decoders are teachers
+    )
     scores: str = ""  # folder of teacher scores in the workdir (distillation)
     optim: Optim
     batch: Batch
@@ -404,15 +517,9 @@ class Train(Stage):
         )
         if isinstance(self.objective, Language):
             _require(
-                isinstance(self.model, Decoder),
+                not isinstance(self.model, Encoder),
                 f"stage {self.name!r}: the language objective needs a decoder, found "
                 "an encoder",
-            )
-        if isinstance(self.model, Encoder):
-            _require(
-                self.text.student_length <= self.model.max_positions,
-                f"text.student_length {self.text.student_length} is over "
-                f"model.max_positions {self.model.max_positions}",
             )
         _require(
             self.optim.warmup <= self.loop.steps,
@@ -457,9 +564,9 @@ class Evaluate(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Stage):
-    """Writes a trained student as a Hugging Face folder."""
+    """Writes a trained model as a Hugging Face folder."""
 
-    student: str = "distill"  # stage folder
+    stage: str = "distill"  # stage folder
     folder: str = "export"  # in the workdir
 
 
@@ -489,8 +596,8 @@ class Pipeline:
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
-    teacher: Decoder
-    student: Encoder
+    teacher: Model
+    student: Model
     cpt: Recipe
     sft: Recipe
     distill: Recipe
@@ -503,13 +610,19 @@ class Pipeline:
     rows: int = 128  # pairs a batch when scoring
     seed: int = 0  # of every stage
 
-    def stage(self, name: str) -> Stage:
-        """Config of the stage called `name`, as the entries take it."""
-        return self.stages()[name]
+    @property
+    def reading(self) -> Text:
+        """`text`, with the tokenizers of pretrained models where none is named."""
+        given: dict[str, Any] = {}
+        for role, model in (("teacher", self.teacher), ("student", self.student)):
+            name = f"{role}_tokenizer"
+            if isinstance(model, Pretrained) and not getattr(self.text, name):
+                given[name] = model.path
+        return dataclasses.replace(self.text, **given)
 
     def stages(self) -> dict[str, Stage]:
-        """Every stage in the order it runs."""
-        shared: dict[str, Any] = dict(data=self.data, text=self.text, mesh=self.mesh)
+        """Every stage in the order it runs; without cpt where that has no steps."""
+        shared: dict[str, Any] = dict(data=self.data, text=self.reading, mesh=self.mesh)
 
         def train(name: str, recipe: Recipe, **fields) -> Train:
             return Train(
@@ -522,21 +635,30 @@ class Pipeline:
                 **fields,
             )
 
-        teacher: dict[str, Any] = dict(model=self.teacher, objective=self.rank)
-        student: dict[str, Any] = dict(model=self.student, scores="scores")
+        teacher: dict[str, Any] = dict(
+            model=self.teacher, role="teacher", objective=self.rank
+        )
+        student: dict[str, Any] = dict(
+            model=self.student, role="student", scores="scores"
+        )
         alone: dict[str, Any] = dict(loss=(), loss_weights=())
         point = dataclasses.replace(self.distillation, alpha=1.0, beta=0.0, **alone)
         margin = dataclasses.replace(self.distillation, alpha=0.0, beta=1.0, **alone)
-        stages: dict[str, Stage] = {
-            "cpt": train("cpt", self.cpt, model=self.teacher, objective=Language()),
-            "sft": train("sft", self.sft, parent="cpt", **teacher),
-        }
+        stages: dict[str, Stage] = {}
+        if self.cpt.loop.steps:
+            language = {**teacher, "objective": Language()}
+            stages["cpt"] = train("cpt", self.cpt, **language)
+        stages["sft"] = train("sft", self.sft, parent="".join(stages), **teacher)
         if "sft_without_cpt" in self.compare:
             stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **teacher)
         stages["scores"] = Score(**shared, rows=self.rows)
         if "student_labels" in self.compare:
             stages["student_labels"] = train(
-                "student_labels", self.labels, model=self.student, objective=self.rank
+                "student_labels",
+                self.labels,
+                model=self.student,
+                role="student",
+                objective=self.rank,
             )
         if "student_point" in self.compare:
             stages["student_point"] = train(
@@ -627,17 +749,22 @@ def to_dict(config: Any) -> dict[str, Any]:
     return config
 
 
-def model_from_dict(fields: dict[str, Any]) -> Model:
+def model_from_dict(fields: dict[str, Any]) -> Decoder | Encoder:
     """The model config that `to_dict` wrote.
 
     Raises:
       ConfigError: when the class or a field is unknown to this version.
     """
-    classes = {"Decoder": Decoder, "Encoder": Encoder}
-    rest = dict(fields)
-    name = rest.pop("class", None)
+    classes = {"Decoder": Decoder, "Encoder": Encoder, "Rope": Rope}
+
+    def build(value: Any) -> Any:
+        if isinstance(value, dict):
+            rest = {name: build(one) for name, one in value.items()}
+            return classes[rest.pop("class")](**rest)
+        return tuple(value) if isinstance(value, list) else value
+
     try:
-        return classes[name](**rest)  # type: ignore[index]
+        return build(fields)
     except (KeyError, TypeError) as error:
         raise ConfigError(
             f"the saved model config {fields} does not fit this version: {error}"

@@ -29,7 +29,7 @@ def _call():
         start = time.monotonic()
         stages = settings.stages()  # checks the settings of all before any work
         check_measures(settings.measures)
-        prepare(settings.data, settings.text, workdir, replace=True)
+        prepare(settings.data, settings.reading, workdir, replace=True)
         print(f"[prepare] done after {time.monotonic() - start:.0f} s", flush=True)
         for name, stage in stages.items():
             functions[type(stage)](stage, workdir, replace=True)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.models import build
-from ranker.training import objectives, optim, state, step
+from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scoring import device_batch, make_score
 
 DECODER = config.Decoder(
@@ -77,7 +77,7 @@ def test_specs_by_the_table():
     }
     for name, axes in EXPECTED.items():
         assert specs[name] == PartitionSpec(*axes), name
-    params = state.init_params(network, DECODER, V, "score", 0)
+    params = weights.complete({}, network, DECODER, V, "score", seed=0)
     for path, leaf in nnx.to_flat_state(params):
         name = ".".join(map(str, path))
         assert leaf.get_value().sharding.spec == specs[name], name
@@ -97,7 +97,7 @@ def test_moments_lie_like_their_parameters():
     tx = optim.make_optimizer(
         config.Optim(learning_rate=1e-3, warmup=1), 10, network.abstract
     )
-    params = state.init_params(network, DECODER, V, "score", 0)
+    params = weights.complete({}, network, DECODER, V, "score", seed=0)
     fresh = state.init_state(network, params, tx, 0)
     moments = optax.tree.get(fresh.opt_state, "mu")
     for (path, a), (_, b) in zip(
@@ -110,7 +110,9 @@ def test_same_parameters_on_every_mesh():
     leaves = [
         jax.tree.leaves(
             jax.device_get(
-                state.init_params(network_of(DECODER, n), DECODER, V, "score", 3)
+                weights.complete(
+                    {}, network_of(DECODER, n), DECODER, V, "score", seed=3
+                )
             )
         )
         for n in ("one", "data2-fsdp2-tensor2")
@@ -151,7 +153,7 @@ def train(settings, objective, mesh_name, batches):
     tx = optim.make_optimizer(
         config.Optim(learning_rate=1e-2, warmup=1), 10, network.abstract
     )
-    params = state.init_params(network, settings, V, made.head, 0)
+    params = weights.complete({}, network, settings, V, made.head, seed=0)
     current = state.init_state(network, params, tx, 0)
     compiled = step.make_step(network, made, tx, current)
     metrics = []
@@ -184,7 +186,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
 
 def test_scoring_moves_no_hidden_states_between_devices():
     network = network_of(ENCODER, "data8")
-    params = state.init_params(network, ENCODER, V, "score", 0)
+    params = weights.complete({}, network, ENCODER, V, "score", seed=0)
     batch = jax.tree.map(lambda x: x[0], batch_of())
     with jax.set_mesh(network.mesh):
         placed = device_batch(batch, network, leading=0)

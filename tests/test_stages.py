@@ -166,7 +166,7 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
         ),
         (
             export,
-            dataclasses.replace(stages()["export"], student="scores"),
+            dataclasses.replace(stages()["export"], stage="scores"),
             "is a score",
         ),
         (

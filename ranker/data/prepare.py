@@ -13,10 +13,11 @@ from ranker.data import datasets, text
 from ranker.data.beir import Loaded, load_beir
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.records import ClickExample, DataError, Document, RankedList
-from ranker.data.text import Kind, Tokenizer
+from ranker.data.text import Tokenizer
 from ranker.data.world import SearchWorld, grade
 
 NAME = "prepare"
+ROLES: tuple[config.Role, ...] = ("teacher", "student")
 _TOKENIZER_TEXTS = 200_000  # texts that a tokenizer is trained on, at most
 
 
@@ -40,22 +41,13 @@ class Prepared:
         """Continued pre-training examples of a split."""
         return datasets.load_clicks(self.folder / "clicks", split)
 
-    def tokenizer_folder(self, kind: Kind) -> pathlib.Path:
-        """Tokenizer folder of the teacher (decoder) or the student (encoder)."""
-        given = {
-            "decoder": self.text.teacher_tokenizer,
-            "encoder": self.text.student_tokenizer,
-        }[kind]
-        return pathlib.Path(given) if given else self.folder / "tokenizers" / kind
+    def tokenizer_folder(self, role: config.Role) -> pathlib.Path:
+        """Tokenizer folder of the teacher or the student, in the workdir."""
+        return self.folder / "tokenizers" / role
 
-    def tokenizer(self, kind: Kind) -> Tokenizer:
-        """The tokenizer of the teacher (decoder) or the student (encoder)."""
-        return Tokenizer(self.tokenizer_folder(kind), kind)
-
-
-def length(settings: config.Text, kind: Kind) -> int:
-    """Tokens a row for a model of `kind`."""
-    return settings.teacher_length if kind == "decoder" else settings.student_length
+    def tokenizer(self, role: config.Role) -> Tokenizer:
+        """The tokenizer of the teacher or the student, with its template."""
+        return Tokenizer(self.tokenizer_folder(role), self.text.of(role, "template"))
 
 
 def _settings(data: config.Data, settings: config.Text) -> dict[str, Any]:
@@ -113,24 +105,17 @@ def prepare(
     prepared = Prepared(folder, account, settings)
     datasets.write_corpus(folder / "corpus", raw.documents)
     facts: dict[str, Any] = {"report": raw.report}
-    kinds: tuple[Kind, ...] = ("decoder", "encoder")
-    for kind in kinds:
-        target = prepared.tokenizer_folder(kind)
-        if target.is_relative_to(folder):
-            target.parent.mkdir(exist_ok=True)
-            if kind == "decoder":
-                size = settings.teacher_vocab_size
-                text.train_bpe(_texts(raw, kind), size, target)
-            else:
-                size = settings.student_vocab_size
-                text.train_wordpiece(_texts(raw, kind), size, target)
-        tokenizer = Tokenizer(target, kind)
-        facts[kind] = {
+    for role in ROLES:
+        target = prepared.tokenizer_folder(role)
+        _make_tokenizer(target, settings, role, raw)
+        tokenizer = prepared.tokenizer(role)
+        facts[role] = {
             "tokenizer": tokenizer.digest,
             "template": tokenizer.template_digest,
             "vocab_size": tokenizer.vocab_size,
         }
-        _drop_long_queries(raw, tokenizer, length(settings, kind), data.on_error)
+        tokens = settings.of(role, "length")
+        _drop_long_queries(raw, tokenizer, tokens, f"{role}_length", data.on_error)
     datasets.write_lists(folder / "lists", raw.lists)
     datasets.write_clicks(folder / "clicks", raw.clicks)
     for name, count in raw.report.items():
@@ -138,11 +123,25 @@ def prepare(
     return Prepared(folder, account.finish(folder, **facts), settings)
 
 
-def _texts(raw: Loaded, kind: Kind) -> Iterator[str]:
+def _make_tokenizer(
+    target: pathlib.Path, settings: config.Text, role: config.Role, raw: Loaded
+) -> None:
+    """Copies the tokenizer that the settings name, or trains one on the corpus."""
+    template = settings.of(role, "template")
+    if given := settings.of(role, "tokenizer"):
+        Tokenizer(given, template).loaded.save_pretrained(str(target))
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    size = settings.of(role, "vocab_size")
+    train = text.train_wordpiece if template == "pair" else text.train_bpe
+    train(_texts(raw, template), size, target)
+
+
+def _texts(raw: Loaded, template: config.Template) -> Iterator[str]:
     """Texts to train a tokenizer on: documents and queries, evenly over each."""
     clicks = raw.clicks.get("train", [])
     for source, words in (
-        (raw.documents, lambda one: text.document_text(one, kind)),
+        (raw.documents, lambda one: text.document_text(one, template)),
         (clicks, lambda one: one.query),
         (raw.lists["train"], lambda one: one.query),
         (raw.lists["unlabelled"], lambda one: one.query),
@@ -152,16 +151,15 @@ def _texts(raw: Loaded, kind: Kind) -> Iterator[str]:
 
 
 def _drop_long_queries(
-    raw: Loaded, tokenizer: Tokenizer, tokens: int, on_error: str
+    raw: Loaded, tokenizer: Tokenizer, tokens: int, field: str, on_error: str
 ) -> None:
     """Stops at, or drops, queries that leave no room for a document in a row.
 
     A query is never cut: half a question is another question.
     """
-    field = "teacher_length" if tokenizer.kind == "decoder" else "student_length"
     for name, records in [*raw.lists.items(), *raw.clicks.items()]:
         room = [
-            len(query) + 1 < tokens
+            len(query) + len(tokenizer.tail) < tokens
             for query in tokenizer.queries([one.query for one in records])
         ]
         if all(room):

@@ -1,19 +1,19 @@
-r"""Text to tokens: tokenizer folders, and the one template of each kind of model.
+r"""Text to tokens: tokenizer folders, and the templates of query and document.
 
-    decoder   [bos] "query: " QUERY "\n" | "title: " TITLE "\nsummary: " TEXT end
-    encoder   cls QUERY sep | TITLE TEXT sep
+    prompt   [bos] "query: " QUERY "\n" | "title: " TITLE "\nsummary: " TEXT end
+    pair     cls QUERY sep | TITLE TEXT sep
 
-The bar is where the document starts. Truncation cuts the document's last tokens; never
-the query, and never the end token (`end`, or the last `sep`). A decoder is scored at
-`end`, which alone has seen every other token; an encoder at `cls`. The parts are
-tokenised on their own and joined as ids, so a query costs once for all its documents.
+The bar is where the document starts; `pair` puts the special tokens that the tokenizer
+itself puts around a pair. Truncation cuts the document's last tokens; never the query,
+and never what follows the document. A decoder is scored at its last token, which alone
+has seen every other; an encoder at its first. The parts are tokenised on their own and
+joined as ids, so a query costs once for all its documents.
 """
 
 import hashlib
 import pathlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import tokenizers
 from tokenizers import (
@@ -25,9 +25,8 @@ from tokenizers import (
     trainers,
 )
 
+from ranker import config
 from ranker.data.records import DataError, Document
-
-Kind = Literal["decoder", "encoder"]
 
 END, PAD = "</s>", "<pad>"
 _WORDPIECE_SPECIALS = {
@@ -49,60 +48,140 @@ class Segment:
     score: int  # index of the token that the score is read from
 
 
-class Tokenizer:
-    """A Hugging Face tokenizer folder and the ids that the templates need."""
+@dataclass(frozen=True)
+class Words:
+    """A decoder's template: the words around a query and a document."""
 
-    def __init__(self, folder: str | pathlib.Path, kind: Kind):
-        """Loads `folder`; raises `DataError` when it cannot serve a model of `kind`."""
+    query: str  # {query}
+    document: str  # {title}, {text}; {both}: those that are not empty
+    begin: str = ""  # before the query, with special tokens
+    middle: str = ""  # between the two, tokenised on its own
+    end: str = ""  # the score is read from its last token; empty: the end token
+    bos: bool = True  # begins with the tokenizer's bos token, if it has one
+
+
+TEMPLATES = {
+    "prompt": Words("query: {query}\n", "title: {title}\nsummary: {text}"),
+    # https://huggingface.co/Qwen/Qwen3-Reranker-0.6B
+    "qwen3_reranker": Words(
+        begin="<|im_start|>system\nJudge whether the Document meets the requirements "
+        "based on the Query and the Instruct provided. Note that the answer can only "
+        'be "yes" or "no".<|im_end|>\n<|im_start|>user\n',
+        query="<Instruct>: Given a web search query, retrieve relevant passages that "
+        "answer the query\n<Query>: {query}\n<Document>:",
+        document=" {both}",
+        end="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        bos=False,
+    ),
+    # https://huggingface.co/BAAI/bge-reranker-v2-gemma
+    "bge_reranker_gemma": Words(
+        query="A: {query}",
+        middle="\n",
+        document="B: {both}",
+        end="\nGiven a query A and a passage B, determine whether the passage contains "
+        "an answer to the query by providing a prediction of either 'Yes' or 'No'.",
+    ),
+}
+
+
+class Tokenizer:
+    """A Hugging Face tokenizer folder and the ids that its template needs.
+
+    Attributes:
+      head: ids before the query.
+      middle: ids between query and document.
+      tail: ids after the document, never cut.
+      type_ids: token types of the parts before and behind the bar.
+      pad: id that rows are filled up with.
+    """
+
+    def __init__(self, path: str | pathlib.Path, template: config.Template):
+        """Loads a folder or a hub name.
+
+        Raises:
+          DataError: when it cannot be loaded, or cannot serve the template.
+        """
         # transformers takes seconds to import, and only this line needs it.
         from transformers import AutoTokenizer
 
-        self.folder = pathlib.Path(folder)
-        self.kind: Kind = kind
-        if not self.folder.is_dir():
+        self.template: config.Template = template
+        local = pathlib.Path(path).is_dir()
+        if not local and str(path).count("/") != 1:
             raise DataError(
-                f"{folder}: no such folder; a tokenizer is a Hugging Face folder with "
+                f"{path}: no such folder; a tokenizer is a Hugging Face folder with "
                 "tokenizer.json, or leave the setting empty to have one trained"
             )
         try:
-            loaded = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            loaded = AutoTokenizer.from_pretrained(str(path), local_files_only=local)
         except Exception as error:  # transformers raises many kinds
             raise DataError(
-                f"{folder}: transformers cannot load a tokenizer from it: {error}"
+                f"{path}: transformers cannot load a tokenizer from it: {error}"
             ) from error
         backend = getattr(loaded, "backend_tokenizer", None)
         if backend is None:
             raise DataError(
-                f"{folder}: the tokenizer has no tokenizer.json; save it with "
+                f"{path}: the tokenizer has no tokenizer.json; save it with "
                 "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
             )
+        self.loaded = loaded
         self.backend: tokenizers.Tokenizer = backend
         self.backend.no_truncation()
         self.backend.no_padding()
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
         self.vocab_size = len(loaded)
-        wanted = ("cls", "sep", "pad") if kind == "encoder" else ("eos",)
-        for name in wanted:
+        words = TEMPLATES.get(template)
+        needed = [] if words and words.end else ["eos"]
+        for name in ["cls", "sep", "pad"] if words is None else needed:
             if getattr(loaded, f"{name}_token_id") is None:
                 raise DataError(
-                    f"{folder}: the tokenizer has no {name}_token, which the {kind} "
-                    "template needs; set it in tokenizer_config.json"
+                    f"{path}: the tokenizer has no {name}_token, which the template "
+                    f"{template!r} needs; set it in tokenizer_config.json"
                 )
-        if kind == "encoder":
-            self.head, self.end = [loaded.cls_token_id], loaded.sep_token_id
+        self.words = words
+        self.type_ids = (0, 1)
+        if words is None:
+            self.head, self.middle, self.tail, self.type_ids = self._pair(path)
         else:
-            bos = loaded.bos_token_id
+            bos = loaded.bos_token_id if words.bos else None
             self.head = [] if bos is None else [bos]
-            self.end = loaded.eos_token_id
+            self.head += self._encode([words.begin])[0]
+            self.middle = self._encode([words.middle])[0]
+            self.tail = self._encode([words.end])[0] or [loaded.eos_token_id]
         pad = loaded.pad_token_id
-        self.pad = self.end if pad is None else pad
+        self.pad: int = self.tail[-1] if pad is None else pad
+
+    def _pair(
+        self, path: str | pathlib.Path
+    ) -> tuple[list[int], list[int], list[int], tuple[int, int]]:
+        """What the tokenizer puts before, between and after the texts of a pair."""
+        found = self.backend.encode("a", "a")
+        places: list[list[int]] = [[], [], []]
+        part = 0
+        for token, sequence in zip(found.ids, found.sequence_ids, strict=True):
+            if sequence is None:
+                places[min(part, 2)].append(token)
+            else:
+                part = sequence + 1
+        head, middle, tail = places
+        if not head or not middle or not tail:
+            raise DataError(
+                f"{path}: the tokenizer puts no special tokens around a pair of texts, "
+                "which the template 'pair' needs; it is a decoder's, or its "
+                "post-processor is missing from tokenizer.json"
+            )
+        types = (found.type_ids[0], found.type_ids[-1])
+        return head, middle, tail, types
+
+    @property
+    def end(self) -> int:
+        """The last token of every segment."""
+        return self.tail[-1]
 
     @property
     def template_digest(self) -> str:
-        """Digest of the template's words, for manifests."""
-        return hashlib.sha256(
-            repr((self.kind, _PROMPT, _TEMPLATE)).encode()
-        ).hexdigest()
+        """Digest of the template, for manifests."""
+        parts = (self.template, self.words, self.head, self.middle, self.tail)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [
@@ -114,14 +193,13 @@ class Tokenizer:
 
     def queries(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the part before the bar, for each query."""
-        if self.kind == "decoder":
-            texts = [_PROMPT.format(query=text) for text in texts]
-            return [self.head + ids for ids in self._encode(texts)]
-        return [self.head + ids + [self.end] for ids in self._encode(texts)]
+        if self.words is not None:
+            texts = [self.words.query.format(query=text) for text in texts]
+        return [self.head + ids + self.middle for ids in self._encode(texts)]
 
     def documents(self, documents: Sequence[Document]) -> list[list[int]]:
         """Token ids of the part behind the bar, for each document, without its end."""
-        return self._encode([document_text(doc, self.kind) for doc in documents])
+        return self._encode([document_text(doc, self.template) for doc in documents])
 
     def segment(self, query: list[int], document: list[int], length: int) -> Segment:
         """Joins the two parts into at most `length` tokens; cuts the document.
@@ -129,31 +207,31 @@ class Tokenizer:
         Raises:
           DataError: when the query alone leaves no room for a document's first token.
         """
-        room = length - len(query) - 1
+        room = length - len(query) - len(self.tail)
         if room < 1:
             raise DataError(
-                f"a query has {len(query)} tokens with its template, and the length is "
-                f"{length}: no room for a document; raise text.teacher_length or "
-                "text.student_length"
+                f"a query has {len(query)} tokens with its template, {len(self.tail)} "
+                f"follow the document, and the length is {length}: no room for a "
+                "document; raise text.teacher_length or text.student_length"
             )
-        tokens = [*query, *document[:room], self.end]
+        tokens = [*query, *document[:room], *self.tail]
+        first, second = self.type_ids
         return Segment(
             tokens=tokens,
-            types=[0] * len(query) + [1] * (len(tokens) - len(query)),
+            types=[first] * len(query) + [second] * (len(tokens) - len(query)),
             document=len(query),
-            score=0 if self.kind == "encoder" else len(tokens) - 1,
+            score=0 if self.words is None else len(tokens) - 1,
         )
 
 
-_PROMPT = "query: {query}\n"
-_TEMPLATE = "title: {title}\nsummary: {text}"
-
-
-def document_text(document: Document, kind: Kind) -> str:
-    """The document as one string, as a model of `kind` reads it."""
-    if kind == "decoder":
-        return _TEMPLATE.format(title=document.title, text=document.text)
-    return f"{document.title} {document.text}".strip()
+def document_text(document: Document, template: config.Template) -> str:
+    """The document as one string, as the template has it."""
+    words = TEMPLATES.get(template)
+    title, text = document.title, document.text
+    both = f"{title} {text}".strip()
+    if words is None:
+        return both
+    return words.document.format(title=title, text=text, both=both)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, folder: pathlib.Path) -> None:

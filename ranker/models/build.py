@@ -12,7 +12,11 @@ Head = Literal["language", "score"]
 
 
 def build(
-    settings: config.Model, vocab_size: int, head: Head, *, key: jax.Array
+    settings: config.Decoder | config.Encoder,
+    vocab_size: int,
+    head: Head,
+    *,
+    key: jax.Array,
 ) -> LanguageModel | Ranker:
     """A model with fresh float32 parameters.
 
@@ -28,7 +32,7 @@ def build(
 
 
 def abstract(
-    settings: config.Model, vocab_size: int, head: Head
+    settings: config.Decoder | config.Encoder, vocab_size: int, head: Head
 ) -> LanguageModel | Ranker:
     """The same model, its parameters replaced by their shapes; allocates nothing."""
     return nnx.eval_shape(

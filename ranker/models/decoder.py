@@ -1,4 +1,6 @@
-"""A Llama-style causal transformer (Touvron et al., 2023, arXiv 2302.13971)."""
+"""A causal transformer: Llama (arXiv 2302.13971) and what others do differently."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,16 @@ class DecoderLayers(nnx.Module):
         self.gate = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.up = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.down = layers.weight(rngs, (L, F, D), ("layers", "mlp", "embed"))
+        if c.qkv_bias:
+            for name, heads in (("q", N), ("k", K), ("v", K)):
+                axes = ("layers", q_axes[2] if name == "q" else kv_axes[2], "head_dim")
+                setattr(self, f"{name}_bias", layers.zeros((L, heads, H), axes))
+        if c.qk_norm:
+            self.q_norm = layers.ones((L, H), ("layers", "head_dim"))
+            self.k_norm = layers.ones((L, H), ("layers", "head_dim"))
+        if c.post_norms:
+            self.attention_post_norm = layers.ones((L, D), ("layers", "embed"))
+            self.mlp_post_norm = layers.ones((L, D), ("layers", "embed"))
 
 
 def decoder_layer(
@@ -37,19 +49,37 @@ def decoder_layer(
     w: dict[str, Array],
     x: Float[Array, "R T D"],
     mask: Bool[Array, "R 1 T T"],
-    angles: tuple[Array, Array],
+    angles: layers.Angles,
 ) -> Float[Array, "R T D"]:
     """One layer: attention, then a gated MLP, each on the normalised stream."""
-    y = layers.rms_norm(x, w["attention_norm"], c.norm_eps)
-    q = layers.rotate(jnp.einsum("RTD,DNH->RTNH", y, w["q"]), angles)
-    k = layers.rotate(jnp.einsum("RTD,DKH->RTKH", y, w["k"]), angles)
-    v = jnp.einsum("RTD,DKH->RTKH", y, w["v"])
-    x = x + jnp.einsum("RTNH,NHD->RTD", attend(q, k, v, mask), w["o"])
-    y = layers.rms_norm(x, w["mlp_norm"], c.norm_eps)
-    gate = jax.nn.silu(jnp.einsum("RTD,DF->RTF", y, w["gate"]))
+
+    def norm(x: Array, name: str, wanted: bool = True) -> Array:
+        return layers.rms_norm(x, w[name], c.norm_eps) if wanted else x
+
+    def project(y: Array, name: str) -> Array:
+        y = jnp.einsum("RTD,DNH->RTNH", y, w[name])
+        return layers.add_bias(y, w.get(f"{name}_bias"))
+
+    y = norm(x, "attention_norm")
+    q = layers.rotate(norm(project(y, "q"), "q_norm", c.qk_norm), angles)
+    k = layers.rotate(norm(project(y, "k"), "k_norm", c.qk_norm), angles)
+    y = attend(
+        q, k, project(y, "v"), mask, scale=c.attention_scale, cap=c.attention_cap
+    )
+    y = jnp.einsum("RTNH,NHD->RTD", y, w["o"])
+    x = x + norm(y, "attention_post_norm", c.post_norms)
+    y = norm(x, "mlp_norm")
+    gate = _ACTIVATIONS[c.activation](jnp.einsum("RTD,DF->RTF", y, w["gate"]))
     up = jnp.einsum("RTD,DF->RTF", y, w["up"])
-    x = x + jnp.einsum("RTF,FD->RTD", gate * up, w["down"])
+    y = jnp.einsum("RTF,FD->RTD", gate * up, w["down"])
+    x = x + norm(y, "mlp_post_norm", c.post_norms)
     return constrain(x, "batch", None, None)
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
 
 
 class Decoder(nnx.Module):
@@ -80,14 +110,29 @@ class Decoder(nnx.Module):
         # Each device looks up in its part of the vocabulary, at full width.
         table = constrain(self.embedding[...].astype(dtype), "vocab", None)
         x = jnp.take(table, tokens, axis=0)
+        if c.embed_scale != 1:
+            x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
-        mask = make_mask(segments, causal=True)
-        angles = layers.rotary(positions, c.head_dim, c.rope_theta)
+        seen = make_mask(segments, causal=True)
+        angles = layers.rotary(positions, c.head_dim, c.rope)
+        near, near_angles = seen, angles
+        if c.local_layers:
+            near = make_mask(segments, causal=True, window=c.window)
+            if c.local_rope_theta:
+                rope = config.Rope(theta=c.local_rope_theta)
+                near_angles = layers.rotary(positions, c.head_dim, rope)
 
-        def body(x, w):
+        def body(x, layer):
+            w, local = layer
             w = jax.tree.map(lambda value: value.astype(dtype), w)
-            return decoder_layer(c, w, x, mask, angles), None
+            mask, turned = seen, angles
+            if c.local_layers:
+                mask = jnp.where(local, near, seen)
+                turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
+            return decoder_layer(c, w, x, mask, turned), None
 
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
-        x, _ = jax.lax.scan(jax.checkpoint(body) if c.remat else body, x, stacked)
+        local = layers.listed(c.local_layers, c.num_layers)
+        body = jax.checkpoint(body) if c.remat else body
+        x, _ = jax.lax.scan(body, x, (stacked, local))
         return layers.rms_norm(x, self.norm[...], c.norm_eps)

@@ -1,4 +1,6 @@
-"""A BERT encoder (Devlin et al., 2019, arXiv 1810.04805)."""
+"""A bidirectional transformer: BERT (arXiv 1810.04805) and what others do otherwise."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +19,24 @@ class EncoderLayers(nnx.Module):
     def __init__(self, c: config.Encoder, *, rngs: nnx.Rngs):
         L, D, N, H, F = c.num_layers, c.embed_dim, c.num_heads, c.head_dim, c.mlp_dim
         in_axes = ("layers", "embed", "heads", "head_dim")
+        up_axes, stream = ("layers", "embed", "mlp"), ("layers", "embed")
         for name in ("q", "k", "v"):
             setattr(self, name, layers.weight(rngs, (L, D, N, H), in_axes))
-            bias = layers.zeros((L, N, H), ("layers", "heads", "head_dim"))
-            setattr(self, f"{name}_bias", bias)
         out_axes = ("layers", "heads", "head_dim", "embed")
         self.o = layers.weight(rngs, (L, N, H, D), out_axes)
-        self.o_bias = layers.zeros((L, D), ("layers", "embed"))
-        self.attention_norm = layers.ones((L, D), ("layers", "embed"))
-        self.attention_norm_bias = layers.zeros((L, D), ("layers", "embed"))
-        self.up = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
-        self.up_bias = layers.zeros((L, F), ("layers", "mlp"))
+        self.attention_norm = layers.ones((L, D), stream)
+        if c.gated:
+            self.gate = layers.weight(rngs, (L, D, F), up_axes)
+        self.up = layers.weight(rngs, (L, D, F), up_axes)
         self.down = layers.weight(rngs, (L, F, D), ("layers", "mlp", "embed"))
-        self.down_bias = layers.zeros((L, D), ("layers", "embed"))
-        self.mlp_norm = layers.ones((L, D), ("layers", "embed"))
-        self.mlp_norm_bias = layers.zeros((L, D), ("layers", "embed"))
+        self.mlp_norm = layers.ones((L, D), stream)
+        if c.bias:
+            for name in ("q", "k", "v"):
+                bias = layers.zeros((L, N, H), ("layers", "heads", "head_dim"))
+                setattr(self, f"{name}_bias", bias)
+            for name in ("o", "attention_norm", "down", "mlp_norm"):
+                setattr(self, f"{name}_bias", layers.zeros((L, D), stream))
+            self.up_bias = layers.zeros((L, F), ("layers", "mlp"))
 
 
 def encoder_layer(
@@ -39,33 +44,42 @@ def encoder_layer(
     w: dict[str, Array],
     x: Float[Array, "R T D"],
     mask: Bool[Array, "R 1 T T"],
+    angles: layers.Angles | None,
+    bare: Bool[Array, ""],
     key: Array | None,
 ) -> Float[Array, "R T D"]:
-    """One layer: attention and MLP, each added to its input and then normalised."""
+    """One layer: attention and MLP, each added to what it reads.
+
+    The stream is normalised after each (BERT), or what each reads is (`pre_norm`); a
+    `bare` layer's attention then reads the stream as it is.
+    """
     keys = (None, None) if key is None else jax.random.split(key)
 
-    def project(name: str) -> Array:
-        return layers.add_bias(
-            jnp.einsum("RTD,DNH->RTNH", x, w[name]), w[f"{name}_bias"]
-        )
+    def dense(formula: str, x: Array, name: str) -> Array:
+        return layers.add_bias(jnp.einsum(formula, x, w[name]), w.get(f"{name}_bias"))
 
-    attended = attend(project("q"), project("k"), project("v"), mask)
-    y = layers.add_bias(jnp.einsum("RTNH,NHD->RTD", attended, w["o"]), w["o_bias"])
-    x = layers.layer_norm(
-        x + layers.dropout(y, c.dropout, keys[0]),
-        w["attention_norm"],
-        w["attention_norm_bias"],
-        c.norm_eps,
-    )
-    y = layers.add_bias(jnp.einsum("RTD,DF->RTF", x, w["up"]), w["up_bias"])
-    y = jax.nn.gelu(y, approximate=False)
-    y = layers.add_bias(jnp.einsum("RTF,FD->RTD", y, w["down"]), w["down_bias"])
-    x = layers.layer_norm(
-        x + layers.dropout(y, c.dropout, keys[1]),
-        w["mlp_norm"],
-        w["mlp_norm_bias"],
-        c.norm_eps,
-    )
+    def norm(x: Array, name: str, wanted: bool) -> Array:
+        if not wanted:
+            return x
+        return layers.layer_norm(x, w[name], w.get(f"{name}_bias"), c.norm_eps)
+
+    y = norm(x, "attention_norm", c.pre_norm)
+    if not c.first_norm:
+        y = jnp.where(bare, x, y)
+    q, k, v = (dense("RTD,DNH->RTNH", y, name) for name in ("q", "k", "v"))
+    if angles is not None:
+        q, k = layers.rotate(q, angles), layers.rotate(k, angles)
+    y = dense("RTNH,NHD->RTD", attend(q, k, v, mask), "o")
+    x = x + layers.dropout(y, c.dropout, keys[0])
+    x = norm(x, "attention_norm", not c.pre_norm)
+    y = norm(x, "mlp_norm", c.pre_norm)
+    up = dense("RTD,DF->RTF", y, "up")
+    if c.gated:
+        y = jax.nn.gelu(dense("RTD,DF->RTF", y, "gate"), approximate=False) * up
+    else:
+        y = jax.nn.gelu(up, approximate=False)
+    y = dense("RTF,FD->RTD", y, "down")
+    x = norm(x + layers.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
     return constrain(x, "batch", None, None)
 
 
@@ -76,14 +90,24 @@ class Encoder(nnx.Module):
         """Fresh parameters, float32."""
         self.config = c
         D = c.embed_dim
-        self.embedding = layers.weight(rngs, (vocab_size, D), ("vocab", "embed"))
-        self.positions = layers.weight(
-            rngs, (c.max_positions, D), ("positions", "embed")
-        )
-        self.types = layers.weight(rngs, (c.num_types, D), ("types", "embed"))
-        self.norm = layers.ones((D,), ("embed",))
-        self.norm_bias = layers.zeros((D,), ("embed",))
+        E = c.table_dim or D
+        # A narrow table is not split: its width is no width of the stream.
+        width = "embed" if E == D else None
+        self.embedding = layers.weight(rngs, (vocab_size, E), ("vocab", width))
+        if c.max_positions:
+            axes = ("positions", width)
+            self.positions = layers.weight(rngs, (c.max_positions, E), axes)
+        if c.num_types:
+            self.types = layers.weight(rngs, (c.num_types, E), ("types", width))
+        self.norm = layers.ones((E,), (width,))
+        if c.bias:
+            self.norm_bias = layers.zeros((E,), (width,))
+        if E != D:
+            self.project = layers.weight(rngs, (E, D), (None, "embed"))
+            self.project_bias = layers.zeros((D,), ("embed",))
         self.layers = EncoderLayers(c, rngs=rngs)
+        if c.pre_norm:
+            self.last_norm = layers.ones((D,), ("embed",))
 
     def __call__(
         self,
@@ -100,23 +124,47 @@ class Encoder(nnx.Module):
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
         # Each device looks up in its part of the vocabulary, at full width.
         table = constrain(self.embedding[...], "vocab", None)
-        x = (
-            jnp.take(table, tokens, axis=0)
-            + jnp.take(constrain(self.positions[...], None, None), positions, axis=0)
-            + jnp.take(constrain(self.types[...], None, None), types, axis=0)
-        )  # [R, T, D]
-        x = layers.layer_norm(x, self.norm[...], self.norm_bias[...], c.norm_eps)
+        x = jnp.take(table, tokens, axis=0)  # [R, T, E]
+        if c.max_positions:
+            table = constrain(self.positions[...], None, None)
+            x = x + jnp.take(table, positions, axis=0)
+        if c.num_types:
+            # With one type all tokens are of it.
+            chosen = jnp.minimum(types, c.num_types - 1)
+            table = constrain(self.types[...], None, None)
+            x = x + jnp.take(table, chosen, axis=0)
+        bias = self.norm_bias[...] if c.bias else None
+        x = layers.layer_norm(x, self.norm[...], bias, c.norm_eps)
         x = layers.dropout(x, c.dropout, None if keys is None else keys[-1])
+        if c.table_dim not in (0, c.embed_dim):
+            x = jnp.einsum("RTE,ED->RTD", x, self.project[...])
+            x = layers.add_bias(x, self.project_bias[...])
         x = constrain(x.astype(dtype), "batch", None, None)
-        mask = make_mask(segments, causal=False)
+        seen = near = make_mask(segments, causal=False)
+        angles = near_angles = None
+        if not c.max_positions:
+            rope = config.Rope(theta=c.rope_theta)
+            local_rope = config.Rope(theta=c.local_rope_theta or c.rope_theta)
+            angles = layers.rotary(positions, c.head_dim, rope)
+            near_angles = layers.rotary(positions, c.head_dim, local_rope)
+        if c.local_layers:
+            near = make_mask(segments, causal=False, window=c.window)
 
         def body(x, layer):
-            w, key = layer
+            w, local, bare, key = layer
             w = jax.tree.map(lambda value: value.astype(dtype), w)
-            return encoder_layer(c, w, x, mask, key), None
+            mask, turned = seen, angles
+            if c.local_layers:
+                mask = jnp.where(local, near, seen)
+                turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
+            return encoder_layer(c, w, x, mask, turned, bare, key), None
 
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        local = layers.listed(c.local_layers, c.num_layers)
+        bare = layers.listed(() if c.first_norm else (0,), c.num_layers)
         layer_keys = None if keys is None else keys[:-1]
         body = jax.checkpoint(body) if c.remat else body
-        x, _ = jax.lax.scan(body, x, (stacked, layer_keys))
+        x, _ = jax.lax.scan(body, x, (stacked, local, bare, layer_keys))
+        if c.pre_norm:
+            x = layers.layer_norm(x, self.last_norm[...], None, c.norm_eps)
         return x

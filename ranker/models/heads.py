@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from ranker import config
 from ranker.models import layers
+from ranker.models.attention import make_mask
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
 
@@ -17,7 +18,7 @@ class LanguageModel(nnx.Module):
     def __init__(self, c: config.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
         """Fresh parameters; with tied embeddings the head has none of its own."""
         self.body = Decoder(c, vocab_size, rngs=rngs)
-        self.tied = c.tie_embeddings
+        self.tied, self.cap = c.tie_embeddings, c.logit_cap
         if not self.tied:
             self.head = layers.weight(
                 rngs, (vocab_size, c.embed_dim), ("vocab", "embed")
@@ -35,12 +36,13 @@ class LanguageModel(nnx.Module):
         """Logits of the token after each position, float32."""
         hidden = self.body(tokens, segments, positions, types, key=key)
         head = self.body.embedding if self.tied else self.head
-        return jnp.einsum(
+        logits = jnp.einsum(
             "RTD,VD->RTV",
             hidden,
             head[...].astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
+        return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
 
 
 class DenseHead(nnx.Module):
@@ -56,35 +58,49 @@ class DenseHead(nnx.Module):
 
 
 class PoolerHead(nnx.Module):
-    """BERT's pooler (dense, tanh) and a dense layer to a score, on the CLS token."""
+    """BERT's pooler (dense, tanh) and a dense layer to a score, or what others have."""
 
     def __init__(self, c: config.Encoder, *, rngs: nnx.Rngs):
         D = c.embed_dim
-        self.dropout = c.dropout
+        self.config = c
         self.pooler = layers.weight(rngs, (D, D), ("embed", None))
-        self.pooler_bias = layers.zeros((D,), (None,))
+        if c.bias:
+            self.pooler_bias = layers.zeros((D,), (None,))
+        if c.head_norm:
+            self.norm = layers.ones((D,), (None,))
         self.dense = layers.weight(rngs, (D,), (None,))
         self.bias = layers.zeros((), ())
 
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` draws dropout, None: no dropout."""
+        c = self.config
         x = jnp.einsum("...D,DE->...E", x, self.pooler[...])
-        x = jnp.tanh(layers.add_bias(x, self.pooler_bias[...]))
-        x = layers.dropout(x, self.dropout, key)
+        x = layers.add_bias(x, self.pooler_bias[...] if c.bias else None)
+        if c.head_activation == "tanh":
+            x = jnp.tanh(x)
+        else:
+            x = jax.nn.gelu(x, approximate=False)
+        if c.head_norm:
+            x = layers.layer_norm(x, self.norm[...], None, c.norm_eps)
+        x = layers.dropout(x, c.dropout, key)
         return jnp.einsum("...D,D->...", x, self.dense[...]) + self.bias[...]
 
 
 class Ranker(nnx.Module):
     """A decoder or an encoder that scores documents."""
 
-    def __init__(self, c: config.Model, vocab_size: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, c: config.Decoder | config.Encoder, vocab_size: int, *, rngs: nnx.Rngs
+    ):
         """Fresh parameters."""
         if isinstance(c, config.Decoder):
             self.body = Decoder(c, vocab_size, rngs=rngs)
             self.head = DenseHead(c, rngs=rngs)
+            self.pooling = "last"
         else:
             self.body = Encoder(c, vocab_size, rngs=rngs)
             self.head = PoolerHead(c, rngs=rngs)
+            self.pooling = c.pooling
 
     def __call__(
         self,
@@ -111,9 +127,20 @@ class Ranker(nnx.Module):
         """
         keys = (None, None) if key is None else jax.random.split(key)
         hidden = self.body(tokens, segments, positions, types, key=keys[0])
+        if self.pooling == "mean":
+            hidden = segment_means(hidden, segments)
         # The scores are float32 whatever the layers compute in.
         x = gather(hidden, score_index, groups).astype(jnp.float32)
         return self.head(x, key=keys[1])
+
+
+def segment_means(
+    hidden: Float[Array, "R T D"], segments: Int[Array, "R T"]
+) -> Float[Array, "R T D"]:
+    """At each token the mean, in float32, over the tokens of its segment."""
+    same = make_mask(segments, causal=False)[:, 0].astype(jnp.float32)  # [R, T, T]
+    total = jnp.einsum("RTS,RSD->RTD", same, hidden.astype(jnp.float32))
+    return total / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1)
 
 
 def gather(

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
+
+from ranker import config
 
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
 
@@ -44,14 +47,17 @@ def rms_norm(
 def layer_norm(
     x: Float[Array, "*N D"],
     scale: Float[Array, " D"],
-    bias: Float[Array, " D"],
+    bias: Float[Array, " D"] | None,
     eps: float,
 ) -> Float[Array, "*N D"]:
     """Zero mean and unit variance, in float32 (Ba et al., 2016)."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, -1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    return (y * _like(scale, y) + _like(bias, y)).astype(x.dtype)
+    y = y * _like(scale, y)
+    if bias is not None:
+        y = y + _like(bias, y)
+    return y.astype(x.dtype)
 
 
 def _like(vector: Float[Array, " D"], x: Array) -> Array:
@@ -59,22 +65,57 @@ def _like(vector: Float[Array, " D"], x: Array) -> Array:
     return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
 
 
-def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"]) -> Array:
-    """X plus a bias over its last dimensions, in x's dtype."""
+def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None) -> Array:
+    """X plus a bias over its last dimensions, in x's dtype; x without a bias."""
+    if bias is None:
+        return x
     shape = (1,) * (x.ndim - bias.ndim) + bias.shape
     return x + bias.astype(x.dtype).reshape(shape)
 
 
+Angles = tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]
+
+
 def rotary(
-    positions: Int[Array, "R T"], head_dim: int, theta: float
+    positions: Int[Array, "R T"], head_dim: int, rope: config.Rope
 ) -> tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]:
     """Cosine and sine of each position's angles; bfloat16 would blur positions."""
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    wavelength = theta**-exponent  # [H/2]
-    angles = positions.astype(jnp.float32)[:, :, None, None] * wavelength.reshape(
-        1, 1, 1, -1
-    )  # [R, T, 1, H/2]
-    return jnp.cos(angles), jnp.sin(angles)
+    waves = frequencies(head_dim, rope).reshape(1, 1, 1, -1)
+    angles = positions.astype(jnp.float32)[:, :, None, None] * waves  # [R, T, 1, H/2]
+    factor = rope.attention_factor
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def frequencies(head_dim: int, rope: config.Rope) -> Float[Array, " H/2"]:
+    """Radians a token of each pair of a head's dimensions (Su et al., 2021).
+
+    Scaled as `rope` says: "linear" stretches all wavelengths (Chen et al., 2023),
+    "llama3" those longer than a text (Llama 3.1), "yarn" too, with a ramp over the
+    dimensions (Peng et al., 2023, arXiv 2309.00071, section 3.2).
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    radians = rope.theta**-exponent  # [H/2]
+    stretched = radians / rope.factor
+    waves = rope.original_length * radians / (2 * np.pi)  # in a text trained on
+    if rope.scaling == "linear":
+        return jnp.asarray(stretched)
+    if rope.scaling == "llama3":
+        low, high = rope.low_frequency, rope.high_frequency
+        kept = np.clip((waves - low) / (high - low), 0, 1)
+    elif rope.scaling == "yarn":
+
+        def dimension(waves: float) -> float:
+            """Where in a head the wavelength has so many waves in a text."""
+            length = rope.original_length / (waves * 2 * np.pi)
+            return head_dim * np.log(length) / (2 * np.log(rope.theta))
+
+        first = max(np.floor(dimension(rope.beta_fast)), 0)
+        last = min(np.ceil(dimension(rope.beta_slow)), head_dim - 1)
+        place = np.arange(head_dim // 2)
+        kept = 1 - np.clip((place - first) / max(last - first, 1e-3), 0, 1)
+    else:
+        return jnp.asarray(radians)
+    return jnp.asarray((1 - kept) * stretched + kept * radians, jnp.float32)
 
 
 def rotate(
@@ -96,3 +137,8 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
         return x
     kept: Bool[Array, ...] = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def listed(indices: Sequence[int], count: int) -> Bool[Array, " count"]:
+    """True at `indices`, out of `count`."""
+    return jnp.asarray(np.isin(np.arange(count), list(indices)))

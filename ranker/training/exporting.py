@@ -1,4 +1,4 @@
-"""`export`: a trained student as a Hugging Face folder."""
+"""`export`: a trained model as a Hugging Face folder."""
 
 import pathlib
 
@@ -17,31 +17,26 @@ def export(
       ConfigError, DataError, StageError: with what is wrong and what to do.
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    kinds, by = ("sft", "distill"), "the export stage"
-    student = manifest.require(workdir, settings.student, kinds=kinds, by=by)
+    kinds, by = ("cpt", "sft", "distill"), "the export stage"
+    parent = manifest.require(workdir, settings.stage, kinds=kinds, by=by)
     folder = workdir / settings.folder
     account = manifest.Manifest(
         kind="export",
         settings={},
-        inputs={"prepare": prepared.account.key, settings.student: student.key},
+        inputs={"prepare": prepared.account.key, settings.stage: parent.key},
     )
     if manifest.is_done(folder, account, replace=replace):
         return folder
     mesh = sharding.make_mesh(settings.mesh)
-    trained = load_trained(
-        workdir, settings.student, prepared, mesh, kinds=kinds, by=by
-    )
-    if not isinstance(trained.model, config.Encoder):
-        raise manifest.StageError(
-            f"{by} writes students, and {settings.student!r} is a decoder"
-        )
+    trained = load_trained(workdir, settings.stage, prepared, mesh, kinds=kinds, by=by)
     export_huggingface(
         folder,
         trained.model,
         trained.params,
-        tokenizer=prepared.tokenizer_folder(trained.kind),
+        head="language" if trained.account.kind == "cpt" else "score",
+        tokenizer=prepared.tokenizer_folder(trained.role),
         length=trained.length,
     )
-    account.finish(folder, student=settings.student, length=trained.length)
-    print(f"[export] {settings.student} is in {folder}", flush=True)
+    account.finish(folder, stage=settings.stage, length=trained.length)
+    print(f"[export] {settings.stage} is in {folder}", flush=True)
     return folder

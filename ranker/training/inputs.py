@@ -12,7 +12,7 @@ from flax import nnx
 from ranker import config, manifest, sharding
 from ranker.batch import Batch
 from ranker.data import pipeline
-from ranker.data.prepare import Prepared, length
+from ranker.data.prepare import Prepared
 from ranker.data.scores import Joined, load_scores
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
@@ -20,7 +20,6 @@ from ranker.training.evaluation import mean_ndcg
 from ranker.training.objectives import Objective
 from ranker.training.scoring import device_batch, make_score, score_lists
 from ranker.training.state import Network
-from ranker.training.trained import kind_of
 
 _SCORED_AT_ONCE = 16  # pairs a list of a training batch, when measuring on dev
 
@@ -28,9 +27,13 @@ Evaluate = Callable[[Any], dict[str, float]]  # parameters -> metrics
 
 
 def make_batches(
-    settings: config.Train, prepared: Prepared, network: Network, workdir: pathlib.Path
+    settings: config.Train,
+    role: config.Role,
+    prepared: Prepared,
+    network: Network,
+    workdir: pathlib.Path,
 ) -> grain.DatasetIterator:
-    """Endless training batches of the stage.
+    """Endless training batches of the stage, read as `role` does.
 
     Raises:
       ConfigError: when a micro-batch does not divide over the mesh.
@@ -50,8 +53,8 @@ def make_batches(
         share=pipeline.Share.of_this_process(),
     )
     if isinstance(settings.objective, config.Language):
-        return _texts(settings, prepared, "train", **common)
-    encoder = _encoder(settings, prepared)
+        return _texts(settings, role, prepared, "train", **common)
+    encoder = _encoder(settings, role, prepared)
     if isinstance(settings.objective, config.Distillation):
         lists, targets = scored_lists(settings, prepared, workdir)
         return pipeline.list_batches(lists, encoder, targets=targets, **common)
@@ -59,21 +62,25 @@ def make_batches(
 
 
 def _texts(
-    settings: config.Train, prepared: Prepared, split: str, **common: Any
+    settings: config.Train,
+    role: config.Role,
+    prepared: Prepared,
+    split: str,
+    **common: Any,
 ) -> grain.DatasetIterator:
-    kind = kind_of(settings.model)
     return pipeline.text_batches(
         prepared.clicks(split),
-        prepared.tokenizer(kind),
-        length=length(settings.text, kind),
+        prepared.tokenizer(role),
+        length=settings.text.of(role, "length"),
         **common,
     )
 
 
-def _encoder(settings: config.Train, prepared: Prepared) -> pipeline.ListEncoder:
-    kind = kind_of(settings.model)
-    tokens = length(settings.text, kind)
-    return pipeline.ListEncoder(prepared.corpus(), prepared.tokenizer(kind), tokens)
+def _encoder(
+    settings: config.Train, role: config.Role, prepared: Prepared
+) -> pipeline.ListEncoder:
+    tokens = settings.text.of(role, "length")
+    return pipeline.ListEncoder(prepared.corpus(), prepared.tokenizer(role), tokens)
 
 
 def scored_lists(
@@ -137,12 +144,16 @@ def _target_scale(
 
 
 def make_evaluate(
-    settings: config.Train, prepared: Prepared, network: Network, objective: Objective
+    settings: config.Train,
+    role: config.Role,
+    prepared: Prepared,
+    network: Network,
+    objective: Objective,
 ) -> Evaluate:
     """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
     if isinstance(settings.objective, config.Language):
-        return _language_evaluate(settings, prepared, network, objective)
-    encoder, dev = _encoder(settings, prepared), prepared.lists("dev")
+        return _language_evaluate(settings, role, prepared, network, objective)
+    encoder, dev = _encoder(settings, role, prepared), prepared.lists("dev")
     score = make_score(network)
     rows = settings.batch.size * _SCORED_AT_ONCE
 
@@ -156,7 +167,11 @@ def make_evaluate(
 
 
 def _language_evaluate(
-    settings: config.Train, prepared: Prepared, network: Network, objective: Objective
+    settings: config.Train,
+    role: config.Role,
+    prepared: Prepared,
+    network: Network,
+    objective: Objective,
 ) -> Evaluate:
     size = settings.batch.size // settings.batch.accumulate
     count = len(prepared.clicks("dev")) // size
@@ -171,6 +186,7 @@ def _language_evaluate(
             return {}
         batches = _texts(
             settings,
+            role,
             prepared,
             "dev",
             batch=config.Batch(size=size),

@@ -1,6 +1,7 @@
 """`train`: one training stage, from its config to its last checkpoint."""
 
 import contextlib
+import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+import optax
 
 from ranker import config, manifest, sharding
 from ranker.data.prepare import NAME as PREPARE
-from ranker.data.prepare import Prepared, length, prepare
+from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.inputs import Evaluate, make_batches, make_evaluate
@@ -23,12 +25,12 @@ from ranker.training.scoring import device_batch
 from ranker.training.state import (
     Network,
     TrainState,
-    init_params,
     init_state,
     make_network,
 )
 from ranker.training.step import make_step
-from ranker.training.trained import KINDS, kind_of, load_trained
+from ranker.training.trained import KINDS
+from ranker.training.weights import Origin, find_origin, first_params
 
 SHOWN = ("loss", "language", "point_mse", "margin_mse", "learning_rate")
 
@@ -47,18 +49,24 @@ def train(
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     folder = workdir / settings.name
-    account = describe(settings, prepared, workdir)
+    origin = find_origin(settings, prepared)
+    account = describe(settings, origin, prepared, workdir)
     if manifest.is_done(folder, account, replace=replace):
         return manifest.require(
             workdir, settings.name, kinds=(account.kind,), by="train"
         )
     mesh = sharding.make_mesh(settings.mesh)
-    vocab_size = account.facts["vocab_size"]
     objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
-    network = make_network(settings.model, vocab_size, objective.head, mesh)
-    tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
-    batches = make_batches(settings, prepared, network, workdir)
-    evaluate = make_evaluate(settings, prepared, network, objective)
+    head: Head = objective.head
+    network = make_network(origin.model, origin.vocab_size, head, mesh)
+    steps = settings.loop.steps
+    role = origin.role
+    evaluate = make_evaluate(settings, role, prepared, network, objective)
+    if steps:
+        tx = make_optimizer(settings.optim, steps, network.abstract)
+        batches = make_batches(settings, role, prepared, network, workdir)
+    else:
+        tx, batches = optax.identity(), None
     account.save(folder)
     with contextlib.ExitStack() as stack:
         reporter = Reporter(
@@ -66,11 +74,23 @@ def train(
         )
         stack.callback(reporter.close)
         params = first_params(
-            settings, network, vocab_size, prepared, workdir, reporter
+            settings,
+            origin,
+            network,
+            head,
+            prepared,
+            workdir,
+            PARENTS[account.kind],
+            reporter,
         )
         state = init_state(network, params, tx, settings.seed)
         checkpoints = Checkpoints(folder, keep=settings.loop.keep)
         stack.callback(checkpoints.close)
+        if batches is None:
+            checkpoints.save(state, 0, {})
+            results = {"metrics": evaluate(state.params), "steps": 0}
+            _report_dev(reporter, 0, results["metrics"])
+            return account.finish(folder, **results)
         if checkpoints.latest is not None:
             state, data_state = checkpoints.restore(state)
             batches.set_state(data_state)
@@ -84,11 +104,10 @@ def train(
 
 
 def describe(
-    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+    settings: config.Train, origin: Origin, prepared: Prepared, workdir: pathlib.Path
 ) -> manifest.Manifest:
     """The stage's manifest: what its result depends on; checks its parents' kinds."""
     kind = KINDS[type(settings.objective)]
-    model_kind = kind_of(settings.model)
     inputs = {PREPARE: prepared.account.key}
     for name, kinds in (
         (settings.parent, PARENTS[kind]),
@@ -100,25 +119,47 @@ def describe(
             )
             inputs[name] = parent.key
             if name == settings.parent:
-                _check_same_model(settings, parent)
+                _check_same_model(settings, origin, parent)
     return manifest.Manifest(
         kind=kind,
         settings={
-            "model": config.to_dict(settings.model),
+            "model": config.to_dict(origin.model),
+            "role": origin.role,
+            **_checkpoint(settings, origin),
             "objective": config.to_dict(settings.objective),
             "optim": config.to_dict(settings.optim),
             "batch": config.to_dict(settings.batch),
             "steps": settings.loop.steps,
-            "length": length(settings.text, model_kind),
+            "length": settings.text.of(origin.role, "length"),
             "seed": settings.seed,
         },
         inputs=inputs,
-        facts=dict(prepared.account.facts[model_kind]),
+        facts={
+            **prepared.account.facts[origin.role],
+            "vocab_size": origin.vocab_size,
+        },
     )
 
 
-def _check_same_model(settings: config.Train, parent: manifest.Manifest) -> None:
-    ours, theirs = config.to_dict(settings.model), parent.settings["model"]
+def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
+    """What the first weights depend on, where they are a checkpoint's."""
+    if settings.parent or not origin.checkpoint:
+        return {}
+    assert isinstance(settings.model, config.Pretrained)
+    return {
+        "checkpoint": {
+            "digest": origin.checkpoint.digest,
+            "keep_layers": list(settings.model.keep_layers),
+            "score_tokens": list(settings.model.score_tokens),
+        }
+    }
+
+
+def _check_same_model(
+    settings: config.Train, origin: Origin, parent: manifest.Manifest
+) -> None:
+    ours, theirs = config.to_dict(origin.model), parent.settings["model"]
+    ours = json.loads(json.dumps(ours))  # as the parent's went: tuples become lists
     differing = [
         f"{name} {theirs.get(name)} -> {ours.get(name)}"
         for name in {**theirs, **ours}
@@ -129,33 +170,6 @@ def _check_same_model(settings: config.Train, parent: manifest.Manifest) -> None
             f"the stage {settings.name!r} and its parent {settings.parent!r} have "
             f"different models: {', '.join(differing)}; make them equal"
         )
-
-
-def first_params(
-    settings: config.Train,
-    network: Network,
-    vocab_size: int,
-    prepared: Prepared,
-    workdir: pathlib.Path,
-    reporter: Reporter,
-) -> Any:
-    """Weights at step 0: fresh, with the parent's in place of what both have."""
-    kind = KINDS[type(settings.objective)]
-    head: Head = "language" if kind == "cpt" else "score"
-    params = init_params(network, settings.model, vocab_size, head, settings.seed)
-    if not settings.parent:
-        reporter.note("begins from fresh weights")
-        return params
-    by = f"the {kind} stage {settings.name!r}"
-    parent = load_trained(
-        workdir, settings.parent, prepared, network.mesh, kinds=PARENTS[kind], by=by
-    )
-    same_head = parent.account.kind != "cpt" or kind == "cpt"
-    taken = parent.params if same_head else {"body": parent.params["body"]}
-    for name in taken:
-        params[name] = taken[name]
-    reporter.note(f"begins from the {', '.join(taken)} of {settings.parent!r}")
-    return params
 
 
 def run(

@@ -37,25 +37,13 @@ class Network:
 
 
 def make_network(
-    model: config.Model, vocab_size: int, head: Head, mesh: Mesh
+    model: config.Decoder | config.Encoder, vocab_size: int, head: Head, mesh: Mesh
 ) -> Network:
     """Describes the model on the mesh; computes nothing."""
     graphdef, abstract = nnx.split(build.abstract(model, vocab_size, head), nnx.Param)
     return Network(
         graphdef, abstract, sharding.parameter_shardings(abstract, mesh), mesh
     )
-
-
-def init_params(
-    network: Network, model: config.Model, vocab_size: int, head: Head, seed: int
-) -> Any:
-    """Fresh parameters, made in place on the mesh."""
-
-    def init(key):
-        return nnx.split(build.build(model, vocab_size, head, key=key), nnx.Param)[1]
-
-    with jax.set_mesh(network.mesh):
-        return jax.jit(init, out_shardings=network.shardings)(jax.random.key(seed))
 
 
 def init_state(

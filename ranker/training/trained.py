@@ -10,17 +10,11 @@ from jax.sharding import Mesh
 from ranker import config, manifest
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
-from ranker.data.text import Kind
 from ranker.models.build import Head
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.state import Network, make_network
 
 KINDS = {config.Language: "cpt", config.Rank: "sft", config.Distillation: "distill"}
-
-
-def kind_of(model: config.Model) -> Kind:
-    """Which template and tokenizer a model reads."""
-    return "decoder" if isinstance(model, config.Decoder) else "encoder"
 
 
 @dataclass(frozen=True)
@@ -29,20 +23,16 @@ class Trained:
 
     name: str
     account: manifest.Manifest
-    model: config.Model
+    model: config.Decoder | config.Encoder
+    role: config.Role  # whose tokenizer and template it reads
     vocab_size: int
     length: int  # tokens a row that it was trained with
     network: Network
     params: Any
 
-    @property
-    def kind(self) -> Kind:
-        """Which template and tokenizer the model reads."""
-        return kind_of(self.model)
-
     def encoder(self, prepared: Prepared) -> ListEncoder:
         """Makes this model's segments from the prepared data."""
-        tokenizer = prepared.tokenizer(self.kind)
+        tokenizer = prepared.tokenizer(self.role)
         return ListEncoder(prepared.corpus(), tokenizer, self.length)
 
 
@@ -88,6 +78,7 @@ def load_trained(
         name=name,
         account=account,
         model=model,
+        role=settings["role"],
         vocab_size=vocab_size,
         length=settings["length"],
         network=network,

@@ -37,7 +37,7 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t") / "encoder"
     texts = [f"{d.title} {d.text}" for d in CORPUS] + [one.query for one in LISTS]
     train_wordpiece(iter(texts), 300, folder)
-    return pipeline.ListEncoder(CORPUS, Tokenizer(folder, "encoder"), 16)
+    return pipeline.ListEncoder(CORPUS, Tokenizer(folder, "pair"), 16)
 
 
 def stream(encoder, n, *, size=4, accumulate=1, seed=0, share=ONE, list_size=3):

@@ -5,6 +5,7 @@ from ranker.data.records import DataError, Document
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
 
 TEXTS = ["cheap flights to Rome", "title: a", "summary: low fares, every day"] * 5
+KINDS = {"decoder": "prompt", "encoder": "pair"}
 DOCUMENT = Document("d", "Low Fares", "flights to Rome 🦄 " * 40)
 
 
@@ -17,7 +18,7 @@ def folders(tmp_path_factory):
 
 
 def test_decoder_template(folders):
-    tokenizer = Tokenizer(folders / "decoder", "decoder")
+    tokenizer = Tokenizer(folders / "decoder", "prompt")
     [query] = tokenizer.queries(["cheap flights"])
     [document] = tokenizer.documents([Document("d", "Low", "fares")])
     segment = tokenizer.segment(query, document, 64)
@@ -31,7 +32,7 @@ def test_decoder_template(folders):
 
 
 def test_encoder_template_is_the_stock_pair(folders):
-    tokenizer = Tokenizer(folders / "encoder", "encoder")
+    tokenizer = Tokenizer(folders / "encoder", "pair")
     stock = AutoTokenizer.from_pretrained(str(folders / "encoder"))
     query = "cheap Flights"
     text = f"{DOCUMENT.title} {DOCUMENT.text}"
@@ -47,7 +48,7 @@ def test_encoder_template_is_the_stock_pair(folders):
 @pytest.mark.parametrize("kind", ["decoder", "encoder"])
 @pytest.mark.parametrize("length", [24, 30, 64])
 def test_truncation_cuts_the_document_alone(folders, kind, length):
-    tokenizer = Tokenizer(folders / kind, kind)
+    tokenizer = Tokenizer(folders / kind, KINDS[kind])
     [query] = tokenizer.queries(["flights to Rome"])
     [document] = tokenizer.documents([DOCUMENT])
     segment = tokenizer.segment(query, document, length)
@@ -57,7 +58,7 @@ def test_truncation_cuts_the_document_alone(folders, kind, length):
 
 
 def test_a_query_without_room_is_refused(folders):
-    tokenizer = Tokenizer(folders / "encoder", "encoder")
+    tokenizer = Tokenizer(folders / "encoder", "pair")
     [query] = tokenizer.queries(["flights " * 30])
     with pytest.raises(DataError, match="no room for a document; raise text"):
         tokenizer.segment(query, [5], 16)
@@ -65,19 +66,19 @@ def test_a_query_without_room_is_refused(folders):
 
 def test_digests_tell_tokenizers_apart(folders):
     encoder, decoder = (
-        Tokenizer(folders / kind, kind) for kind in ("encoder", "decoder")
+        Tokenizer(folders / kind, KINDS[kind]) for kind in ("encoder", "decoder")
     )
     assert encoder.digest != decoder.digest
-    assert encoder.digest == Tokenizer(folders / "encoder", "encoder").digest
+    assert encoder.digest == Tokenizer(folders / "encoder", "pair").digest
     assert encoder.template_digest != decoder.template_digest
 
 
 def test_folders_that_are_no_tokenizer(folders, tmp_path):
     with pytest.raises(DataError, match="no such folder"):
-        Tokenizer(tmp_path / "none", "encoder")
+        Tokenizer(tmp_path / "none", "pair")
     with pytest.raises(DataError, match="cannot load a tokenizer"):
-        Tokenizer(tmp_path, "encoder")
+        Tokenizer(tmp_path, "pair")
     with pytest.raises(DataError, match="has no cls_token"):
-        Tokenizer(folders / "decoder", "encoder")
+        Tokenizer(folders / "decoder", "pair")
     with pytest.raises(DataError, match="has no eos_token"):
-        Tokenizer(folders / "encoder", "decoder")
+        Tokenizer(folders / "encoder", "prompt")

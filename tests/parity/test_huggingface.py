@@ -18,21 +18,40 @@ from ranker.models import build
 from ranker.models.huggingface import (
     ModelError,
     export_huggingface,
-    load_huggingface,
-    to_tensors,
+    import_params,
+    open_checkpoint,
 )
+from ranker.sharding import make_mesh
+from ranker.training.state import make_network
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def ours(settings, params, head, vocab_size):
-    """A model of ours with imported parameters."""
+def with_params(settings, params, head, vocab_size):
+    """A model of ours with the parameters of these paths."""
     model = build.build(settings, vocab_size, head, key=jax.random.key(0))
     state = nnx.state(model, nnx.Param)
     for path, leaf in nnx.to_flat_state(state):
         leaf.set_value(jnp.asarray(params[".".join(map(str, path))]))
     nnx.update(model, state)
     return model
+
+
+def load(folder, head, **fields):
+    """Config, parameters by path and notes of a folder, imported onto a mesh."""
+    checkpoint = open_checkpoint(config.Pretrained(path=str(folder), **fields))
+    mesh = make_mesh(config.Mesh(fsdp=2, tensor=1))
+    network = make_network(checkpoint.model, checkpoint.vocab_size, head, mesh)
+    params, notes = import_params(checkpoint, head, network.abstract, network.shardings)
+    params = {path: np.asarray(value) for path, value in params.items()}
+    return checkpoint, params, notes
+
+
+def imported(folder, head, **fields):
+    """A model of ours from a folder, and its config."""
+    checkpoint, params, _ = load(folder, head, **fields)
+    model = with_params(checkpoint.model, params, head, checkpoint.vocab_size)
+    return model, checkpoint.model
 
 
 def batch_of(lengths, vocab_size, T=12):
@@ -52,19 +71,6 @@ def as_jax(arrays):
     return [jnp.asarray(np.asarray(x), jnp.int32) for x in arrays]
 
 
-LLAMA = dict(
-    vocab_size=97,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    pad_token_id=0,
-    rope_theta=5000.0,
-    rms_norm_eps=1e-6,
-    max_position_embeddings=64,
-)
 BERT = dict(
     vocab_size=97,
     hidden_size=32,
@@ -86,85 +92,10 @@ def randomised(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_llama_language_model(tmp_path, tied):
-    torch_config = transformers.LlamaConfig(**LLAMA, tie_word_embeddings=tied)
-    theirs = randomised(transformers.LlamaForCausalLM(torch_config))
-    theirs.save_pretrained(tmp_path)
-    settings, params, notes = load_huggingface(tmp_path, "language")
-    assert settings.rope_theta == 5000.0 and settings.tie_embeddings == tied
-    model = ours(settings, params, "language", 97)
-    tokens, segments, positions, types = batch_of([12, 7], 97)
-    with torch.no_grad():
-        expected = theirs(
-            torch.tensor(tokens), attention_mask=torch.tensor(segments)
-        ).logits.numpy()
-    logits = model(*as_jax([tokens, segments, positions, types]))
-    real = segments.astype(bool)
-    np.testing.assert_allclose(np.asarray(logits)[real], expected[real], atol=1e-4)
-
-
-def test_llama_reranker_with_left_padding(tmp_path):
-    torch_config = transformers.LlamaConfig(**LLAMA, num_labels=1)
-    theirs = randomised(transformers.LlamaForSequenceClassification(torch_config))
-    theirs.save_pretrained(tmp_path)
-    settings, params, _ = load_huggingface(tmp_path, "score")
-    model = ours(settings, params, "score", 97)
-    lengths = [12, 7, 1]
-    tokens, segments, positions, types = batch_of(lengths, 97)
-    left = np.zeros_like(tokens)
-    mask = np.zeros_like(tokens)
-    for row, n in enumerate(lengths):
-        left[row, 12 - n :], mask[row, 12 - n :] = tokens[row, :n], 1
-    with torch.no_grad():
-        expected = theirs(torch.tensor(left), attention_mask=torch.tensor(mask)).logits
-    index = jnp.asarray(
-        [[row * 12 + n - 1] for row, n in enumerate(lengths)], jnp.int32
-    )
-    scores = model(*as_jax([tokens, segments, positions, types]), index)
-    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
-    # Left padding of our own: segments begin late, positions at 0.
-    late = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
-    index = jnp.asarray([[row * 12 + 11] for row in range(3)], jnp.int32)
-    scores = model(*as_jax([left, mask, late, types * 0]), index)
-    np.testing.assert_allclose(scores, expected.numpy(), atol=1e-4)
-
-
-def test_bert_hidden_states_and_scores(tmp_path):
-    torch_config = transformers.BertConfig(**BERT, num_labels=1)
-    theirs = randomised(transformers.BertForSequenceClassification(torch_config))
-    theirs.save_pretrained(tmp_path)
-    settings, params, notes = load_huggingface(tmp_path, "score")
-    assert not [note for note in notes if "fresh" in note]
-    model = ours(settings, params, "score", 97)
-    tokens, segments, positions, types = batch_of([12, 7], 97)
-    inputs = dict(
-        input_ids=torch.tensor(tokens),
-        attention_mask=torch.tensor(segments),
-        token_type_ids=torch.tensor(types),
-    )
-    with torch.no_grad():
-        scores = theirs(**inputs).logits.numpy()
-        hidden = theirs.bert(**inputs).last_hidden_state.numpy()
-    arrays = as_jax([tokens, segments, positions, types])
-    real = segments.astype(bool)
-    np.testing.assert_allclose(
-        np.asarray(model.body(*arrays))[real], hidden[real], atol=1e-4
-    )
-    index = jnp.asarray([[0], [12]], jnp.int32)
-    np.testing.assert_allclose(model(*arrays, index), scores, atol=1e-4)
-    # And back: the very same tensors.
-    again = to_tensors(settings, nnx.state(model, nnx.Param), "score")
-    original = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    assert {k for k in original if "position_ids" not in k} == set(again)
-    for name, value in again.items():
-        np.testing.assert_array_equal(value, original[name], err_msg=name)
-
-
 def test_a_bert_without_a_head_starts_with_a_fresh_one(tmp_path):
     bare = transformers.BertModel(transformers.BertConfig(**BERT))
     bare.save_pretrained(tmp_path)
-    _, params, notes = load_huggingface(tmp_path, "score")
+    _, params, notes = load(tmp_path, "score")
     assert "head.dense" not in params and "head.pooler" in params
     assert any("head.dense: not in the checkpoint" in note for note in notes)
 
@@ -174,7 +105,7 @@ def exported(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     texts = ["cheap flights to rome", "low fares every day", "🦄 cats and dogs"] * 3
     train_wordpiece(iter(texts), 150, root / "tokenizer")
-    tokenizer = Tokenizer(root / "tokenizer", "encoder")
+    tokenizer = Tokenizer(root / "tokenizer", "pair")
     settings = config.Encoder(
         num_layers=2, embed_dim=32, num_heads=4, mlp_dim=48, max_positions=40
     )
@@ -184,7 +115,12 @@ def exported(tmp_path_factory):
         leaf.set_value(leaf.get_value() * 8 + 0.01)
     nnx.update(model, params)
     export_huggingface(
-        root / "out", settings, params, tokenizer=root / "tokenizer", length=20
+        root / "out",
+        settings,
+        params,
+        head="score",
+        tokenizer=root / "tokenizer",
+        length=20,
     )
     return root / "out", model, tokenizer
 
@@ -246,8 +182,8 @@ def test_cross_encoder_gives_raw_scores(exported):
 
 def test_the_export_is_read_back(exported):
     folder, model, tokenizer = exported
-    settings, params, notes = load_huggingface(folder, "score")
-    again = ours(settings, params, "score", tokenizer.vocab_size)
+    _, _, notes = load(folder, "score")
+    again, _ = imported(folder, "score")
     assert our_scores(again, tokenizer) == our_scores(model, tokenizer)
     assert not notes
 
@@ -280,20 +216,20 @@ def amend(folder, **fields):
 def test_configs_that_do_not_fit_name_every_problem(bert_folder, fields, message):
     amend(bert_folder, **fields)
     with pytest.raises(ModelError, match=message):
-        load_huggingface(bert_folder, "score")
+        load(bert_folder, "score")
 
 
 def test_files_that_are_missing_or_cut(bert_folder):
     weights = bert_folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ModelError, match=r"model.safetensors: .*fetch again"):
-        load_huggingface(bert_folder, "score")
+        load(bert_folder, "score")
     weights.unlink()
     with pytest.raises(ModelError, match=r"model.safetensors: "):
-        load_huggingface(bert_folder, "score")
+        load(bert_folder, "score")
     (bert_folder / "config.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be read as JSON"):
-        load_huggingface(bert_folder, "score")
+        load(bert_folder, "score")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
@@ -332,7 +268,7 @@ def test_a_real_llama_tells_its_published_story():
         "body.layers.up": arrays["w3"].transpose(0, 2, 1),
         "body.layers.down": arrays["w2"].transpose(0, 2, 1),
     }
-    model = ours(settings, params, "language", 512)
+    model = with_params(settings, params, "language", 512)
     greedy = expected["greedy_ids_from_bos"]
     tokens = jnp.asarray([greedy], jnp.int32)
     ones, place = jnp.ones_like(tokens), jnp.arange(256, dtype=jnp.int32)[None]

@@ -75,7 +75,7 @@ def test_hybrid_is_the_weighted_sum_of_its_terms():
 
 @pytest.mark.parametrize("loss", ["softmax", "ranknet", "hinge"])
 def test_every_rank_loss_learns(loss):
-    objective = config.Rank(loss=loss)
+    objective = config.Rank(loss=(loss,))
     batch = helpers.batch_of()
     _, metrics = helpers.train(helpers.DECODER, objective, "one", [batch] * 8)
     assert metrics[-1]["loss"] < 0.8 * metrics[0]["loss"]
