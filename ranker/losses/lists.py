@@ -121,6 +121,30 @@ def approximate_ranks(
     return 0.5 + jnp.sum(ahead, axis=-1)  # half a document ahead of itself is taken off
 
 
+def collapsed(
+    scores: Float[Array, "*B L"], where: Bool[Array, "*B L"]
+) -> Bool[Array, ""]:
+    """True when a batch's scores order nothing: a sign that training has failed.
+
+    Either a real document has a score that is not finite, or in no list do two real
+    documents differ by more than float32 rounding (4 units in the last place). A batch
+    without a list of two real documents is not collapsed: it says nothing.
+
+    >>> import jax.numpy as jnp
+    >>> bool(collapsed(jnp.array([[2.0, 2.0], [7.0, 7.0]]), jnp.ones((2, 2), bool)))
+    True
+    >>> bool(collapsed(jnp.array([[2.0, 2.0], [7.0, 7.1]]), jnp.ones((2, 2), bool)))
+    False
+    """
+    s = masked(scores, where)
+    highest = jnp.max(jnp.where(where, s, _LOWEST), axis=-1)
+    lowest = jnp.min(jnp.where(where, s, -_LOWEST), axis=-1)
+    rounding = 4 * jnp.finfo(jnp.float32).eps * jnp.max(jnp.abs(s), axis=-1)
+    lists = jnp.sum(where, axis=-1) > 1
+    apart = lists & (highest - lowest > rounding)
+    return ~jnp.all(jnp.isfinite(s)) | (jnp.any(lists) & ~jnp.any(apart))
+
+
 # --- discounted cumulative gain ---
 
 

@@ -101,6 +101,30 @@ def test_negative_labels_have_no_share():
     assert float(loss.weight) == 0
 
 
+@pytest.mark.parametrize(
+    ("scores", "where", "expected"),
+    [
+        ([[1, 1, 1], [5, 5, 5]], None, True),
+        ([[1, 1, 1], [5, 5, 6]], None, False),
+        ([[1, 1, 9], [5, 5, 6]], [[1, 1, 0], [1, 1, 0]], True),
+        ([[1, 9, 2], [5, 6, 7]], [[1, 0, 0], [0, 0, 1]], False),  # no pair to judge by
+        ([[1, 9, 2], [5, 6, 7]], [[0, 0, 0], [0, 0, 0]], False),
+        ([[np.nan, 1, 2], [5, 6, 7]], None, True),
+        ([[-np.inf, 1, 2], [5, 6, 7]], None, True),
+        ([[np.nan, 1, 2], [5, 6, 7]], [[0, 1, 1], [1, 1, 1]], False),
+        ([[1e6, 1e6 + 0.1, 1e6], [0, 0, 0]], None, True),  # rounding alone
+        ([[0, 1e-6, 0], [0, 0, 0]], None, False),
+        ([[1e30, -1e30, 0], [0, 0, 0]], None, False),
+    ],
+)
+def test_scores_that_order_nothing_are_collapsed(scores, where, expected):
+    scores = jnp.float32(scores)
+    real = jnp.ones(scores.shape, bool) if where is None else jnp.bool_(where)
+    assert bool(jax.jit(lists.collapsed)(scores, real)) == expected
+    low = scores.astype(jnp.bfloat16)
+    assert lists.collapsed(low, real).dtype == bool
+
+
 # --- language modelling ---
 
 
