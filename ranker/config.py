@@ -10,7 +10,7 @@ import difflib
 import pathlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -104,6 +104,7 @@ class Data:
 
     path: str = ""  # folder in the BEIR layout; empty: the made world
     world: World = field(default_factory=World)
+    test: str = "test"  # name of the split that is held out: qrels/NAME.tsv
     runs: str = "runs/*.{split}.*"  # run files below path; none: BM25
     candidates: int = 50  # documents a query, the first of the run
     click_log: str = ""  # .jsonl, .tsv or .parquet; empty: positives of train
@@ -571,8 +572,22 @@ class Export(Stage):
 
 
 Variant = Literal[
-    "sft_without_cpt", "student_labels", "student_point", "student_margin"
+    "sft_without_cpt",
+    "sft_pointwise",
+    "sft_pairwise",
+    "sft_listwise",
+    "student_labels",
+    "student_point",
+    "student_margin",
+    "student_kl",
 ]
+
+# Rank loss of each family of teachers that `Pipeline.compare` can add.
+_FAMILIES: dict[str, tuple[RankLoss, ...]] = {
+    "sft_pointwise": ("sigmoid_cross_entropy",),
+    "sft_pairwise": ("ranknet",),
+    "sft_listwise": ("softmax",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -588,8 +603,9 @@ class Recipe:
 class Pipeline:
     """The whole method: prepare, cpt, sft, score, distill, evaluate, export.
 
-    `compare` adds systems to the table: the teacher without continued pre-training, and
-    students trained on the labels alone or with one term of the distillation loss. Each
+    `compare` adds systems to the table: the teacher without continued pre-training or
+    with a loss of another family, and students trained on the labels alone, with one
+    term of the distillation loss, or with the listwise KL divergence in its place. Each
     differs from the main line in what its name says and in nothing else.
     """
 
@@ -635,41 +651,43 @@ class Pipeline:
                 **fields,
             )
 
-        teacher: dict[str, Any] = dict(
-            model=self.teacher, role="teacher", objective=self.rank
-        )
-        student: dict[str, Any] = dict(
-            model=self.student, role="student", scores="scores"
-        )
+        def wanted(variants: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+            return ((k, v) for k, v in variants.items() if k in self.compare)
+
         alone: dict[str, Any] = dict(loss=(), loss_weights=())
-        point = dataclasses.replace(self.distillation, alpha=1.0, beta=0.0, **alone)
-        margin = dataclasses.replace(self.distillation, alpha=0.0, beta=1.0, **alone)
+        terms = {
+            "student_point": dict(alpha=1.0, beta=0.0, **alone),
+            "student_margin": dict(alpha=0.0, beta=1.0, **alone),
+            "student_kl": dict(
+                alpha=0.0, beta=0.0, loss=("listwise_kl",), loss_weights=()
+            ),
+        }
+        teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
+        student: dict[str, Any] = dict(model=self.student, role="student")
+        distils: dict[str, Any] = dict(student, scores="scores")
         stages: dict[str, Stage] = {}
         if self.cpt.loop.steps:
-            language = {**teacher, "objective": Language()}
-            stages["cpt"] = train("cpt", self.cpt, **language)
-        stages["sft"] = train("sft", self.sft, parent="".join(stages), **teacher)
+            stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
+        parent = "".join(stages)
+        ranks = dict(teacher, objective=self.rank)
+        stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
         if "sft_without_cpt" in self.compare:
-            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **teacher)
+            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
+        for name, loss in wanted(_FAMILIES):
+            rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
+            stages[name] = train(
+                name, self.sft, parent=parent, objective=rank, **teacher
+            )
         stages["scores"] = Score(**shared, rows=self.rows)
         if "student_labels" in self.compare:
             stages["student_labels"] = train(
-                "student_labels",
-                self.labels,
-                model=self.student,
-                role="student",
-                objective=self.rank,
+                "student_labels", self.labels, objective=self.rank, **student
             )
-        if "student_point" in self.compare:
-            stages["student_point"] = train(
-                "student_point", self.distill, objective=point, **student
-            )
-        if "student_margin" in self.compare:
-            stages["student_margin"] = train(
-                "student_margin", self.distill, objective=margin, **student
-            )
+        for name, term in wanted(terms):
+            objective = dataclasses.replace(self.distillation, **term)
+            stages[name] = train(name, self.distill, objective=objective, **distils)
         stages["distill"] = train(
-            "distill", self.distill, objective=self.distillation, **student
+            "distill", self.distill, objective=self.distillation, **distils
         )
         systems = [
             name

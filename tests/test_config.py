@@ -2,6 +2,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+import typing
 
 import pytest
 
@@ -124,6 +125,19 @@ def test_pipeline_variants_differ_in_one_thing():
     point, both = stages["student_point"], stages["distill"]
     assert dataclasses.replace(point, name="distill", objective=both.objective) == both
     assert (point.objective.alpha, point.objective.beta) == (1, 0)
+    every = typing.get_args(config.Variant)
+    stages = dataclasses.replace(pipeline, compare=every).stages()
+    assert set(every) < set(stages)
+    divergence = stages["student_kl"].objective
+    assert divergence.loss == ("listwise_kl",) and not divergence.alpha
+    for name, loss in (
+        ("sft_pointwise", "sigmoid_cross_entropy"),
+        ("sft_pairwise", "ranknet"),
+    ):
+        rank = dataclasses.replace(stages["sft"].objective, loss=(loss,))
+        assert stages[name] == dataclasses.replace(
+            stages["sft"], name=name, objective=rank
+        )
 
 
 @pytest.mark.parametrize(

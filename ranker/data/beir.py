@@ -44,7 +44,8 @@ def _find(folder: pathlib.Path, name: str) -> pathlib.Path:
 def load_beir(settings: config.Data) -> Loaded:
     """Reads `settings.path`.
 
-    Splits are `qrels/train.tsv`, `dev.tsv` and `test.tsv`; test is needed. Candidates
+    Splits are `qrels/train.tsv`, `dev.tsv` and `test.tsv`, or what `settings.test`
+    names in its place; test is needed, and where it is dev there is no dev. Candidates
     come from the run file of the split that `settings.runs` matches; a split without
     one is searched by BM25. In train, relevant documents that the first stage has
     missed are added to the list; in dev and test never.
@@ -74,16 +75,24 @@ def load_beir(settings: config.Data) -> Loaded:
         raise DataError(f"{folder}: the corpus or the queries are empty")
     qrels = {
         split: _read_qrels(path, queries, rows, lenient)
-        for split in SPLITS
-        if (path := _find(folder / "qrels", f"{split}.tsv")).is_file()
+        for split, name in _file_names(settings).items()
+        if (path := _find(folder / "qrels", f"{name}.tsv")).is_file()
     }
     if "test" not in qrels:
         there = sorted(path.name for path in (folder / "qrels").glob("*"))
         raise DataError(
-            f"{folder / 'qrels'}: no test.tsv, which evaluation needs; it has "
-            f"{', '.join(there) or 'nothing'}"
+            f"{folder / 'qrels'}: no {settings.test}.tsv, which evaluation needs; it "
+            f"has {', '.join(there) or 'nothing'}; name a split with --config.data.test"
         )
     return _Maker(settings, folder, documents, rows, queries, qrels, lenient).load()
+
+
+def _file_names(settings: config.Data) -> dict[str, str]:
+    """Split -> the name that its files have."""
+    names = {split: split for split in SPLITS} | {"test": settings.test}
+    if settings.test == "dev":
+        del names["dev"]
+    return names
 
 
 def _read_qrels(path, queries, rows, lenient) -> Qrels:
@@ -111,6 +120,7 @@ class _Maker:
         train = self.qrels.get("train", {})
         labelled = _some(train, settings.labelled_queries)
         judged = {query for qrels in self.qrels.values() for query in qrels}
+        judged |= self._judged_elsewhere()
         members = {
             "train": [query for query in train if query in labelled],
             "unlabelled": [query for query in train if query not in labelled]
@@ -118,12 +128,12 @@ class _Maker:
             "dev": list(self.qrels.get("dev", {})),
             "test": list(self.qrels["test"]),
         }
-        runs = {split: self._run(split) for split in SPLITS}
+        runs = {split: self._run(name) for split, name in _file_names(settings).items()}
         for split, names in members.items():
             if settings.max_queries:
                 names = names[: settings.max_queries]
             source = "train" if split == "unlabelled" else split
-            made = [self._list(name, split, runs[source]) for name in names]
+            made = [self._list(name, split, runs.get(source)) for name in names]
             if split in ("train", "unlabelled"):
                 kept = [one for one in made if len(one.documents)]
                 if len(kept) < len(made):
@@ -136,6 +146,20 @@ class _Maker:
         self.report.update(clicks)
         self.report.update(self.lenient["skipped"].report())
         return Loaded(self.documents, lists, examples, self.report)
+
+    def _judged_elsewhere(self) -> set[str]:
+        """Queries of further qrels files: held out too, though not in this run."""
+        used = set(_file_names(self.settings).values())
+        further = [
+            path
+            for path in sorted((self.folder / "qrels").glob("*.tsv*"))
+            if path.name.split(".tsv")[0] not in used
+        ]
+        return {
+            query
+            for path in further
+            for query in _read_qrels(path, self.queries, self.rows, self.lenient)
+        }
 
     def _run(self, split: str) -> dict[str, list[tuple[int, float]]] | None:
         """First-stage candidates of a split by query, best first; None: no run file."""

@@ -134,3 +134,30 @@ def test_real_folders(name, on_error):
     assert len(loaded.lists["test"]) == 50
     assert sum(one.labels.any() for one in loaded.lists["test"]) > 25
     assert ("skipped, corpus.jsonl.gz" in loaded.report) == (on_error == "skip")
+
+
+def test_the_held_out_split_can_have_another_name(folder):
+    qrels = folder / "qrels"
+    (qrels / "test.tsv").rename(qrels / "live.tsv")
+    with pytest.raises(
+        DataError, match=r"no test\.tsv.*live\.tsv.*--config\.data\.test"
+    ):
+        load(folder)
+    loaded = load(folder, test="live")
+    assert [one.query_id for one in loaded.lists["test"]] == ["q2", "q4"]
+
+
+def test_queries_of_further_qrels_are_not_unlabelled(folder):
+    (folder / "qrels" / "other.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq3\td1\t1\n"
+    )
+    loaded = load(folder)
+    assert [one.query_id for one in loaded.lists["unlabelled"]] == ["q5"]
+
+
+def test_dev_held_out_is_not_dev_too(folder):
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq3\td1\t1\n")
+    loaded = load(folder, test="dev")
+    assert [one.query_id for one in loaded.lists["test"]] == ["q3"]
+    assert not loaded.lists["dev"]
+    assert [one.query_id for one in loaded.lists["unlabelled"]] == ["q5"]
