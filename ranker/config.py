@@ -151,6 +151,9 @@ class Text:
 # --- models ---------------------------------------------------------------------------
 
 DType = Literal["float32", "bfloat16"]
+# What the backward pass recomputes to save memory, from nothing to all: "dots" keeps
+# the results of products with weights and of attention, "attention" the latter alone.
+Remat = Literal["none", "dots", "attention", "full"]
 DecoderFamily = Literal[
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"
 ]
@@ -209,7 +212,7 @@ class Decoder:
     local_layers: tuple[int, ...] = ()  # layers, from 0, that see a window only
     local_rope_theta: float = 0.0  # of local layers, unscaled; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute each layer in the backward pass to save memory
+    remat: Remat = "none"  # of a layer: what the backward pass recomputes
 
     def __post_init__(self):
         _positive(self, "num_layers", "embed_dim", "num_heads", "num_kv_heads")
@@ -256,7 +259,7 @@ class Encoder:
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     local_rope_theta: float = 0.0  # of local layers; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute each layer in the backward pass to save memory
+    remat: Remat = "none"  # of a layer: what the backward pass recomputes
 
     def __post_init__(self):
         _positive(self, "num_layers", "embed_dim", "num_heads", "mlp_dim")
@@ -302,7 +305,7 @@ class Pretrained:
     score_tokens: tuple[str, ...] = ()  # score: logit of the first less the second's
     dropout: float = -1.0  # rate of an encoder while training; -1: the checkpoint's
     dtype: DType = "float32"  # of the computation; parameters are float32
-    remat: bool = False  # recompute each layer in the backward pass to save memory
+    remat: Remat = "none"  # of a layer: what the backward pass recomputes
 
     def __post_init__(self):
         _require(bool(self.path), "model.path is empty; name a folder or a hub name")

@@ -1,10 +1,36 @@
-"""Attention within segments: the masks, and the one place that picks the kernel."""
+"""Attention within segments: which key a query sees, and the kernel that computes it.
+
+`choose` picks the kernel by platform and shape, and nothing else does:
+
+    splash  TPU: blockwise, never holds the [T, T] logits
+    cudnn   GPU: flash attention of `jax.nn.dot_product_attention`
+    xla     elsewhere, and what the two cannot take: plain matrix products
+
+All compute what `reference` says.
+"""
+
+from functools import partial
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash_kernel,
+)
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as splash_mask,
+)
 from jaxtyping import Array, Bool, Float, Int
 
+from ranker import config, sharding
+
+Kernel = Literal["splash", "cudnn", "xla"]
+
 _LOWEST = float(jnp.finfo(jnp.float32).min)
+_LANES = 128  # the TPU's vectors: splash takes multiples of it
+_BLOCK = 512  # tokens a side of splash's blocks, as in MaxText
+NAME = "attention"  # of the kernel's results, for rematerialisation
 
 
 def make_mask(
@@ -43,27 +69,193 @@ def attend(
     q: Float[Array, "R T N H"],
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
-    mask: Bool[Array, "R 1 T T"],
+    segments: Int[Array, "R T"],
     *,
+    causal: bool,
+    window: int = 0,
+    local: bool | Bool[Array, ""] = False,
     scale: float = 0.0,
     cap: float = 0.0,
 ) -> Float[Array, "R T N H"]:
     """Scaled dot-product attention; N is a multiple of K (grouped heads).
 
-    Logits and softmax are float32. Fully masked rows come out finite, and so do their
-    gradients.
+    Logits and softmax are float32. What padding gets is finite, and so are its
+    gradients; its value differs between kernels.
 
     Args:
       q: queries.
       k: keys.
       v: values.
-      mask: True: the query sees the key.
+      segments: 0: padding; a token sees its own segment, see `make_mask`.
+      causal: only tokens up to the query's own.
+      window: of a local layer, see `make_mask`.
+      local: whether this layer sees the window only; an array where layers that are
+        scanned differ.
       scale: factor on the logits; 0: H ** -0.5.
       cap: bound on the logits, cap * tanh(logits / cap); 0: none.
+
+    Raises:
+      ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    platform = "" if mesh.empty else mesh.abstract_device.platform
+    kernel = choose(platform, q.shape, q.dtype, cap)
+    one = partial(
+        _KERNELS[kernel], causal=causal, scale=scale or q.shape[-1] ** -0.5, cap=cap
+    )
+    if kernel == "splash":
+        one = partial(one, interpret=platform != "tpu")
+
+    def run(window: int):
+        compute = partial(one, window=window)
+        if kernel == "xla":
+            return compute
+        # The kernels are opaque to the partitioner: each device runs its own part.
+        inner = sharding.spec(("batch", None, "heads", None))
+        keys = sharding.spec(("batch", None, "kv_heads", None))
+        rows = sharding.spec(("batch", None))
+        return jax.shard_map(
+            compute,
+            in_specs=(inner, keys, keys, rows),
+            out_specs=inner,
+            check_vma=False,
+        )
+
+    if isinstance(local, bool):
+        out = run(window if local else 0)(q, k, v, segments)
+    else:
+        out = jax.lax.cond(local, run(window), run(0), q, k, v, segments)
+    return checkpoint_name(out, NAME)
+
+
+def choose(platform: str, shape: tuple[Any, ...], dtype: Any, cap: float) -> Kernel:
+    """The kernel for queries of `shape` [R, T, N, H].
+
+    Args:
+      platform: of the mesh's devices, which need not be here: plan compiles for a TPU
+        in a process without one. Empty: no mesh is set (serving, export).
+      shape: of the queries; sizes may be symbolic where no mesh is set.
+      dtype: of the queries.
+      cap: bound on the logits.
+
+    Raises:
+      ConfigError: on a TPU, for a length that is neither short nor a multiple of 128.
+    """
+    if platform == "tpu" and shape[1] >= _LANES:
+        T = shape[1]
+        if T % _LANES:
+            raise config.ConfigError(
+                f"rows of {T} tokens: attention on a TPU takes multiples of {_LANES}; "
+                f"set the length of text to {T // _LANES * _LANES} or "
+                f"{-(-T // _LANES) * _LANES} tokens"
+            )
+        return "splash"
+    if platform in ("gpu", "cuda") and not cap:
+        # What every GPU since 2020 can do, see jax's `check_is_flash_attention`.
+        low = dtype in (jnp.bfloat16, jnp.float16)
+        if low and shape[3] % 8 == 0 and shape[3] <= 128 and shape[1] % 2 == 0:
+            return "cudnn"
+    return "xla"
+
+
+def splash(
+    q: Float[Array, "R T N H"],
+    k: Float[Array, "R T K H"],
+    v: Float[Array, "R T K H"],
+    segments: Int[Array, "R T"],
+    *,
+    causal: bool,
+    window: int,
+    scale: float,
+    cap: float,
+    interpret: bool = False,
+) -> Float[Array, "R T N H"]:
+    """Attention on one TPU, by blocks; padding sees padding.
+
+    Blocks that the causal triangle or the window leave empty are not computed. Tokens
+    of one row that lie in different segments are masked, not left out.
+
+    Args:
+      q: queries; T is a multiple of 128.
+      k: keys.
+      v: values.
+      segments: 0: padding.
+      causal: only tokens up to the query's own.
+      window: see `make_mask`; 0: all.
+      scale: factor on the logits.
+      cap: bound on the logits; 0: none.
+      interpret: runs the kernel's program on any platform, slowly.
+    """
+    R, T, N, _ = q.shape
+    mask: splash_mask.Mask = splash_mask.FullMask((T, T))
+    if window:
+        sides = (window - 1, 0) if causal else (window, window)
+        mask = splash_mask.LocalMask((T, T), sides, offset=0)
+    elif causal:
+        mask = splash_mask.CausalMask((T, T))
+    block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if T % b == 0)
+    kernel = splash_kernel.make_splash_mha(
+        splash_mask.MultiHeadMask([mask] * N),
+        block_sizes=splash_kernel.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=cap or None,
+        residual_checkpoint_name=NAME,
+        interpret=interpret,
+    )
+    # The kernel takes heads in front, and does not scale.
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    ids = splash_kernel.SegmentIds(q=segments, kv=segments)
+    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q, k, v, ids)
+    return jnp.swapaxes(cast(Array, out), 1, 2)
+
+
+def cudnn(
+    q: Float[Array, "R T N H"],
+    k: Float[Array, "R T K H"],
+    v: Float[Array, "R T K H"],
+    segments: Int[Array, "R T"],
+    *,
+    causal: bool,
+    window: int,
+    scale: float,
+    cap: float,
+) -> Float[Array, "R T N H"]:
+    """Attention on one GPU, by cuDNN; `cap` must be 0, the rest is as for `splash`."""
+    assert not cap, cap
+    # Segments and window are a mask; of the causal triangle cuDNN computes one half.
+    mask = make_mask(segments, causal=causal, window=window)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
+    )
+
+
+def xla(
+    q: Float[Array, "R T N H"],
+    k: Float[Array, "R T K H"],
+    v: Float[Array, "R T K H"],
+    segments: Int[Array, "R T"],
+    *,
+    causal: bool,
+    window: int,
+    scale: float,
+    cap: float,
+) -> Float[Array, "R T N H"]:
+    """Attention on any platform, by matrix products; arguments as for `splash`."""
+    mask = make_mask(segments, causal=causal, window=window)
     if cap:
         return reference(q, k, v, mask, scale=scale, cap=cap)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale or None)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+
+
+_KERNELS = {"splash": splash, "cudnn": cudnn, "xla": xla}
 
 
 def reference(
@@ -72,17 +264,17 @@ def reference(
     v: Float[Array, "R T K H"],
     mask: Bool[Array, "R 1 T T"],
     *,
-    scale: float = 0.0,
+    scale: float,
     cap: float = 0.0,
 ) -> Float[Array, "R T N H"]:
-    """What `attend` computes, written from the formula, logits in float32."""
+    """What all kernels compute, written from the formula, logits in float32."""
     R, T, N, H = q.shape
     K = k.shape[2]
     grouped = q.reshape(R, T, K, N // K, H)
     logits = jnp.einsum(
         "RTKGH,RSKH->RKGTS", grouped, k, preferred_element_type=jnp.float32
     )
-    logits = logits * (scale or H**-0.5)
+    logits = logits * scale
     if cap:
         logits = cap * jnp.tanh(logits / cap)
     # Not minus infinity: a fully masked row would be NaN, and so would gradients.

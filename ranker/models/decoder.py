@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
 from ranker.models import layers
-from ranker.models.attention import attend, make_mask
+from ranker.models.attention import attend
 from ranker.sharding import constrain
 
 
@@ -48,7 +48,8 @@ def decoder_layer(
     c: config.Decoder,
     w: dict[str, Array],
     x: Float[Array, "R T D"],
-    mask: Bool[Array, "R 1 T T"],
+    segments: Int[Array, "R T"],
+    local: bool | Bool[Array, ""],
     angles: layers.Angles,
 ) -> Float[Array, "R T D"]:
     """One layer: attention, then a gated MLP, each on the normalised stream."""
@@ -64,7 +65,15 @@ def decoder_layer(
     q = layers.rotate(norm(project(y, "q"), "q_norm", c.qk_norm), angles)
     k = layers.rotate(norm(project(y, "k"), "k_norm", c.qk_norm), angles)
     y = attend(
-        q, k, project(y, "v"), mask, scale=c.attention_scale, cap=c.attention_cap
+        q,
+        k,
+        project(y, "v"),
+        segments,
+        causal=True,
+        window=c.window,
+        local=local,
+        scale=c.attention_scale,
+        cap=c.attention_cap,
     )
     y = jnp.einsum("RTNH,NHD->RTD", y, w["o"])
     x = x + norm(y, "attention_post_norm", c.post_norms)
@@ -113,26 +122,23 @@ class Decoder(nnx.Module):
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
-        seen = make_mask(segments, causal=True)
-        angles = layers.rotary(positions, c.head_dim, c.rope)
-        near, near_angles = seen, angles
-        if c.local_layers:
-            near = make_mask(segments, causal=True, window=c.window)
-            if c.local_rope_theta:
-                rope = config.Rope(theta=c.local_rope_theta)
-                near_angles = layers.rotary(positions, c.head_dim, rope)
+        angles = near_angles = layers.rotary(positions, c.head_dim, c.rope)
+        if c.local_layers and c.local_rope_theta:
+            rope = config.Rope(theta=c.local_rope_theta)
+            near_angles = layers.rotary(positions, c.head_dim, rope)
 
         def body(x, layer):
             w, local = layer
             w = jax.tree.map(lambda value: value.astype(dtype), w)
-            mask, turned = seen, angles
-            if c.local_layers:
-                mask = jnp.where(local, near, seen)
+            turned = near_angles if c.local_layers else angles
+            if local is None:  # all layers are alike
+                local = bool(c.local_layers)
+            else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return decoder_layer(c, w, x, mask, turned), None
+            return decoder_layer(c, w, x, segments, local, turned), None
 
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
-        local = layers.listed(c.local_layers, c.num_layers)
-        body = jax.checkpoint(body) if c.remat else body
+        local = layers.mixed(c.local_layers, c.num_layers)
+        body = layers.remat(body, c.remat)
         x, _ = jax.lax.scan(body, x, (stacked, local))
         return layers.rms_norm(x, self.norm[...], c.norm_eps)

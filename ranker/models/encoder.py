@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
 from ranker.models import layers
-from ranker.models.attention import attend, make_mask
+from ranker.models.attention import attend
 from ranker.sharding import constrain
 
 
@@ -43,7 +43,8 @@ def encoder_layer(
     c: config.Encoder,
     w: dict[str, Array],
     x: Float[Array, "R T D"],
-    mask: Bool[Array, "R 1 T T"],
+    segments: Int[Array, "R T"],
+    local: bool | Bool[Array, ""],
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
     key: Array | None,
@@ -69,7 +70,8 @@ def encoder_layer(
     q, k, v = (dense("RTD,DNH->RTNH", y, name) for name in ("q", "k", "v"))
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-    y = dense("RTNH,NHD->RTD", attend(q, k, v, mask), "o")
+    y = attend(q, k, v, segments, causal=False, window=c.window, local=local)
+    y = dense("RTNH,NHD->RTD", y, "o")
     x = x + layers.dropout(y, c.dropout, keys[0])
     x = norm(x, "attention_norm", not c.pre_norm)
     y = norm(x, "mlp_norm", c.pre_norm)
@@ -140,30 +142,28 @@ class Encoder(nnx.Module):
             x = jnp.einsum("RTE,ED->RTD", x, self.project[...])
             x = layers.add_bias(x, self.project_bias[...])
         x = constrain(x.astype(dtype), "batch", None, None)
-        seen = near = make_mask(segments, causal=False)
         angles = near_angles = None
         if not c.max_positions:
             rope = config.Rope(theta=c.rope_theta)
             local_rope = config.Rope(theta=c.local_rope_theta or c.rope_theta)
             angles = layers.rotary(positions, c.head_dim, rope)
             near_angles = layers.rotary(positions, c.head_dim, local_rope)
-        if c.local_layers:
-            near = make_mask(segments, causal=False, window=c.window)
 
         def body(x, layer):
             w, local, bare, key = layer
             w = jax.tree.map(lambda value: value.astype(dtype), w)
-            mask, turned = seen, angles
-            if c.local_layers:
-                mask = jnp.where(local, near, seen)
+            turned = near_angles if c.local_layers else angles
+            if local is None:  # all layers are alike
+                local = bool(c.local_layers)
+            else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return encoder_layer(c, w, x, mask, turned, bare, key), None
+            return encoder_layer(c, w, x, segments, local, turned, bare, key), None
 
         stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
-        local = layers.listed(c.local_layers, c.num_layers)
+        local = layers.mixed(c.local_layers, c.num_layers)
         bare = layers.listed(() if c.first_norm else (0,), c.num_layers)
         layer_keys = None if keys is None else keys[:-1]
-        body = jax.checkpoint(body) if c.remat else body
+        body = layers.remat(body, c.remat)
         x, _ = jax.lax.scan(body, x, (stacked, local, bare, layer_keys))
         if c.pre_norm:
             x = layers.layer_norm(x, self.last_norm[...], None, c.norm_eps)

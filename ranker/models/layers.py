@@ -1,6 +1,6 @@
 """Parameters and the small functions that layers are made of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
+from ranker.models import attention
 
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
 
@@ -142,3 +143,30 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
 def listed(indices: Sequence[int], count: int) -> Bool[Array, " count"]:
     """True at `indices`, out of `count`."""
     return jnp.asarray(np.isin(np.arange(count), list(indices)))
+
+
+def mixed(indices: Sequence[int], count: int) -> Bool[Array, " count"] | None:
+    """True at `indices`, out of `count`; None where they are all or none."""
+    return listed(indices, count) if 0 < len(set(indices)) < count else None
+
+
+def remat(body: Callable, choice: config.Remat) -> Callable:
+    """The body of a scan over layers, its results kept or recomputed as `choice` says.
+
+    A layer's input is always kept. Beyond it "full" keeps nothing, "attention" what the
+    attention kernel gives, so that it is not run a third time, and "dots" the results
+    of all products with weights too.
+    """
+    if choice == "none":
+        return body
+    policies = jax.checkpoint_policies
+    kept = {
+        "full": policies.nothing_saveable,
+        "attention": policies.save_only_these_names(attention.NAME),
+        "dots": policies.save_from_both_policies(
+            policies.save_only_these_names(attention.NAME),
+            policies.dots_with_no_batch_dims_saveable,
+        ),
+    }
+    # The scan itself keeps the compiler from merging what is recomputed.
+    return jax.checkpoint(body, policy=kept[choice], prevent_cse=False)

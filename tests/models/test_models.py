@@ -1,12 +1,14 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax._src.ad_checkpoint import saved_residuals
 
 from ranker import config
 from ranker.models import build
-from ranker.models.attention import attend, make_mask
 
 DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24
@@ -88,7 +90,7 @@ def test_decoder_is_causal_and_encoder_is_not():
 
 
 @both
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_rows_of_padding_have_finite_gradients(settings, remat):
     settings = type(settings)(**{**vars_of(settings), "remat": remat})
     graphdef, params = nnx.split(make(settings), nnx.Param)
@@ -104,18 +106,27 @@ def test_rows_of_padding_have_finite_gradients(settings, remat):
 
 
 def vars_of(settings):
-    import dataclasses
-
     return {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
 
 
-def test_remat_changes_nothing():
-    plain, remat = (
-        make(config.Encoder(**{**vars_of(ENCODER), "remat": flag}))
-        for flag in (False, True)
-    )
-    batch, index = rows([5, 9]), index_of(ENCODER, [5, 9])
-    np.testing.assert_allclose(plain(*batch, index), remat(*batch, index), atol=1e-6)
+@both
+def test_remat_changes_memory_and_nothing_else(settings):
+    batch, index = rows([5, 9]), index_of(settings, [5, 9])
+    sizes, gradients = [], []
+    for choice in ("none", "dots", "attention", "full"):
+        chosen = dataclasses.replace(settings, remat=choice)
+        graphdef, params = nnx.split(make(chosen), nnx.Param)
+
+        def loss(params, graphdef=graphdef):
+            return jnp.sum(nnx.merge(graphdef, params)(*batch, index))
+
+        kept = saved_residuals(loss, params)
+        sizes.append(sum(a.size for a, why in kept if "argument" not in why))
+        if choice in ("none", "attention"):
+            gradients.append(jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    assert sizes == sorted(set(sizes), reverse=True), sizes
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @both
@@ -180,44 +191,3 @@ def test_seven_billion_parameters_by_shapes_alone():
     model = build.abstract(llama, 32000, "language")
     count = sum(x.size for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert count == 6_738_415_616  # Llama-2-7B
-
-
-# --- attention ---
-
-
-def reference(q, k, v, mask):
-    R, T, N, H = q.shape
-    k, v = (np.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
-    logits = np.einsum("rtnh,rsnh->rnts", np.float64(q), np.float64(k)) / np.sqrt(H)
-    logits = np.where(mask, logits, -1e30)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return np.einsum("rnts,rsnh->rtnh", weights, np.float64(v))
-
-
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_equals_the_formula(causal):
-    generator = np.random.default_rng(0)
-    q = generator.normal(size=(2, 7, 4, 8)).astype(np.float32)
-    k, v = (generator.normal(size=(2, 7, 2, 8)).astype(np.float32) for _ in range(2))
-    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [1] * 7])
-    mask = make_mask(segments, causal=causal)
-    result = attend(*map(jnp.asarray, (q, k, v)), mask)
-    seen = np.asarray(segments > 0)
-    expected = reference(q, k, v, np.asarray(mask))
-    np.testing.assert_allclose(np.asarray(result)[seen], expected[seen], atol=1e-5)
-    assert np.isfinite(result).all()
-
-
-def test_mask_is_the_picture_of_its_docstring():
-    segments = jnp.array([[1, 1, 2, 2, 0]])
-    full = np.asarray(make_mask(segments, causal=False))[0, 0].astype(int)
-    assert full.tolist() == [
-        [1, 1, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 1, 1, 0],
-        [0, 0, 0, 0, 0],
-    ]
-    causal = np.asarray(make_mask(segments, causal=True))[0, 0].astype(int)
-    assert causal.tolist() == np.tril(full).tolist()

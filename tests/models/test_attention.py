@@ -1,0 +1,175 @@
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from ranker import config, sharding
+from ranker.models import attention
+from ranker.models.attention import attend, choose, make_mask
+
+SEEN = {
+    "full": dict(causal=False, window=0),
+    "causal": dict(causal=True, window=0),
+    "window": dict(causal=False, window=20),
+    "causal-window": dict(causal=True, window=20),
+}
+seen = pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
+
+
+def example(R=2, T=256, N=4, K=2, H=8, dtype=np.float32):
+    """q, k, v, and segments that end within blocks of 128, padding behind them."""
+    generator = np.random.default_rng(0)
+    q = generator.normal(size=(R, T, N, H)).astype(dtype)
+    k, v = (generator.normal(size=(R, T, K, H)).astype(dtype) for _ in range(2))
+    ends = np.sort(generator.choice(np.arange(1, T - 4), (R, 3), replace=False))
+    place = np.arange(T).reshape(1, -1)
+    segments = 1 + sum((place >= ends[:, i : i + 1]).astype(np.int32) for i in (0, 1))
+    segments = np.where(place >= ends[:, 2:], 0, segments).astype(np.int32)
+    return tuple(map(jnp.asarray, (q, k, v, segments)))
+
+
+def formula(q, k, v, segments, *, causal, window, scale, cap):
+    """Attention in float64, one query at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    R, T, N, H = q.shape
+    k, v = (np.repeat(x, N // x.shape[2], axis=2) for x in (k, v))
+    out = np.zeros_like(q)
+    for r in range(R):
+        for t in range(T):
+            near = [
+                s
+                for s in range(T)
+                if segments[r, s] == segments[r, t] > 0
+                and (s <= t or not causal)
+                and (not window or abs(t - s) < window + (not causal))
+            ]
+            if not near:
+                continue
+            logits = np.einsum("nh,snh->ns", q[r, t], k[r, near]) * scale
+            logits = cap * np.tanh(logits / cap) if cap else logits
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out[r, t] = np.einsum("ns,snh->nh", weights, v[r, near])
+    return out
+
+
+@seen
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_reference_is_the_formula(seen, cap):
+    q, k, v, segments = example(T=48)
+    mask = make_mask(segments, **seen)
+    real = np.asarray(segments > 0)
+    expected = formula(q, k, v, np.asarray(segments), **seen, scale=0.3, cap=cap)
+    found = attention.reference(q, k, v, mask, scale=0.3, cap=cap)
+    np.testing.assert_allclose(np.asarray(found)[real], expected[real], atol=1e-5)
+
+
+@seen
+@pytest.mark.parametrize("kernel", ["splash", "xla"])
+def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
+    q, k, v, segments = example(R=1, N=2, K=1)
+    cap = 2.0 * (seen["window"] > 0)
+    options = dict(**seen, scale=0.3, cap=cap)
+    real = (segments > 0)[:, :, None, None]
+    up = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
+
+    def ours(q, k, v):
+        compute = getattr(attention, kernel)
+        more = dict(interpret=True) if kernel == "splash" else {}
+        out = compute(q, k, v, segments, **options, **more)
+        return jnp.sum(jnp.where(real, out * up, 0)), out
+
+    def wanted(q, k, v):
+        mask = make_mask(segments, **seen)
+        out = attention.reference(q, k, v, mask, scale=0.3, cap=cap)
+        return jnp.sum(jnp.where(real, out * up, 0)), out
+
+    results = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+        for f in (ours, wanted)
+    ]
+    ((_, a), grads), ((_, b), expected) = results
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(jnp.where(real, a - b, 0), 0, atol=2e-6)
+    for grad, one in zip(grads, expected, strict=True):
+        np.testing.assert_allclose(grad, one, atol=5e-6)
+
+
+def test_a_scanned_layer_is_local_or_not():
+    q, k, v, segments = example(T=48)
+
+    @jax.jit
+    def both(q):
+        options = dict(causal=True, window=5)
+        found = jax.lax.map(
+            lambda local: attend(q, k, v, segments, local=local, **options),
+            jnp.array([True, False]),
+        )
+        known = [attend(q, k, v, segments, local=x, **options) for x in (True, False)]
+        return found, jnp.stack(known)
+
+    found, known = both(q)
+    np.testing.assert_allclose(found, known, atol=1e-6)
+    assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+def test_kernels_run_on_each_device_alone(monkeypatch):
+    """Splash under shard_map, as on TPUs: batch and heads split, nothing moved."""
+    q, k, v, segments = example(R=4)
+    mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2))
+    options = dict(causal=True, scale=0.3)
+    expected = jax.jit(partial(attend, **options))(q, k, v, segments)
+    monkeypatch.setattr(attention, "choose", lambda *_: "splash")
+    with jax.set_mesh(mesh):
+        heads = NamedSharding(mesh, sharding.spec(("batch", None, "heads", None)))
+        run = jax.jit(
+            partial(attend, **options),
+            in_shardings=(heads, heads, heads, None),
+            out_shardings=heads,
+        )
+        text = run.lower(q, k, v, segments).compile().as_text()
+        found = run(q, k, v, segments)
+    real = (segments > 0)[:, :, None, None]
+    np.testing.assert_allclose(jnp.where(real, found - expected, 0), 0, atol=2e-6)
+    assert not re.findall("all-(gather|reduce|to-all)", text)
+
+
+@pytest.mark.parametrize(
+    ("platform", "shape", "dtype", "cap", "kernel"),
+    [
+        ("tpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "splash"),
+        ("tpu", (2, 512, 4, 64), jnp.float32, 50.0, "splash"),
+        ("tpu", (2, 32, 4, 64), jnp.bfloat16, 0.0, "xla"),
+        ("gpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "cudnn"),
+        ("gpu", (2, 512, 4, 64), jnp.float32, 0.0, "xla"),
+        ("gpu", (2, 512, 4, 64), jnp.bfloat16, 50.0, "xla"),
+        ("gpu", (2, 512, 4, 256), jnp.bfloat16, 0.0, "xla"),
+        ("cpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "xla"),
+        ("", (2, 100, 4, 64), jnp.bfloat16, 0.0, "xla"),
+    ],
+)
+def test_the_kernel_follows_platform_and_shape(platform, shape, dtype, cap, kernel):
+    assert choose(platform, shape, dtype, cap) == kernel
+
+
+def test_a_length_that_the_kernel_cannot_take():
+    with pytest.raises(config.ConfigError, match="200 tokens.*128.* 128 or 256 tokens"):
+        choose("tpu", (2, 200, 4, 64), jnp.bfloat16, 0.0)
+
+
+def test_mask_is_the_picture_of_its_docstring():
+    segments = jnp.array([[1, 1, 2, 2, 0]])
+    full = np.asarray(make_mask(segments, causal=False))[0, 0].astype(int)
+    assert full.tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 0],
+    ]
+    causal = np.asarray(make_mask(segments, causal=True))[0, 0].astype(int)
+    assert causal.tolist() == np.tril(full).tolist()
