@@ -1,8 +1,9 @@
 """Prepared records to batches, by grain: seeded shuffle, split by process, resumable.
 
-Batch k is a function of (seed, k): records are shuffled and dealt to processes by index
-arithmetic, and the documents drawn from a list depend on the record's place in the
-order. So an iterator's whole state is how many batches it has given.
+Batch k is a function of (seed, k), whatever the number of processes: records are
+shuffled and dealt by index arithmetic, and the documents drawn from a list depend on
+the record's place in the order. So an iterator's whole state is how many batches it has
+given, and a run can go on with another number of processes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -120,11 +121,37 @@ def _stream(
         parts = [collate(items[i : i + micro]) for i in range(0, local, micro)]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
 
-    records = _dataset(source).seed(seed).shuffle().repeat()
-    # `[index::count]` deals a shuffled epoch to the processes without overlap.
-    dealt = records[share.index :: share.count] if share.count > 1 else records
-    batches = dealt.random_map(encode).batch(local, batch_fn=stack)
+    # Encoded before they are dealt, so that a record's random numbers follow from its
+    # place in the global order; only the records of this process are ever encoded.
+    records = _dataset(source).seed(seed).shuffle().repeat().random_map(encode)
+    dealt = records if share.count == 1 else _Dealt(records, micro, share)
+    batches = dealt.batch(local, batch_fn=stack)
     return iter(batches.to_iter_dataset(_PREFETCH))
+
+
+class _Dealt(grain.MapDataset):
+    """This process's records: its rows of each micro-batch, as a mesh lays them out.
+
+    Joined over the processes, a batch is the same for any number of them.
+    """
+
+    def __init__(self, records: grain.MapDataset, micro: int, share: Share):
+        """Deals `records`; `micro` is the rows of a micro-batch on this process."""
+        super().__init__(records)
+        self._micro, self._share = micro, share
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._share.count
+
+    def __getitem__(self, index):
+        number, row = divmod(index, self._micro)
+        before = number * self._share.count + self._share.index
+        return self._parent[before * self._micro + row]
+
+
+def skip(batches: grain.DatasetIterator, count: int) -> None:
+    """Lets `batches` go on behind the first `count` batches of the run."""
+    batches.set_state({"next_index": count})
 
 
 def text_batches(

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from ranker import config, manifest, sharding
+from ranker.data.pipeline import skip
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
@@ -92,8 +93,8 @@ def train(
             _report_dev(reporter, 0, results["metrics"])
             return account.finish(folder, **results)
         if checkpoints.latest is not None:
-            state, data_state = checkpoints.restore(state)
-            batches.set_state(data_state)
+            state, _ = checkpoints.restore(state)
+            skip(batches, int(state.step))
             reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
         step = make_step(network, objective, tx, state)
         stack.enter_context(jax.set_mesh(mesh))

@@ -94,6 +94,21 @@ def test_an_epoch_shows_every_list_once_over_all_processes(encoder):
     assert len(seen) == 22 and len({row for row in seen}) >= 18  # of 23 lists
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_are_the_same_for_any_number_of_processes(encoder, accumulate):
+    """Joined as a mesh joins them; and a run can go on with another number."""
+    sizes = dict(size=8, accumulate=accumulate)
+    whole, _ = stream(encoder, 4, **sizes)
+    parts = []
+    for index in range(4):
+        _, batches = stream(encoder, 0, share=pipeline.Share(index, 4), **sizes)
+        pipeline.skip(batches, 2)
+        parts.append([next(batches) for _ in range(2)])
+    for batch, *quarters in zip(whole[2:], *parts, strict=True):
+        joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *quarters)
+        assert equal(batch, joined)
+
+
 def test_rows_of_a_second_process_are_numbered_globally(encoder):
     [batch], _ = stream(encoder, 1, size=4, share=pipeline.Share(1, 2))
     first = 2 * 3 * 16
