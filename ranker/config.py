@@ -12,7 +12,7 @@ import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 
 class ConfigError(ValueError):
@@ -482,6 +482,35 @@ def _check_mixture(
 
 Objective = Language | Rank | Distillation
 
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters: they and a score head train, all other weights are frozen."""
+
+    rank: int = 0  # numbers between the two factors of an adapter; 0: all weights train
+    alpha: float = 32.0  # what an adapter adds counts alpha / rank
+    targets: tuple[LoraTarget, ...] = ()  # adapted matrices; empty: all of a layer
+    base_dtype: DType = "bfloat16"  # that the frozen weights are kept in
+
+    def __post_init__(self):
+        _require(self.rank >= 0, f"lora.rank must be 0 or more, found {self.rank}")
+        _positive(self, "alpha")
+        _require(
+            len(set(self.targets)) == len(self.targets),
+            f"lora.targets names a matrix twice, found {self.targets}",
+        )
+
+    @property
+    def scale(self) -> float:
+        """Factor on what an adapter adds."""
+        return self.alpha / self.rank
+
+
+NO_LORA = Lora()
+
 
 # --- stages ---------------------------------------------------------------------------
 
@@ -507,6 +536,7 @@ class Train(Stage):
         "auto"  # whose tokenizer and template; auto: decoders are teachers
     )
     scores: str = ""  # folder of teacher scores in the workdir (distillation)
+    lora: Lora = NO_LORA
     optim: Optim
     batch: Batch
     loop: Loop
@@ -525,6 +555,14 @@ class Train(Stage):
                 f"stage {self.name!r}: the language objective needs a decoder, found "
                 "an encoder",
             )
+        _require(
+            not self.lora.rank
+            or bool(self.parent)
+            or isinstance(self.model, Pretrained),
+            f"stage {self.name!r}: lora.rank is {self.lora.rank}, and there are no "
+            "weights to adapt; name a parent or a checkpoint (model.path), or set "
+            "lora.rank to 0",
+        )
         _require(
             self.optim.warmup <= self.loop.steps,
             f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
@@ -600,6 +638,7 @@ class Recipe:
     optim: Optim
     batch: Batch
     loop: Loop
+    lora: Lora = NO_LORA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -650,6 +689,7 @@ class Pipeline:
                 optim=recipe.optim,
                 batch=recipe.batch,
                 loop=recipe.loop,
+                lora=recipe.lora,
                 seed=self.seed,
                 **fields,
             )
@@ -770,13 +810,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return config
 
 
-def model_from_dict(fields: dict[str, Any]) -> Decoder | Encoder:
-    """The model config that `to_dict` wrote.
+def from_dict(fields: dict[str, Any]) -> Any:
+    """The config of a model or of adapters that `to_dict` wrote.
 
     Raises:
       ConfigError: when the class or a field is unknown to this version.
     """
-    classes = {"Decoder": Decoder, "Encoder": Encoder, "Rope": Rope}
+    classes = {one.__name__: one for one in (Decoder, Encoder, Rope, Pretrained, Lora)}
 
     def build(value: Any) -> Any:
         if isinstance(value, dict):
@@ -788,5 +828,5 @@ def model_from_dict(fields: dict[str, Any]) -> Decoder | Encoder:
         return build(fields)
     except (KeyError, TypeError) as error:
         raise ConfigError(
-            f"the saved model config {fields} does not fit this version: {error}"
+            f"the saved config {fields} does not fit this version: {error}"
         ) from error

@@ -27,6 +27,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "positions": None,
     "types": None,
+    "rank": None,
     None: None,
 }
 

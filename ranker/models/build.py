@@ -6,6 +6,7 @@ import jax
 from flax import nnx
 
 from ranker import config
+from ranker.models import adapters
 from ranker.models.heads import LanguageModel, Ranker
 
 Head = Literal["language", "score"]
@@ -17,24 +18,33 @@ def build(
     head: Head,
     *,
     key: jax.Array,
+    lora: config.Lora = config.NO_LORA,
 ) -> LanguageModel | Ranker:
     """A model with fresh float32 parameters.
 
     Raises:
-      ConfigError: for a language-model head on an encoder.
+      ConfigError: for a language-model head on an encoder, or adapters of matrices
+        that the model lacks.
     """
     rngs = nnx.Rngs(params=key)
     if head == "score":
-        return Ranker(settings, vocab_size, rngs=rngs)
-    if not isinstance(settings, config.Decoder):
+        model = Ranker(settings, vocab_size, rngs=rngs)
+    elif isinstance(settings, config.Decoder):
+        model = LanguageModel(settings, vocab_size, rngs=rngs)
+    else:
         raise config.ConfigError("a language-model head needs a decoder, found encoder")
-    return LanguageModel(settings, vocab_size, rngs=rngs)
+    if lora.rank:
+        adapters.attach(model, lora, rngs=rngs)
+    return model
 
 
 def abstract(
-    settings: config.Decoder | config.Encoder, vocab_size: int, head: Head
+    settings: config.Decoder | config.Encoder,
+    vocab_size: int,
+    head: Head,
+    lora: config.Lora = config.NO_LORA,
 ) -> LanguageModel | Ranker:
     """The same model, its parameters replaced by their shapes; allocates nothing."""
     return nnx.eval_shape(
-        lambda: build(settings, vocab_size, head, key=jax.random.key(0))
+        lambda: build(settings, vocab_size, head, key=jax.random.key(0), lora=lora)
     )

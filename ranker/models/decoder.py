@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
-from ranker.models import layers
+from ranker.models import adapters, layers
 from ranker.models.attention import attend
 from ranker.sharding import constrain
 
@@ -58,7 +58,7 @@ def decoder_layer(
         return layers.rms_norm(x, w[name], c.norm_eps) if wanted else x
 
     def project(y: Array, name: str) -> Array:
-        y = jnp.einsum("RTD,DNH->RTNH", y, w[name])
+        y = adapters.project("RTD,DNH->RTNH", y, w, name)
         return layers.add_bias(y, w.get(f"{name}_bias"))
 
     y = norm(x, "attention_norm")
@@ -75,12 +75,13 @@ def decoder_layer(
         scale=c.attention_scale,
         cap=c.attention_cap,
     )
-    y = jnp.einsum("RTNH,NHD->RTD", y, w["o"])
+    y = adapters.project("RTNH,NHD->RTD", y, w, "o")
     x = x + norm(y, "attention_post_norm", c.post_norms)
     y = norm(x, "mlp_norm")
-    gate = _ACTIVATIONS[c.activation](jnp.einsum("RTD,DF->RTF", y, w["gate"]))
-    up = jnp.einsum("RTD,DF->RTF", y, w["up"])
-    y = jnp.einsum("RTF,FD->RTD", gate * up, w["down"])
+    gate = adapters.project("RTD,DF->RTF", y, w, "gate")
+    up = adapters.project("RTD,DF->RTF", y, w, "up")
+    y = _ACTIVATIONS[c.activation](gate) * up
+    y = adapters.project("RTF,FD->RTD", y, w, "down")
     x = x + norm(y, "mlp_post_norm", c.post_norms)
     return constrain(x, "batch", None, None)
 
@@ -137,7 +138,7 @@ class Decoder(nnx.Module):
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
             return decoder_layer(c, w, x, segments, local, turned), None
 
-        stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
         body = layers.remat(body, c.remat)
         x, _ = jax.lax.scan(body, x, (stacked, local))

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
-from ranker.models import layers
+from ranker.models import adapters, layers
 from ranker.models.attention import attend
 from ranker.sharding import constrain
 
@@ -57,7 +57,8 @@ def encoder_layer(
     keys = (None, None) if key is None else jax.random.split(key)
 
     def dense(formula: str, x: Array, name: str) -> Array:
-        return layers.add_bias(jnp.einsum(formula, x, w[name]), w.get(f"{name}_bias"))
+        y = adapters.project(formula, x, w, name)
+        return layers.add_bias(y, w.get(f"{name}_bias"))
 
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
@@ -159,7 +160,7 @@ class Encoder(nnx.Module):
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
             return encoder_layer(c, w, x, segments, local, turned, bare, key), None
 
-        stacked = nnx.to_pure_dict(nnx.state(self.layers, nnx.Param))
+        stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
         bare = layers.listed(() if c.first_norm else (0,), c.num_layers)
         layer_keys = None if keys is None else keys[:-1]

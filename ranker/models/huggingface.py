@@ -360,8 +360,8 @@ def import_params(
       shardings: of the same structure.
 
     Returns:
-      Parameters by dotted path, float32, without those of a head that the checkpoint
-      lacks; and what was ignored or left out, for the log.
+      Parameters by dotted path, in their dtype in `abstract`, without those of a head
+      that the checkpoint lacks; and what was ignored or left out, for the log.
 
     Raises:
       ModelError: listing every tensor that is missing, unknown or of another shape.
@@ -372,7 +372,7 @@ def import_params(
     for path, leaf in flat(abstract):
         if path not in plan.entries:
             continue
-        read = partial(_read_part, checkpoint, *plan.entries[path], leaf.shape)
+        read = partial(_read_part, checkpoint, *plan.entries[path], leaf)
         params[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
     return params, plan.notes
 
@@ -387,12 +387,13 @@ def _read_part(
     checkpoint: Checkpoint,
     entry: Entry,
     sources: list[str | None],
-    shape: tuple[int, ...],
+    leaf: jax.ShapeDtypeStruct,
     index: tuple[slice, ...],
 ) -> np.ndarray:
     """The part `index` of one of our parameters, layers in front where stacked."""
     full = tuple(
-        slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True)
+        slice(*part.indices(size)[:2])
+        for part, size in zip(index, leaf.shape, strict=True)
     )
     if entry.ours == "head.dense" and checkpoint.score_tokens:
         [name] = sources
@@ -400,11 +401,13 @@ def _read_part(
             checkpoint.read(str(name), (slice(token, token + 1), *full))[0]
             for token in checkpoint.score_tokens
         ]
-        return rows[0] - rows[1] if len(rows) == 2 else rows[0]
+        found = rows[0] - rows[1] if len(rows) == 2 else rows[0]
+        return found.astype(leaf.dtype)
     if not entry.stacked:
-        return entry.read(partial(checkpoint.read, str(sources[0])), full)
+        found = entry.read(partial(checkpoint.read, str(sources[0])), full)
+        return found.astype(leaf.dtype)
     sizes = [part.stop - part.start for part in full]
-    result = np.empty(sizes, np.float32)
+    result = np.empty(sizes, leaf.dtype)
     for place, name in enumerate(sources[full[0]]):
         if name is None:
             result[place] = 1.0  # a norm that the source leaves out

@@ -1,6 +1,7 @@
 """`train`: one training stage, from its config to its last checkpoint."""
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -11,6 +12,7 @@ import grain
 import jax
 import numpy as np
 import optax
+from flax import nnx
 
 from ranker import config, manifest, sharding
 from ranker.data.pipeline import skip
@@ -59,7 +61,7 @@ def train(
     mesh = sharding.make_mesh(settings.mesh)
     objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
     head: Head = objective.head
-    network = make_network(origin.model, origin.vocab_size, head, mesh)
+    network = make_network(origin.model, origin.vocab_size, head, mesh, settings.lora)
     steps = settings.loop.steps
     role = origin.role
     evaluate = make_evaluate(settings, role, prepared, network, objective)
@@ -74,7 +76,7 @@ def train(
             folder, settings.name, total=settings.loop.steps, unit="step"
         )
         stack.callback(reporter.close)
-        params = first_params(
+        params, frozen = first_params(
             settings,
             origin,
             network,
@@ -89,7 +91,8 @@ def train(
         stack.callback(checkpoints.close)
         if batches is None:
             checkpoints.save(state, 0, {})
-            results = {"metrics": evaluate(state.params), "steps": 0}
+            dev = evaluate(nnx.merge_state(state.params, frozen))
+            results = {"metrics": dev, "steps": 0}
             _report_dev(reporter, 0, results["metrics"])
             return account.finish(folder, **results)
         if checkpoints.latest is not None:
@@ -97,9 +100,18 @@ def train(
             skip(batches, int(state.step))
             reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
         step = make_step(network, objective, tx, state)
+        if settings.lora.rank:
+            step = functools.partial(step, frozen=frozen)
         stack.enter_context(jax.set_mesh(mesh))
         results = run(
-            settings, state, step, batches, network, checkpoints, reporter, evaluate
+            settings,
+            state,
+            step,
+            batches,
+            network,
+            checkpoints,
+            reporter,
+            lambda params: evaluate(nnx.merge_state(params, frozen)),
         )
     return account.finish(folder, **results)
 
@@ -127,6 +139,7 @@ def describe(
             "model": config.to_dict(origin.model),
             "role": origin.role,
             **_checkpoint(settings, origin),
+            **_adapters(settings),
             "objective": config.to_dict(settings.objective),
             "optim": config.to_dict(settings.optim),
             "batch": config.to_dict(settings.batch),
@@ -138,6 +151,7 @@ def describe(
         facts={
             **prepared.account.facts[origin.role],
             "vocab_size": origin.vocab_size,
+            **_base(settings),
         },
     )
 
@@ -154,6 +168,16 @@ def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
             "score_tokens": list(settings.model.score_tokens),
         }
     }
+
+
+def _adapters(settings: config.Train) -> dict[str, Any]:
+    return {"lora": config.to_dict(settings.lora)} if settings.lora.rank else {}
+
+
+def _base(settings: config.Train) -> dict[str, Any]:
+    """What the adapters belong to: a stage's name, or a checkpoint."""
+    base = settings.parent or config.to_dict(settings.model)
+    return {"base": base} if settings.lora.rank else {}
 
 
 def _check_same_model(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from ranker import config, sharding
 from ranker.models import build
+from ranker.models.adapters import Factor
 from ranker.models.build import Head
 
 
@@ -31,18 +32,41 @@ class Network:
     """A model without its numbers: how it computes, what its parameters look like."""
 
     graphdef: nnx.GraphDef
-    abstract: Any  # nnx.State of jax.ShapeDtypeStruct
+    abstract: Any  # nnx.State of jax.ShapeDtypeStruct, of what trains
     shardings: Any  # nnx.State of NamedSharding
     mesh: Mesh
+    frozen: Any  # as `abstract`, of what does not train; empty without adapters
+    frozen_shardings: Any
 
 
 def make_network(
-    model: config.Decoder | config.Encoder, vocab_size: int, head: Head, mesh: Mesh
+    model: config.Decoder | config.Encoder,
+    vocab_size: int,
+    head: Head,
+    mesh: Mesh,
+    lora: config.Lora = config.NO_LORA,
 ) -> Network:
-    """Describes the model on the mesh; computes nothing."""
-    graphdef, abstract = nnx.split(build.abstract(model, vocab_size, head), nnx.Param)
+    """Describes the model on the mesh; computes nothing.
+
+    With adapters, they and a score head train.
+    """
+
+    def trains(path: tuple, variable: nnx.Variable) -> bool:
+        in_head = head == "score" and path[0] == "head"
+        return not lora.rank or in_head or issubclass(variable.type, Factor)
+
+    whole = build.abstract(model, vocab_size, head, lora)
+    graphdef, abstract, frozen = nnx.split(whole, trains, nnx.Param)
+    frozen = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, lora.base_dtype), frozen
+    )
     return Network(
-        graphdef, abstract, sharding.parameter_shardings(abstract, mesh), mesh
+        graphdef,
+        abstract,
+        sharding.parameter_shardings(abstract, mesh),
+        mesh,
+        frozen,
+        sharding.parameter_shardings(frozen, mesh),
     )
 
 

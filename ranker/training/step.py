@@ -1,6 +1,7 @@
 """One optimiser step: the exact gradient of the whole batch, in micro-batches."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from ranker.training.objectives import Objective
 from ranker.training.state import Network, TrainState
 
 Metrics = dict[str, Array]
+NOTHING = nnx.State({})
 
 
 def make_step(
@@ -20,8 +22,11 @@ def make_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     state: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the compiled step; it consumes (donates) the state it is given.
+
+    The step takes a state, a batch and the parameters that do not train, if there are
+    any, and returns the new state and metrics.
 
     The new state lies on the devices like `state`, so that the second step is not
     compiled anew.
@@ -31,8 +36,9 @@ def make_step(
     that cutting a batch differently leaves the gradient what it is.
     """
 
-    def loss(params, batch: Batch, weights: Metrics, key):
-        parts = objective.parts(nnx.merge(network.graphdef, params), batch, key)
+    def loss(params, frozen, batch: Batch, weights: Metrics, key):
+        model = nnx.merge(network.graphdef, params, frozen)
+        parts = objective.parts(model, batch, key)
         means = {
             name: part.total / jnp.maximum(weights[name], 1e-6)
             for name, part in parts.items()
@@ -40,7 +46,9 @@ def make_step(
         total = sum(objective.coefficients[name] * mean for name, mean in means.items())
         return total, means
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(
+        state: TrainState, batch: Batch, frozen: Any = NOTHING
+    ) -> tuple[TrainState, Metrics]:
         weights = jax.tree.map(jnp.sum, jax.vmap(objective.weights)(batch))
         key = jax.random.fold_in(state.key, state.step)
         num_micro = batch.tokens.shape[0]
@@ -48,7 +56,7 @@ def make_step(
         def accumulate(carry, micro):
             batch, key = micro
             (total, means), grads = jax.value_and_grad(loss, has_aux=True)(
-                state.params, batch, weights, key
+                state.params, frozen, batch, weights, key
             )
             return jax.tree.map(jnp.add, carry, (total, means, grads)), None
 

@@ -2,18 +2,23 @@
 
 import pathlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, manifest
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
+from ranker.models import adapters
 from ranker.models.build import Head
+from ranker.models.huggingface import flat, import_params, open_checkpoint
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.state import Network, make_network
 
+STAGES = ("cpt", "sft", "distill")
 KINDS = {config.Language: "cpt", config.Rank: "sft", config.Distillation: "distill"}
 
 
@@ -28,7 +33,7 @@ class Trained:
     vocab_size: int
     length: int  # tokens a row that it was trained with
     network: Network
-    params: Any
+    params: Any  # adapters are merged into them, in float32
 
     def encoder(self, prepared: Prepared) -> ListEncoder:
         """Makes this model's segments from the prepared data."""
@@ -51,29 +56,21 @@ def load_trained(
       StageError: when the stage is missing, unfinished, not one of `kinds`, made from
         other data, or its checkpoint cannot be read.
     """
-    account = manifest.require(workdir, name, kinds=kinds, by=by)
-    if account.inputs["prepare"] != prepared.account.key:
-        raise manifest.StageError(
-            f"{workdir / name} was trained on other data or tokenizers than "
-            f"{prepared.folder} holds; run that stage again"
-        )
+    account = _require(workdir, name, prepared, kinds=kinds, by=by)
     settings = account.settings
-    model = config.model_from_dict(settings["model"])
-    head: Head = "language" if account.kind == "cpt" else "score"
+    model = config.from_dict(settings["model"])
     vocab_size = account.facts["vocab_size"]
-    network = make_network(model, vocab_size, head, mesh)
-    abstract = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(
-            shape.shape, shape.dtype, sharding=sharding
-        ),
-        network.abstract,
-        network.shardings,
-    )
-    checkpoints = Checkpoints(workdir / name)
-    try:
-        params = checkpoints.restore_params(abstract)
-    finally:
-        checkpoints.close()
+    network = make_network(model, vocab_size, _head(account), mesh)
+    lora = lora_of(account)
+    if lora.rank:
+        parts = _load_adapted(workdir, name, account, prepared, mesh)
+        merge = jax.jit(
+            partial(adapters.merge, lora=lora),
+            out_shardings=dict(flat(network.shardings)),
+        )
+        params = unflat(merge(parts), network.abstract)
+    else:
+        params = _restore(workdir / name, network)
     return Trained(
         name=name,
         account=account,
@@ -84,3 +81,148 @@ def load_trained(
         network=network,
         params=params,
     )
+
+
+def _require(
+    workdir: pathlib.Path,
+    name: str,
+    prepared: Prepared,
+    *,
+    kinds: tuple[str, ...],
+    by: str,
+) -> manifest.Manifest:
+    account = manifest.require(workdir, name, kinds=kinds, by=by)
+    if account.inputs["prepare"] != prepared.account.key:
+        raise manifest.StageError(
+            f"{workdir / name} was trained on other data or tokenizers than "
+            f"{prepared.folder} holds; run that stage again"
+        )
+    return account
+
+
+def _head(account: manifest.Manifest) -> Head:
+    return "language" if account.kind == "cpt" else "score"
+
+
+def lora_of(account: manifest.Manifest) -> config.Lora:
+    """The adapters that a stage has trained; of rank 0: none."""
+    fields = account.settings.get("lora")
+    return config.from_dict(fields) if fields else config.NO_LORA
+
+
+def _restore(folder: pathlib.Path, network: Network) -> Any:
+    abstract = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(
+            shape.shape, shape.dtype, sharding=sharding
+        ),
+        network.abstract,
+        network.shardings,
+    )
+    checkpoints = Checkpoints(folder)
+    try:
+        return checkpoints.restore_params(abstract)
+    finally:
+        checkpoints.close()
+
+
+def inherit(
+    workdir: pathlib.Path,
+    name: str,
+    prepared: Prepared,
+    mesh: Mesh,
+    *,
+    head: Head,
+    lora: config.Lora,
+    kinds: tuple[str, ...],
+    by: str,
+) -> dict[str, jax.Array]:
+    """What the stage `by` takes over from its parent `name`, by dotted path.
+
+    A child with the parent's own adapter settings goes on with its base and its
+    adapters as they are: rounding them into a bfloat16 base would lose small changes.
+    The head comes along if it is of the same kind.
+
+    Raises:
+      StageError: as `load_trained`.
+    """
+    account = _require(workdir, name, prepared, kinds=kinds, by=by)
+    if lora.rank and lora == lora_of(account):
+        taken = _load_adapted(workdir, name, account, prepared, mesh)
+    else:
+        parent = load_trained(workdir, name, prepared, mesh, kinds=kinds, by=by)
+        taken = dict(flat(parent.params))
+    same_head = head == _head(account)
+    return {p: v for p, v in taken.items() if same_head or p.startswith("body.")}
+
+
+def _load_adapted(
+    workdir: pathlib.Path,
+    name: str,
+    account: manifest.Manifest,
+    prepared: Prepared,
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """The frozen base of a stage and the adapters that it trained, by dotted path.
+
+    Raises:
+      StageError: when the base is no longer the one that the adapters belong to.
+    """
+    model = config.from_dict(account.settings["model"])
+    lora, head = lora_of(account), _head(account)
+    network = make_network(model, account.facts["vocab_size"], head, mesh, lora)
+    source, by = account.facts["base"], f"the stage {name!r}"
+    if isinstance(source, str):
+        parent = manifest.require(workdir, source, kinds=STAGES, by=by)
+        if parent.key != account.inputs[source]:
+            raise manifest.StageError(
+                f"{workdir / name} holds adapters of the stage {source!r}, which has "
+                f"run again since; run {name!r} again too"
+            )
+        taken = inherit(
+            workdir, source, prepared, mesh, head=head, lora=lora, kinds=STAGES, by=by
+        )
+    else:
+        checkpoint = open_checkpoint(config.from_dict(source))
+        if checkpoint.digest != account.settings["checkpoint"]["digest"]:
+            raise manifest.StageError(
+                f"{workdir / name} holds adapters of {checkpoint.folder}, which is "
+                f"another checkpoint now; bring the old one back, or run {name!r} again"
+            )
+        taken, _ = import_params(
+            checkpoint, head, network.frozen, network.frozen_shardings
+        )
+    frozen = freeze(taken, network, by=by)
+    return {**dict(flat(frozen)), **dict(flat(_restore(workdir / name, network)))}
+
+
+def freeze(taken: dict[str, jax.Array], network: Network, *, by: str) -> Any:
+    """The parameters that do not train, in their dtype; removes them from `taken`.
+
+    Raises:
+      StageError: when one is not there: a fresh one would never be trained.
+    """
+    wanted = dict(flat(network.frozen))
+    missing = [path for path in wanted if path not in taken]
+    if missing:
+        raise manifest.StageError(
+            f"{by}: what it begins from has no {', '.join(missing)}, and with adapters "
+            "it would stay as it is drawn; set lora.rank to 0, or begin from weights "
+            "that have it"
+        )
+    found = {}
+    for path, shape in wanted.items():  # one by one: never two copies of all
+        found[path] = taken.pop(path).astype(shape.dtype)
+    return unflat(found, network.frozen)
+
+
+def unflat(params: dict[str, jax.Array], like: Any) -> Any:
+    """The `nnx.State` of the structure of `like` with these parameters by path."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, variable: variable.replace(params[_dotted(path)]),
+        like,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)

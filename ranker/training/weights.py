@@ -1,6 +1,7 @@
 """Weights that a training stage begins from: a checkpoint's, a parent's, or fresh."""
 
 import dataclasses
+import math
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from ranker.models.build import Head
 from ranker.models.huggingface import Checkpoint, flat, import_params, open_checkpoint
 from ranker.training.report import Reporter
 from ranker.training.state import Network
-from ranker.training.trained import load_trained
+from ranker.training.trained import freeze, inherit, unflat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,40 +88,66 @@ def first_params(
     workdir: pathlib.Path,
     parents: tuple[str, ...],
     reporter: Reporter,
-) -> Any:
+) -> tuple[Any, Any]:
     """Weights at step 0: the parent's or the checkpoint's, and fresh ones for the rest.
+
+    Returns:
+      What trains, and what does not (nothing, without adapters).
 
     Raises:
       StageError: when the parent cannot be loaded.
       ModelError: when the checkpoint cannot be read.
     """
     taken: dict[str, jax.Array] = {}
+    by = f"the stage {settings.name!r}"
     if settings.parent:
-        by = f"the stage {settings.name!r}"
-        parent = load_trained(
-            workdir, settings.parent, prepared, network.mesh, kinds=parents, by=by
+        taken = inherit(
+            workdir,
+            settings.parent,
+            prepared,
+            network.mesh,
+            head=head,
+            lora=settings.lora,
+            kinds=parents,
+            by=by,
         )
-        # A language-model head is no score head.
-        same_head = (parent.account.kind == "cpt") == (head == "language")
-        taken = {
-            path: value
-            for path, value in flat(parent.params)
-            if same_head or path.startswith("body.")
-        }
-        parts = "weights" if same_head else "body"
+        with_head = any(path.startswith("head") for path in taken)
+        parts = "weights" if with_head else "body"
         reporter.note(f"begins from the {parts} of {settings.parent!r}")
     elif origin.checkpoint:
         taken, notes = import_params(
-            origin.checkpoint, head, network.abstract, network.shardings
+            origin.checkpoint,
+            head,
+            nnx.merge_state(network.abstract, network.frozen),
+            nnx.merge_state(network.shardings, network.frozen_shardings),
         )
         reporter.note(f"begins from {origin.checkpoint.folder}")
         for note in notes:
             reporter.note(f"  {note}")
     else:
         reporter.note("begins from fresh weights")
-    return complete(
-        taken, network, origin.model, origin.vocab_size, head, seed=settings.seed
+    frozen = freeze(taken, network, by=by)
+    if settings.lora.rank:
+        reporter.note(_counts(network))
+    params = complete(
+        taken,
+        network,
+        origin.model,
+        origin.vocab_size,
+        head,
+        seed=settings.seed,
+        lora=settings.lora,
     )
+    return params, frozen
+
+
+def _counts(network: Network) -> str:
+    trained, frozen = (
+        sum(math.prod(leaf.shape) for _, leaf in flat(part))
+        for part in (network.abstract, network.frozen)
+    )
+    share = trained / (trained + frozen)
+    return f"trains {trained:,} parameters of adapters and head, {share:.2%} of all"
 
 
 def complete(
@@ -131,12 +158,13 @@ def complete(
     head: Head,
     *,
     seed: int,
+    lora: config.Lora = config.NO_LORA,
 ) -> Any:
-    """All parameters: `taken` by path, and fresh ones elsewhere, made on the mesh."""
+    """All that trains: `taken` by path, and fresh ones elsewhere, made on the mesh."""
     missing = [path for path, _ in flat(network.abstract) if path not in taken]
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        made = build.build(model, vocab_size, head, key=key)
+        made = build.build(model, vocab_size, head, key=key, lora=lora)
         params = dict(flat(nnx.split(made, nnx.Param)[1]))
         return {path: params[path] for path in missing}  # the others are not computed
 
@@ -144,13 +172,4 @@ def complete(
     shardings = {path: where[path] for path in missing}
     with jax.set_mesh(network.mesh):
         made = jax.jit(fresh, out_shardings=shardings)(jax.random.key(seed))
-    everything = {**made, **taken}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, variable: variable.replace(everything[_dotted(path)]),
-        network.abstract,
-        is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(str(getattr(key, "key", key)) for key in path)
+    return unflat({**made, **taken}, network.abstract)

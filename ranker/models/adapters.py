@@ -1,0 +1,115 @@
+"""Low-rank adapters of stacked layers: LoRA (Hu et al., 2021, arXiv 2106.09685).
+
+An adapted matrix W of a layer acts as W + alpha / rank * A B, where A takes what W
+reads to `rank` numbers and B those to what W gives. W is frozen, A and B train. B
+begins at zero, and so does what the adapter adds.
+"""
+
+import math
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from ranker import config
+
+_IN = {"o": 2}  # dimensions that a layer's matrix reads; of all others 1
+
+
+class Factor(nnx.Param):
+    """A or B of an adapter, with all layers stacked in front."""
+
+
+def attach(model: Any, lora: config.Lora, *, rngs: nnx.Rngs) -> None:
+    """Gives the matrices of `model`'s layers fresh adapters, float32.
+
+    A is uniform in +-1 / sqrt(numbers read), as in the reference implementation.
+
+    Args:
+      model: a `LanguageModel` or `Ranker`; changed in place.
+      lora: its `rank` must be above 0.
+      rngs: its `params` draws A.
+
+    Raises:
+      ConfigError: for a target that the layers do not have.
+    """
+    stack = model.body.layers
+    present = [name for name in config.LORA_TARGETS if hasattr(stack, name)]
+    missing = [name for name in lora.targets if name not in present]
+    if missing:
+        raise config.ConfigError(
+            f"lora.targets names {', '.join(missing)}, which this model's layers lack; "
+            f"they have {', '.join(present)}"
+        )
+    for name in lora.targets or present:
+        weight = getattr(stack, name)
+        shape, axes = weight.get_value().shape, weight.get_metadata("axes")
+        cut = 1 + _IN.get(name, 1)
+        bound = math.prod(shape[1:cut]) ** -0.5
+        a_shape = (*shape[:cut], lora.rank)
+        a = jax.random.uniform(rngs.params(), a_shape, minval=-bound, maxval=bound)
+        b = jnp.zeros((shape[0], lora.rank, *shape[cut:]))
+        setattr(stack, f"{name}_a", Factor(a, axes=(*axes[:cut], "rank")))
+        factor = Factor(b, axes=(axes[0], "rank", *axes[cut:]), scale=lora.scale)
+        setattr(stack, f"{name}_b", factor)
+
+
+def stacked(layers: nnx.Module) -> dict[str, Array]:
+    """The parameters of stacked layers by name; each B comes times alpha / rank."""
+    found = cast(dict[str, nnx.Variable], dict(nnx.state(layers, nnx.Param)))
+    return {
+        name: one.get_value() * one.get_metadata("scale", 1.0)
+        if isinstance(one, Factor)
+        else one.get_value()
+        for name, one in found.items()
+    }
+
+
+def project(formula: str, x: Array, w: dict[str, Array], name: str) -> Array:
+    """The contraction of x with the matrix `name` of a layer, as adapted.
+
+    Args:
+      formula: of `jnp.einsum`, such as "RTD,DNH->RTNH".
+      x: what the matrix reads.
+      w: parameters of one layer by name, from `stacked`.
+      name: of the matrix.
+    """
+    y = jnp.einsum(formula, x, w[name])
+    if f"{name}_a" not in w:
+        return y
+    # (x A) B: neither A B nor a gradient of the frozen matrix is ever formed.
+    read, rest = formula.split(",")
+    matrix, given = rest.split("->")
+    inner = "".join(axis for axis in matrix if axis not in given)
+    outer = "".join(axis for axis in matrix if axis in given)
+    kept = "".join(axis for axis in read if axis not in inner)
+    low = jnp.einsum(f"{read},{inner}r->{kept}r", x, w[f"{name}_a"])
+    return y + jnp.einsum(f"{kept}r,r{outer}->{given}", low, w[f"{name}_b"])
+
+
+def merge(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:
+    """The parameters of the same function without adapters, float32.
+
+    Args:
+      params: by dotted path, those of the adapters among them.
+      lora: the settings that they were attached with.
+    """
+    factors = {path for path in params if path[:-2] in params and path[-2:] == "_a"}
+    merged = {}
+    for path, value in params.items():
+        value = value.astype(jnp.float32)
+        if f"{path}_a" in factors:
+            a, b = params[f"{path}_a"], params[f"{path}_b"]
+            layers, rank = value.shape[0], lora.rank
+            change = jnp.einsum(
+                "LIr,LrO->LIO",
+                a.reshape(layers, -1, rank),
+                b.reshape(layers, rank, -1),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            value = value + lora.scale * change.reshape(value.shape)
+        if path not in factors and f"{path[:-2]}_a" not in factors:
+            merged[path] = value
+    return merged
