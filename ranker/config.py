@@ -111,9 +111,8 @@ class Data:
     click_rules: ClickRules = field(default_factory=ClickRules)
     labelled_queries: int = 0  # train queries whose grades may be used; 0: all
     max_queries: int = 0  # queries read of each split, for a short run; 0: all
-    on_error: Literal["stop", "skip"] = (
-        "stop"  # at a malformed record; skipped are counted
-    )
+    # at a malformed record; skipped are counted
+    on_error: Literal["stop", "skip"] = "stop"
 
     def __post_init__(self):
         _positive(self, "candidates")
@@ -406,9 +405,8 @@ class Rank:
 
     loss: tuple[RankLoss, ...] = ("softmax",)  # several are added up
     loss_weights: tuple[float, ...] = ()  # of each loss; empty: 1 each
-    pair_weights: Literal["equal", "grade_difference", "delta_ndcg"] = (
-        "equal"  # of ranknet's and hinge's pairs; delta_ndcg makes ranknet LambdaRank
-    )
+    # of ranknet's and hinge's pairs; delta_ndcg makes ranknet LambdaRank
+    pair_weights: Literal["equal", "grade_difference", "delta_ndcg"] = "equal"
     margin: float = 1.0  # score units, of hinge
     temperature: float = 0.1  # score units, of approx_ndcg
     mu: float = 10.0  # weight of lambda_loss's second term
@@ -443,9 +441,8 @@ class Distillation:
     loss: tuple[DistillationLoss, ...] = ()  # further losses, added to the two
     loss_weights: tuple[float, ...] = ()  # of each further loss; empty: 1 each
     temperature: float = 1.0  # score units, of listwise_kl and adr_mse
-    target_scale: Literal["raw", "list", "data", "labels"] = (
-        "data"  # standardised per list or set, or fitted to the grades of train
-    )
+    # standardised per list or set, or fitted to the grades of train
+    target_scale: Literal["raw", "list", "data", "labels"] = "data"
 
     def __post_init__(self):
         _check_mixture(self.loss, self.loss_weights, "objective.loss")
@@ -532,9 +529,8 @@ class Train(Stage):
     parent: str = ""  # stage folder that the weights come from; empty: fresh weights
     model: Model
     objective: Objective
-    role: Literal["auto", "teacher", "student"] = (
-        "auto"  # whose tokenizer and template; auto: decoders are teachers
-    )
+    # whose tokenizer and template; auto: decoders are teachers
+    role: Literal["auto", "teacher", "student"] = "auto"
     scores: str = ""  # folder of teacher scores in the workdir (distillation)
     lora: Lora = NO_LORA
     optim: Optim
@@ -575,6 +571,7 @@ class Score(Stage):
 
     name: str = "scores"  # folder of the scores in the workdir
     teacher: str = "sft"  # stage folder of the model that scores
+    # Whose candidates are scored.
     splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
     rows: int = 128  # pairs a batch, over all devices
 
@@ -589,6 +586,7 @@ class Evaluate(Stage):
     systems: tuple[str, ...] = ("sft", "student_labels", "distill")  # stage folders
     reference: str = "distill"  # system that p-values compare the others with
     split: Literal["dev", "test"] = "test"  # queries
+    # Each as NAME or NAME@k: NDCG, NDCG-exp, MRR, MAP, P, R, ERR, PNR, PNR-macro, OPA.
     measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
     permutations: int = 10000  # of the randomisation test
@@ -663,7 +661,7 @@ class Pipeline:
     rank: Rank = field(default_factory=Rank)
     distillation: Distillation = field(default_factory=Distillation)
     compare: tuple[Variant, ...] = ("student_labels",)
-    measures: tuple[str, ...] = Evaluate.measures
+    measures: tuple[str, ...] = Evaluate.measures  # of the table
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
     rows: int = 128  # pairs a batch when scoring
     seed: int = 0  # of every stage

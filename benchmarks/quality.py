@@ -1,0 +1,161 @@
+"""Rank losses side by side with sentence-transformers: same pairs, steps and rate.
+
+    python -m ranker.run --config configs/evidence.py:nqqed --workdir DIR ...
+    python benchmarks/quality.py --workdir DIR --model MINILM
+
+trains sentence-transformers' CrossEncoder from the same weights on the same labelled
+lists, with as many steps, documents a step and the same learning rates as the teachers
+that DIR already has, scores the same candidates of the held-out queries, and compares
+each pair by NDCG@10 with a paired randomisation test. The last line is one JSON object.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import losses
+
+from ranker.data import datasets, formats
+from ranker.data.pipeline import draw_documents
+from ranker.metrics import ranking, significance
+from ranker.training.evaluation import qrels_of, run_of
+
+# Stage of ours -> the loss of theirs.
+FAMILIES = {
+    "sft_pointwise": losses.BinaryCrossEntropyLoss,
+    "sft_pairwise": losses.RankNetLoss,
+    "sft": losses.ListNetLoss,
+}
+
+
+def schedule(optim: dict[str, Any], step: int, steps: int) -> float:
+    """Our learning rate at `step`, over the peak."""
+    if step < optim["warmup"]:
+        return step / optim["warmup"]
+    done = (step - optim["warmup"]) / max(steps - optim["warmup"], 1)
+    low = optim["final_fraction"]
+    return low + (1 - low) * (1 + np.cos(np.pi * done)) / 2
+
+
+def text(document) -> str:
+    """The document as our pair template has it."""
+    return f"{document.title} {document.text}".strip()
+
+
+def train(model, loss, lists, corpus, stage: dict[str, Any]) -> float:
+    """Trains `model` as the stage did; returns the seconds it took."""
+    settings, optim, batch = stage, stage["optim"], stage["batch"]
+    generator = np.random.default_rng(settings["seed"])
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        lr=optim["learning_rate"],
+        betas=(optim["b1"], optim["b2"]),
+        weight_decay=optim["weight_decay"],
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: schedule(optim, step, settings["steps"])
+    )
+    order: list[int] = []
+    pointwise = isinstance(loss, losses.BinaryCrossEntropyLoss)
+    model.train()
+    start = time.monotonic()
+    for _ in range(settings["steps"]):
+        queries, documents, labels = [], [], []
+        while len(queries) < batch["size"]:
+            order = order or generator.permutation(len(lists)).tolist()
+            record = lists[order.pop()]
+            places = draw_documents(record.labels, batch["list_size"], generator)
+            queries.append(record.query)
+            documents.append([text(corpus[row]) for row in record.documents[places]])
+            labels.append(torch.tensor(record.labels[places]))
+        if pointwise:
+            pairs = [
+                (q, d) for q, ds in zip(queries, documents, strict=True) for d in ds
+            ]
+            highest = settings["objective"]["highest_grade"]
+            grades = (torch.cat(labels) / highest).clamp(max=1.0)
+            value = loss([list(column) for column in zip(*pairs, strict=True)], grades)
+        else:
+            value = loss([queries, documents], labels)
+        optimiser.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim["clip_norm"] or 1e9)
+        optimiser.step()
+        rate.step()
+    return time.monotonic() - start
+
+
+def score(model, lists, corpus) -> np.ndarray:
+    """Raw scores of all candidates, in the order of `lists`."""
+    pairs = [
+        (record.query, text(corpus[row]))
+        for record in (lists[i] for i in range(len(lists)))
+        for row in record.documents
+    ]
+    return model.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=32)
+
+
+def main() -> None:
+    """Trains, scores, compares and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--workdir", type=pathlib.Path, required=True)
+    parser.add_argument("--model", required=True, help="folder of the pretrained BERT")
+    parser.add_argument("--measure", default="NDCG@10")
+    flags = parser.parse_args()
+    prepared = flags.workdir / "prepare"
+    corpus = datasets.load_corpus(prepared / "corpus")
+    train_lists = datasets.load_lists(prepared / "lists", "train")
+    test = datasets.load_lists(prepared / "lists", "test")
+    qrels = qrels_of(test)
+    results = {}
+    for name, make in FAMILIES.items():
+        account = json.loads((flags.workdir / name / "manifest.json").read_text())
+        stage = account["settings"]
+        torch.manual_seed(stage["seed"])
+        model = CrossEncoder(
+            flags.model, num_labels=1, max_length=stage["length"], device="cpu"
+        )
+        seconds = train(model, make(model), train_lists, corpus, stage)
+        theirs = run_of(test, corpus, score(model, test, corpus))
+        ours: dict[str, dict[str, float]] = {}
+        for one in formats.read_run(flags.workdir / "evaluate" / f"{name}.trec"):
+            ours.setdefault(one.query_id, {})[one.document_id] = one.score
+        a, b = (
+            ranking.evaluate(qrels, run, (flags.measure,))[flags.measure]
+            for run in (ours, theirs)
+        )
+        low, high = significance.bootstrap_interval(a.values, b.values)
+        results[name] = {
+            "ours": a.mean,
+            "sentence_transformers": b.mean,
+            "difference": [low, high],
+            "p_value": significance.randomisation_test(a.values, b.values),
+            "seconds": {
+                "sentence_transformers": seconds,
+                "ours": _seconds(flags, name),
+            },
+        }
+        print(
+            f"{name:14} ours {a.mean:.4f}  sentence-transformers {b.mean:.4f}  "
+            f"95 % of the difference [{low:+.4f}, {high:+.4f}]  "
+            f"p {results[name]['p_value']:.3f}",
+            flush=True,
+        )
+    print(json.dumps({"measure": flags.measure, "families": results}))
+
+
+def _seconds(flags: argparse.Namespace, name: str) -> float:
+    """Time that our stage took to train, compilation left out."""
+    lines = (flags.workdir / name / "metrics.jsonl").read_text().splitlines()
+    steps = [one for one in map(json.loads, lines) if "loss" in one]
+    done = steps[-1]["step"] - steps[0]["step"]
+    return (steps[-1]["time"] - steps[0]["time"]) / done * steps[-1]["step"]
+
+
+if __name__ == "__main__":
+    main()
