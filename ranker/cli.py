@@ -1,12 +1,24 @@
 """What the entries share: flags in, one call, and errors as sentences."""
 
 import argparse
+import errno
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from ranker import config
+
+AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command goes on
+_DISK = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room in your quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "make it writable",
+    errno.EACCES: "make it writable, and readable",
+    errno.EPERM: "make it writable",
+}
 
 
 def main(
@@ -35,6 +47,7 @@ def main(
         parser.print_help()
         print("\n--config FILE --help shows every field with its value and unit.")
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
+    signal.signal(signal.SIGTERM, _stop)
     try:
         settings = config.load(known.config, rest, of=of)
         if known.workdir is None:
@@ -46,9 +59,27 @@ def main(
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+        from ranker.manifest import Stopped
+
+        if isinstance(error, Stopped):
+            print(f"stopped: {error}", file=sys.stderr)
+            raise SystemExit(AGAIN) from None
+        if isinstance(error, OSError) and error.errno in _DISK:
+            raise SystemExit(
+                f"error: {error.filename or known.workdir}: {error.strerror}; "
+                f"{_DISK[error.errno]}, and run the same command again: what is done "
+                "is kept"
+            ) from None
         if not _is_ours(error):
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def _stop(*_) -> None:
+    """SIGTERM, where nothing better is to be done: training saves first."""
+    from ranker.manifest import Stopped
+
+    raise Stopped("by SIGTERM; the same command goes on from what is done")
 
 
 def _is_ours(error: BaseException) -> bool:

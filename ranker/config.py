@@ -365,6 +365,9 @@ class Batch:
         )
 
 
+DevMetric = Literal["none", "dev_ndcg@5", "dev_language"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """How long to train, and what to do on the way."""
@@ -374,10 +377,28 @@ class Loop:
     eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
     save_every: int = 1000  # steps between checkpoints; one is always saved at the end
     keep: int = 2  # checkpoints kept, the newest
+    best_metric: DevMetric = "none"  # the checkpoint with its best value is kept too
+    result: Literal["last", "best"] = "last"  # checkpoint that later stages read
+    idle_steps: int = 100  # steps in a row without a pair or with equal scores; 0: any
 
     def __post_init__(self):
         _require(self.steps >= 0, f"Loop.steps must be 0 or more, found {self.steps}")
         _positive(self, "log_every", "save_every", "keep")
+        for name in ("eval_every", "idle_steps"):
+            _require(
+                getattr(self, name) >= 0,
+                f"Loop.{name} must be 0 or more, found {getattr(self, name)}",
+            )
+        _require(
+            self.best_metric == "none" or self.eval_every > 0,
+            f"loop.best_metric {self.best_metric!r} is measured every loop.eval_every "
+            "steps, and that is 0; set it to a number of steps",
+        )
+        _require(
+            self.result == "last" or self.best_metric != "none",
+            "loop.result is 'best', and loop.best_metric is 'none'; name the metric of "
+            "dev that decides",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -562,6 +583,13 @@ class Train(Stage):
         _require(
             self.optim.warmup <= self.loop.steps,
             f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
+        )
+        language = isinstance(self.objective, Language)
+        measured = "dev_language" if language else "dev_ndcg@5"
+        _require(
+            self.loop.best_metric in ("none", measured),
+            f"stage {self.name!r} measures {measured} on dev, and loop.best_metric is "
+            f"{self.loop.best_metric!r}",
         )
 
 

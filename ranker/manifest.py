@@ -5,12 +5,19 @@ mean equal results, so a finished stage with the right key is not run again, and
 with another key is never mistaken for it.
 """
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pathlib
 import shutil
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +26,16 @@ import ranker
 FILE = "manifest.json"
 
 
+_HASHING_THREADS = 4
+_LOCKS = ".locks"  # in the workdir, beside the stages, whose folders may be moved
+
+
 class StageError(RuntimeError):
     """A stage cannot begin from what its workdir holds; says what it wants."""
+
+
+class Stopped(RuntimeError):
+    """A stage was told to stop and has saved what it had; it goes on when run again."""
 
 
 def digest(value: Any) -> str:
@@ -48,13 +63,18 @@ class Manifest:
     def save(self, folder: pathlib.Path) -> None:
         """Writes the manifest into the stage's folder, all or nothing."""
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / FILE, {"key": self.key, **dataclasses.asdict(self)})
+        write_sealed(folder / FILE, {"key": self.key, **dataclasses.asdict(self)})
 
     def finish(self, folder: pathlib.Path, **facts: Any) -> "Manifest":
         """Marks the stage as done, with what it found out, and saves it."""
         done = dataclasses.replace(self, facts={**self.facts, **facts}, done=True)
         done.save(folder)
         return done
+
+
+def reopen(account: Manifest, folder: pathlib.Path) -> None:
+    """Marks a stage as not done, so that it goes on when it is run again."""
+    dataclasses.replace(account, done=False).save(folder)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -64,19 +84,126 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
+    """Writes a JSON object with a digest of itself; see `read_sealed`."""
+    write_json(path, {**value, "digest": digest(value)})
+
+
+def read_sealed(path: pathlib.Path) -> dict[str, Any]:
+    """What `write_sealed` wrote.
+
+    Raises:
+      ValueError: when the file is not what was written.
+    """
+    value = json.loads(path.read_bytes().decode())
+    if not isinstance(value, dict) or "digest" not in value:
+        raise ValueError("it has no digest")
+    if value.pop("digest") != digest(value):
+        raise ValueError("its digest does not fit: it has been damaged or edited")
+    return value
+
+
+def file_digests(folder: pathlib.Path) -> dict[str, list[Any]]:
+    """Size in bytes and SHA-256 of every file below `folder`, by path from it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+
+    def read(path: pathlib.Path) -> list[Any]:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        return [path.stat().st_size, content]
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        found = list(pool.map(read, files))
+    return {
+        str(path.relative_to(folder)): one
+        for path, one in zip(files, found, strict=True)
+    }
+
+
+def find_damage(folder: pathlib.Path, expected: dict[str, list[Any]]) -> str | None:
+    """The first file below `folder` that is not as `file_digests` found it, and how."""
+
+    def check(name: str) -> str | None:
+        size, content = expected[name]
+        path = folder / name
+        try:
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes of {size}"
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != content:
+                    return f"{name} has another content than was written"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        return None
+
+    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
+        return next((bad for bad in pool.map(check, expected) if bad), None)
+
+
+@contextlib.contextmanager
+def lock(workdir: pathlib.Path, name: str, *, wait: bool = False) -> Iterator[None]:
+    """Holds the stage `name` of `workdir` against a second run.
+
+    The operating system lets go of the lock when its process ends, however it ends.
+    It also holds between machines on file systems that share locks (NFS, Lustre with
+    `-o flock`); where there are none, a line says so and the run goes on.
+
+    Args:
+      workdir: folder of all stages.
+      name: folder of the stage.
+      wait: wait for the other run to end.
+
+    Raises:
+      StageError: when another run holds it, unless `wait`.
+    """
+    path = workdir / _LOCKS / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = f"{workdir / name} is worked on by {file.read() or 'another run'}"
+            if not wait:
+                raise StageError(
+                    f"{holder}; wait for it to end, stop it, or choose another "
+                    "--workdir"
+                ) from None
+            print(f"[{name}] {holder}: waiting for it", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            print(
+                f"[{name}] the file system of {workdir} has no locks: see to it that "
+                "no second run works in this folder",
+                flush=True,
+            )
+        file.truncate(0)
+        file.write(
+            f"process {os.getpid()} on {socket.gethostname()} since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S %Z')}"
+        )
+        file.flush()
+        yield
+
+
 def load(folder: pathlib.Path) -> Manifest | None:
     """The manifest in `folder`, or None where there is none.
 
     Raises:
-      StageError: when the file is not a manifest.
+      StageError: when the file is not a manifest, or not as it was written.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     try:
-        fields = json.loads(path.read_text())
-        fields.pop("key")
-        return Manifest(**fields)
+        fields = read_sealed(path)
+        key = fields.pop("key")
+        found = Manifest(**fields)
+        if found.key != key:
+            raise ValueError("its key does not fit its settings")
+        return found
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StageError(
             f"{path} is not a manifest of this package ({error}); delete the folder "
@@ -148,6 +275,31 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
     folder.rename(aside)
     print(f"[{folder.name}] runs again ({differing}); the old one is {aside}")
     return False
+
+
+@contextlib.contextmanager
+def claim(
+    folder: pathlib.Path, manifest: Manifest, *, replace: bool, leads: bool = True
+) -> Iterator[bool]:
+    """Holds a stage while it is run; yields False where there is nothing to run.
+
+    Args:
+      folder: of the stage.
+      manifest: of the stage as it is to be run now.
+      replace: move a folder of other settings aside; see `is_done`.
+      leads: this is the first process of its run, which holds the lock for all.
+
+    Raises:
+      StageError: when another run works on it, or other settings made what it holds.
+    """
+    found = load(folder)
+    if found is not None and found.done and found.key == manifest.key:
+        yield False
+    elif not leads:
+        yield not is_done(folder, manifest, replace=False)
+    else:
+        with lock(folder.parent, folder.name):
+            yield not is_done(folder, manifest, replace=replace)
 
 
 def changes(old: Manifest, new: Manifest) -> list[str]:

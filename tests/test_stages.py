@@ -328,8 +328,7 @@ def test_interrupted_scores_are_kept_by_split(workdir, tmp_path):
     shutil.copytree(workdir, copy)
     folder = copy / "scores"
     (folder / "unlabelled.parquet").unlink()
-    account = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**account, "done": False}))
+    manifest.reopen(manifest.load(folder), folder)
     kept = (folder / "train.parquet").stat().st_mtime_ns
     score(stages()["scores"], copy)
     assert (folder / "train.parquet").stat().st_mtime_ns == kept

@@ -1,100 +1,299 @@
-"""Checkpoints of a stage, by orbax: parameters apart from the rest of the state."""
+"""Checkpoints of a stage, by orbax; one is trusted only if every file of it is whole.
 
-import json
+    WORKDIR/NAME/checkpoints/
+      step_1000/       parameters apart from the rest of the state, as orbax writes them
+      step_1000.json   digests of those files, and what else a run needs to go on
+
+The second is written when the first is whole, and deleted before it: a folder without
+it is what a killed run has left. Orbax has no digests that it checks: a flipped bit
+would be loaded as it is.
+"""
+
+import contextlib
 import pathlib
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ranker import manifest
 from ranker.manifest import StageError
 from ranker.training.state import TrainState, abstract_like
 
 FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d+)")
+_PARTS = ("params", "train")
+_ORBAX_FILES = {*_PARTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
+
+# Metrics of dev that a best checkpoint can be chosen by: whether more of it is better.
+MORE_IS_BETTER = {"dev_ndcg@5": True, "dev_language": False}
 
 
 class Checkpoints:
     """The checkpoints of one stage's folder.
 
-    Saving is asynchronous: the arrays are copied, and written while training goes on. A
-    checkpoint appears under its step number only when it is whole.
+    Saving is asynchronous: the arrays are copied, and written and digested while
+    training goes on.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int | None = None):
-        """Opens `folder`/checkpoints; `keep` is the number of newest ones kept."""
-        policy = ocp.training.preservation_policies
-        make: Any = ocp.training.Checkpointer  # its protocols fit no pathlib.Path
-        self._checkpointer = make(
-            (folder / FOLDER).resolve(),
-            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(
-                1
-            ),
-            preservation_policy=policy.LatestN(keep) if keep else policy.PreserveAll(),
-            cleanup_tmp_directories=keep is not None,
-        )
-        self._pending: Any = None
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        *,
+        keep: int | None = None,
+        best_metric: str = "none",
+        note: Callable[[str], None] = print,
+    ):
+        """Opens `folder`/checkpoints.
+
+        Args:
+          folder: of the stage.
+          keep: how many of the newest stay when another is saved; None: to read only.
+          best_metric: of dev; the checkpoint with the best value stays too.
+          note: prints a line about the stage.
+
+        Raises:
+          StageError: when a folder lies where a checkpoint goes, and is none.
+        """
         self.folder = folder
+        self._root = (folder / FOLDER).resolve()
+        self._keep, self._best_metric, self._note = keep, best_metric, note
+        self._pending: Future | None = None
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        if keep is not None and jax.process_index() == 0:
+            self._clean()
+
+    def _clean(self) -> None:
+        """Deletes what killed runs have left half-written."""
+        for path in self._root.glob("step_*"):
+            name = path.name.split(".")[0]
+            if path.suffix in (".json", ".damaged") or not path.is_dir():
+                continue
+            if self._record(name).is_file() and path.name == name:
+                continue
+            strange = {one.name for one in path.iterdir()} - _ORBAX_FILES
+            if any(not one.startswith("orbax") for one in strange):
+                raise StageError(
+                    f"{path} lies where a checkpoint goes, and is none of this "
+                    "package's; move it away"
+                )
+            shutil.rmtree(path)
+
+    def _record(self, name: str) -> pathlib.Path:
+        return self._root / f"{name}.json"
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that were written to the end, rising."""
+        found = [_NAME.fullmatch(path.stem) for path in self._root.glob("step_*.json")]
+        return sorted(int(match[1]) for match in found if match)
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint, or None."""
-        found = self._checkpointer.latest
-        return None if found is None else found.step
+        """Step of the newest checkpoint that was written to the end, or None."""
+        return max(self.steps, default=None)
 
-    def save(self, state: TrainState, step: int, data: dict[str, Any]) -> None:
-        """Starts to save both states; waits for the save before."""
+    def best(self) -> tuple[int, float] | None:
+        """Step and value of the checkpoint with the best `best_metric` so far."""
+        found = []
+        for step in self.steps:
+            try:
+                metrics = manifest.read_sealed(self._record(f"step_{step}"))["metrics"]
+            except (OSError, ValueError):
+                continue  # it is found damaged when it is wanted
+            if self._best_metric in metrics:
+                found.append((step, metrics[self._best_metric]))
+        sign = 1 if MORE_IS_BETTER.get(self._best_metric, True) else -1
+        # The first of equals, so that the choice does not depend on when one looks.
+        return max(found, key=lambda one: (sign * one[1], -one[0]), default=None)
+
+    def is_better(self, metrics: dict[str, float]) -> bool:
+        """Whether a state with these metrics of dev is the best so far."""
+        if self._best_metric not in metrics:
+            return False
+        self.wait()
+        best, value = self.best(), metrics[self._best_metric]
+        more = MORE_IS_BETTER[self._best_metric]
+        return best is None or (value > best[1] if more else value < best[1])
+
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        progress: dict[str, Any],
+        metrics: dict[str, float],
+    ) -> None:
+        """Starts to save; waits for the save before.
+
+        Args:
+          state: after `step` steps.
+          step: number of the checkpoint.
+          progress: what the run knows beside its state, as JSON.
+          metrics: of dev, of this very state; {} where it was not measured.
+
+        Raises:
+          StageError: when the save before could not be written.
+        """
         self.wait()
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
-        self._pending = self._checkpointer.save_checkpointables_async(
-            step,
-            {"params": state.params, "train": rest},
-            custom_metadata={"data": json.dumps(data)},
-            overwrite=True,
+        try:
+            response = ocp.save_checkpointables_async(
+                str(self._root / f"step_{step}"),
+                {"params": state.params, "train": rest},
+                overwrite=True,
+            )
+        except Exception as error:
+            raise self._cannot_save(step, error) from error
+        record = {"step": step, "progress": progress, "metrics": metrics}
+        self._pending = self._background.submit(self._finish, response, record)
+
+    def _finish(self, response: Any, record: dict[str, Any]) -> None:
+        """Waits until the files are whole, writes their digests, deletes old ones."""
+        step = record["step"]
+        name = f"step_{step}"
+        try:
+            response.result()
+            if jax.process_index() == 0:
+                files = manifest.file_digests(self._root / name)
+                manifest.write_sealed(self._record(name), {**record, "files": files})
+                self._delete_old()
+        except Exception as error:
+            raise self._cannot_save(step, error) from error
+
+    def _cannot_save(self, step: int, error: Exception) -> StageError:
+        before = [one for one in self.steps if one != step]
+        goes_on = f"from step {max(before)}" if before else "from the beginning"
+        return StageError(
+            f"the checkpoint at step {step} cannot be written to {self._root}: "
+            f"{_root_cause(error)}. Make room, or the folder writable, and run the "
+            f"same command again: it goes on {goes_on}"
         )
 
-    def wait(self) -> None:
-        """Returns when the last save is on disk."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
+    def _delete_old(self) -> None:
+        assert self._keep is not None
+        stay = set(self.steps[-self._keep :])
+        if best := self.best():
+            stay.add(best[0])
+        for step in self.steps:
+            if step not in stay:
+                self._record(f"step_{step}").unlink()
+                shutil.rmtree(self._root / f"step_{step}")
 
-    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint, laid out like `state`, and the iterator's state."""
-        step = self.latest
-        assert step is not None
+    def wait(self) -> None:
+        """Returns when the last save is on disk; raises what went wrong with it."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that is whole, and the progress saved with it.
+
+        Damaged ones are named and set aside.
+
+        Args:
+          state: its arrays say how the restored ones are laid out.
+        """
+        step = self._whole(self.steps, _PARTS)
+        if step is None:
+            return None
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
         abstract = abstract_like({"params": state.params, "train": rest})
         loaded = self._load(step, abstract)
-        metadata = self._checkpointer.checkpointables_metadata(step).custom_metadata
-        restored = TrainState(params=loaded["params"], **loaded["train"])
-        assert isinstance(metadata, dict)
-        return restored, json.loads(str(metadata["data"]))
+        restored = TrainState(
+            params=loaded["params"], sound=state.sound, **loaded["train"]
+        )
+        return restored, manifest.read_sealed(self._record(f"step_{step}"))["progress"]
 
     def restore_params(self, abstract: Any) -> Any:
-        """Parameters alone of the newest checkpoint.
+        """Parameters alone of the checkpoint that is the stage's result.
 
         Args:
           abstract: tree of `jax.ShapeDtypeStruct` with the shardings wanted.
+
+        Raises:
+          StageError: when it is missing or damaged. The stage then counts as not
+            finished, so that it goes on from the checkpoint before when run again.
         """
-        step = self.latest
-        if step is None:
-            raise StageError(f"{self.folder} has no checkpoint; run that stage again")
+        account = manifest.load(self.folder)
+        facts = account.facts if account else {}
+        step = facts.get("checkpoint", self.latest)
+        if step is None or self._whole([step], ("params",)) is None:
+            with contextlib.suppress(OSError):  # as in somebody else's folder
+                if account and account.done and jax.process_index() == 0:
+                    manifest.reopen(account, self.folder)
+            raise StageError(
+                f"{self.folder} has no checkpoint that is whole at "
+                f"{'its end' if step is None else f'step {step}'}; run that stage "
+                "again: it goes on from the last one before, to the same result"
+            )
         return self._load(step, {"params": abstract})["params"]
 
-    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+    def _whole(self, steps: list[int], parts: tuple[str, ...]) -> int | None:
+        """The last of `steps` whose files of these parts are as they were written."""
+        found = -1
+        if jax.process_index() == 0:
+            for step in sorted(steps, reverse=True):
+                damage = self._damage(step, parts)
+                if damage is None:
+                    found = step
+                    break
+                self._note(f"the checkpoint at step {step} is damaged: {damage}")
+                self._set_aside(step)
+        if jax.process_count() > 1:
+            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
+        return None if found < 0 else found
+
+    def _damage(self, step: int, parts: tuple[str, ...]) -> str | None:
+        record = self._record(f"step_{step}")
         try:
-            return self._checkpointer.load_checkpointables(step, abstract)
-        except (
-            Exception
-        ) as error:  # orbax hides the reason of every mismatch in a cause
-            reason: BaseException = error
-            while reason.__cause__ is not None:
-                reason = reason.__cause__
+            files = manifest.read_sealed(record)["files"]
+        except FileNotFoundError:
+            return f"{record.name} is missing"
+        except (OSError, ValueError) as error:
+            return f"{record.name}: {error}"
+        others = {part for part in _PARTS if part not in parts}
+        wanted = {k: v for k, v in files.items() if k.split("/")[0] not in others}
+        return manifest.find_damage(self._root / f"step_{step}", wanted)
+
+    def _set_aside(self, step: int) -> None:
+        """Renames a damaged checkpoint, so that another can be saved in its place."""
+        folder = self._root / f"step_{step}"
+        aside = folder.with_name(f"{folder.name}.damaged")
+        try:
+            self._record(folder.name).unlink(missing_ok=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            if folder.is_dir():
+                folder.rename(aside)
+                self._note(f"it is set aside as {aside}")
+        except OSError as error:
+            self._note(f"{folder} cannot be set aside: {error.strerror}")
+
+    def _load(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        path = self._root / f"step_{step}"
+        try:
+            return ocp.load_checkpointables(str(path), abstract)
+        except Exception as error:
             raise StageError(
-                f"{self.folder / FOLDER / str(step)} cannot be restored: {reason}. The "
-                "model or optimiser settings must be those that it was saved with"
+                f"{path} cannot be restored: {_root_cause(error)}. The model or "
+                "optimiser settings must be those that it was saved with"
             ) from error
 
     def close(self) -> None:
         """Waits for what is being saved, and closes."""
-        self.wait()
-        self._checkpointer.close()
+        try:
+            self.wait()
+        finally:
+            self._background.shutdown()
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What went wrong: orbax hides the reason of every mismatch in a cause."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

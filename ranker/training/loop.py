@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import grain
 import jax
@@ -19,10 +19,13 @@ from ranker.data.pipeline import skip
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
+from ranker.training import preemption
 from ranker.training.checkpoint import Checkpoints
+from ranker.training.failure import write_failure
 from ranker.training.inputs import Evaluate, make_batches, make_evaluate
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer, make_schedule
+from ranker.training.progress import Progress, first_wrong
 from ranker.training.report import Reporter
 from ranker.training.scoring import device_batch
 from ranker.training.state import (
@@ -48,33 +51,37 @@ def train(
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
-      FloatingPointError: when the loss is not finite, naming the steps.
+      FloatingPointError: when a loss or gradient is not finite, naming the step.
+      Stopped: at SIGTERM, with everything saved.
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    folder = workdir / settings.name
     origin = find_origin(settings, prepared)
+    _check_dev(settings, prepared)
+    folder = workdir / settings.name
     account = describe(settings, origin, prepared, workdir)
-    if manifest.is_done(folder, account, replace=replace):
-        return manifest.require(
-            workdir, settings.name, kinds=(account.kind,), by="train"
-        )
-    mesh = sharding.make_mesh(settings.mesh)
-    objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
-    head: Head = objective.head
-    network = make_network(origin.model, origin.vocab_size, head, mesh, settings.lora)
-    steps = settings.loop.steps
-    role = origin.role
-    evaluate = make_evaluate(settings, role, prepared, network, objective)
-    if steps:
-        tx = make_optimizer(settings.optim, steps, network.abstract)
-        batches = make_batches(settings, role, prepared, network, workdir)
-    else:
-        tx, batches = optax.identity(), None
-    account.save(folder)
     with contextlib.ExitStack() as stack:
-        reporter = Reporter(
-            folder, settings.name, total=settings.loop.steps, unit="step"
+        claim = manifest.claim(
+            folder, account, replace=replace, leads=jax.process_index() == 0
         )
+        if not stack.enter_context(claim):
+            return manifest.require(
+                workdir, settings.name, kinds=(account.kind,), by="train"
+            )
+        mesh = sharding.make_mesh(settings.mesh)
+        objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
+        head: Head = objective.head
+        network = make_network(
+            origin.model, origin.vocab_size, head, mesh, settings.lora
+        )
+        loop, role = settings.loop, origin.role
+        evaluate = make_evaluate(settings, role, prepared, network, objective)
+        if loop.steps:
+            tx = make_optimizer(settings.optim, loop.steps, network.abstract)
+            batches = make_batches(settings, role, prepared, network, workdir)
+        else:
+            tx, batches = optax.identity(), None
+        account.save(folder)
+        reporter = Reporter(folder, settings.name, total=loop.steps, unit="step")
         stack.callback(reporter.close)
         params, frozen = first_params(
             settings,
@@ -87,18 +94,23 @@ def train(
             reporter,
         )
         state = init_state(network, params, tx, settings.seed)
-        checkpoints = Checkpoints(folder, keep=settings.loop.keep)
+        checkpoints = Checkpoints(
+            folder, keep=loop.keep, best_metric=loop.best_metric, note=reporter.note
+        )
         stack.callback(checkpoints.close)
         if batches is None:
-            checkpoints.save(state, 0, {})
+            checkpoints.save(state, 0, {}, {})
             dev = evaluate(nnx.merge_state(state.params, frozen))
-            results = {"metrics": dev, "steps": 0}
+            results = {"metrics": dev, "steps": 0, "checkpoint": 0}
             _report_dev(reporter, 0, results["metrics"])
+            checkpoints.wait()
             return account.finish(folder, **results)
-        if checkpoints.latest is not None:
-            state, _ = checkpoints.restore(state)
-            skip(batches, int(state.step))
-            reporter.note(f"goes on from the checkpoint at step {checkpoints.latest}")
+        progress = Progress()
+        if restored := checkpoints.restore(state):
+            state, progress = restored[0], Progress(**restored[1])
+            reporter.note(f"goes on from the checkpoint at step {int(state.step)}")
+        skip(batches, int(state.step))
+        reporter.resume(int(state.step))
         step = make_step(network, objective, tx, state)
         if settings.lora.rank:
             step = functools.partial(step, frozen=frozen)
@@ -112,8 +124,20 @@ def train(
             checkpoints,
             reporter,
             lambda params: evaluate(nnx.merge_state(params, frozen)),
+            progress,
         )
-    return account.finish(folder, **results)
+        return account.finish(folder, **results)
+
+
+def _check_dev(settings: config.Train, prepared: Prepared) -> None:
+    """Raises `ConfigError` where the best checkpoint is asked for and nothing tells."""
+    metric = settings.loop.best_metric
+    source = prepared.clicks if metric == "dev_language" else prepared.lists
+    if metric != "none" and not len(source("dev")):
+        raise config.ConfigError(
+            f"loop.best_metric is {metric!r}, and the split 'dev' is empty; leave it "
+            "out, or give the data a dev split"
+        )
 
 
 def describe(
@@ -146,6 +170,7 @@ def describe(
             "steps": settings.loop.steps,
             "length": settings.text.of(origin.role, "length"),
             "seed": settings.seed,
+            **_choice(settings.loop),
         },
         inputs=inputs,
         facts={
@@ -154,6 +179,13 @@ def describe(
             **_base(settings),
         },
     )
+
+
+def _choice(loop: config.Loop) -> dict[str, Any]:
+    """What the checkpoint depends on that later stages read, where it is the best."""
+    if loop.result == "last":
+        return {}
+    return {"best": {"metric": loop.best_metric, "eval_every": loop.eval_every}}
 
 
 def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
@@ -206,54 +238,97 @@ def run(
     checkpoints: Checkpoints,
     reporter: Reporter,
     evaluate: Evaluate,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """The loop: step, log, evaluate, save. Returns the last metrics."""
+    """The loop: step, log, evaluate, save. Returns what the stage has come to.
+
+    Everything that it writes is a function of the step's number, not of where this
+    process began, so that a run in several pieces leaves what one in one piece does.
+    """
     loop = settings.loop
     schedule = make_schedule(settings.optim, loop.steps)
-    window: list[dict[str, jax.Array]] = []
-    last: dict[str, float] = {}
+    waiting: list[dict[str, jax.Array]] = []  # metrics still on the devices
+    tokens = 0  # since the last report, in this process
     first = int(state.step)
     reporter.start(first)
-    for number in range(first + 1, loop.steps + 1):
-        batch = device_batch(next(batches), network, leading=1)
-        state, values = step(state, batch)
-        window.append(values)
-        if number % loop.log_every == 0 or number == loop.steps or number == first + 1:
-            last, tokens = _summary(window, number)
-            last["learning_rate"] = float(np.asarray(schedule(number - 1)))
-            reporter.progress(number, tokens=tokens, values=last, shown=SHOWN)
-            window = []
-        if loop.eval_every and number % loop.eval_every == 0 and number < loop.steps:
-            _report_dev(reporter, number, evaluate(state.params))
-        if number % loop.save_every == 0 or number == loop.steps:
-            checkpoints.save(state, number, batches.get_state())
-    dev = evaluate(state.params)
-    _report_dev(reporter, loop.steps, dev)
+    with preemption.watch() as is_stopped:
+        for number in range(first + 1, loop.steps + 1):
+            batch = device_batch(next(batches), network, leading=1)
+            state, values = step(state, batch)
+            waiting.append(values)
+            stop, end = is_stopped(number), number == loop.steps
+            logs = number % loop.log_every == 0 or number == 1 or end
+            evaluates = end or (loop.eval_every and number % loop.eval_every == 0)
+            saves = number % loop.save_every == 0 or end or stop
+            if not (logs or evaluates or saves):
+                continue
+            taken: list[dict[str, float]] = [
+                {name: float(value) for name, value in one.items()}
+                for one in jax.device_get(waiting)
+            ]
+            waiting = []
+            if (wrong := first_wrong(taken)) is not None:
+                progress.add(taken[:wrong])
+                at = number - len(taken) + 1 + wrong
+                _fail(at, taken[wrong], state, batches, checkpoints, progress)
+            progress.add(taken)
+            progress.check_idle(number, min(loop.idle_steps, loop.steps))
+            tokens += int(sum(one["tokens"] for one in taken))
+            if logs:
+                values = progress.report()
+                values["learning_rate"] = float(np.asarray(schedule(number - 1)))
+                reporter.progress(number, tokens=tokens, values=values, shown=SHOWN)
+                tokens = 0
+            measured: dict[str, float] = {}
+            if evaluates:
+                measured = progress.dev = evaluate(state.params)
+                _report_dev(reporter, number, measured)
+                saves = saves or checkpoints.is_better(measured)
+            if saves:
+                checkpoints.save(state, number, progress.to_dict(), measured)
+            if stop and not end:
+                checkpoints.wait()
+                raise manifest.Stopped(
+                    f"{settings.name} was told to stop and has saved step {number} of "
+                    f"{loop.steps}; the same command goes on from there"
+                )
     checkpoints.wait()
-    return {"metrics": {**last, **dev}, "steps": loop.steps}
+    best = checkpoints.best() if loop.result == "best" else None
+    return {
+        "metrics": {**progress.last, **progress.dev},
+        "steps": loop.steps,
+        "checkpoint": best[0] if best else loop.steps,
+    }
 
 
-def _summary(
-    window: list[dict[str, jax.Array]], last_step: int
-) -> tuple[dict[str, float], int]:
-    """Means over the steps since the last report, and their tokens; stops on NaN."""
-    values: list[dict[str, float]] = jax.device_get(window)
-    losses = [float(one["loss"]) for one in values]
-    bad = [
-        last_step - len(values) + 1 + place
-        for place, loss in enumerate(losses)
-        if not math.isfinite(loss)
-    ]
-    if bad:
-        raise FloatingPointError(
-            f"the loss is {losses[bad[0] - last_step + len(values) - 1]} at step "
-            f"{bad[0]} (reported at step {last_step}); lower optim.learning_rate, or "
-            "look at the data of that step. The checkpoints before it are kept"
-        )
-    tokens = int(sum(one["tokens"] for one in values))
-    names = [name for name in values[0] if name != "tokens"]
-    means = {name: float(np.mean([one[name] for one in values])) for name in names}
-    return means, tokens
+def _fail(
+    number: int,
+    values: dict[str, float],
+    state: TrainState,
+    batches: grain.DatasetIterator,
+    checkpoints: Checkpoints,
+    progress: Progress,
+) -> NoReturn:
+    """Stops at the step `number`, whose loss or gradient is not finite.
+
+    The state is still the one that the step began from. It is saved, so that the same
+    command takes that very step again.
+    """
+    before = number - 1
+    if before not in checkpoints.steps:
+        checkpoints.save(state, before, progress.to_dict(), {})
+    checkpoints.wait()
+    skip(batches, before)
+    facts = {"checkpoint": before, "metrics": values}
+    folder = write_failure(checkpoints.folder, number, next(batches), facts)
+    what = "gradient" if math.isfinite(values["loss"]) else "loss"
+    value = values["l2_grads" if what == "gradient" else "loss"]
+    raise FloatingPointError(
+        f"the {what} is {value} at step {number}; its batch is in {folder}, and the "
+        f"state before it is the checkpoint at step {before}: the same command takes "
+        "that step again (with JAX_DEBUG_NANS=1 it stops where the number is made). "
+        "Lower optim.learning_rate, or look at the data of that step"
+    )
 
 
 def _report_dev(reporter: Reporter, step: int, values: dict[str, float]) -> None:

@@ -8,6 +8,7 @@ zero.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float
 from ranker import config
 from ranker.batch import Batch
 from ranker.losses import distillation, language, listwise, pairwise, pointwise
+from ranker.losses.lists import collapsed
 from ranker.losses.reduction import WeightedSum
 from ranker.models.build import Head
 
@@ -65,13 +67,22 @@ def _ranking(
             groups=groups,
             key=key,
         )
-        return losses(scores, batch)
+        return watched(scores, batch)
+
+    def watched(scores: Scores, batch: Batch) -> Parts:
+        """The losses, and whether the scores order nothing, which is not minimised."""
+        still = collapsed(jax.lax.stop_gradient(scores), batch.where)
+        lists = jnp.sum(jnp.sum(batch.where, axis=-1) > 1, dtype=jnp.float32)
+        return {
+            **losses(scores, batch),
+            "collapsed": WeightedSum(still * lists, lists),  # share of the lists
+        }
 
     def weights(batch: Batch) -> dict[str, Array]:
-        parts = losses(jnp.zeros_like(batch.labels), batch)
+        parts = watched(jnp.zeros_like(batch.labels), batch)
         return {name: part.weight for name, part in parts.items()}
 
-    return Objective(parts, weights, coefficients, "score")
+    return Objective(parts, weights, {**coefficients, "collapsed": 0.0}, "score")
 
 
 PAIR_WEIGHTS: dict[str, pairwise.PairWeights] = {

@@ -1,5 +1,6 @@
 """What a run tells while it works: progress lines, metrics.jsonl, TensorBoard files."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -37,14 +38,39 @@ class Reporter:
         self._file = self._board = None
         if self.active:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-            if importlib.util.find_spec("tensorboardX"):
-                from tensorboardX import SummaryWriter
-
-                self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._open(folder, resumed_at=None)
+        self._folder = folder
         self._start = self._last = time.monotonic()
         self._first_count: int | None = None
         self._done = 0
+
+    def _open(self, folder: pathlib.Path, resumed_at: int | None) -> None:
+        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
+        if importlib.util.find_spec("tensorboardX"):
+            from tensorboardX import SummaryWriter
+
+            # What a killed run drew beyond the checkpoint is not shown.
+            purge = None if resumed_at is None else resumed_at + 1
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def resume(self, count: int) -> None:
+        """Forgets what was written beyond `count` units: it is written again.
+
+        A line that a killed run left half-written is dropped, too.
+        """
+        if not self.active:
+            return
+        self.close()
+        path = self._folder / "metrics.jsonl"
+        kept = []
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                if json.loads(line)[self.unit] <= count:
+                    kept.append(line + b"\n")
+        temporary = path.with_name(f".{path.name}.partial")
+        temporary.write_bytes(b"".join(kept))
+        temporary.replace(path)
+        self._open(self._folder, resumed_at=count)
 
     def note(self, message: str) -> None:
         """Prints a line about the stage."""

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 from ranker import config, sharding
 from ranker.models import build
@@ -25,6 +25,7 @@ class TrainState:
     params: Any  # nnx.State of parameters, float32
     opt_state: Any  # optax state
     key: Array  # PRNG key; each step folds its number in
+    sound: Bool[Array, ""]  # False: a loss or gradient was not finite; all is as before
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def init_state(
         params=params,
         opt_state=opt_state,
         key=jax.device_put(jax.random.key(seed), everywhere),
+        sound=jax.device_put(jnp.ones((), bool), everywhere),
     )
 
 

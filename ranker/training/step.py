@@ -31,6 +31,9 @@ def make_step(
     The new state lies on the devices like `state`, so that the second step is not
     compiled anew.
 
+    A loss or gradient that is not finite changes nothing but `sound`, and no later step
+    changes anything either: the state stays the one that the wrong step began from.
+
     The batch's leaves have a leading dimension of micro-batches. Each part of the loss
     is divided by its weight over the whole batch, never by that of a micro-batch, so
     that cutting a batch differently leaves the gradient what it is.
@@ -67,18 +70,25 @@ def make_step(
         (total, means, grads), _ = jax.lax.scan(
             accumulate, zeros, (batch, jax.random.split(key, num_micro))
         )
+        l2_grads = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        sound = state.sound & jnp.isfinite(total) & jnp.isfinite(l2_grads)
+        number, params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(sound, new, old),
+            (state.step + 1, params, opt_state),
+            (state.step, state.params, state.opt_state),
+        )
         metrics = {
             "loss": total,
             **means,
             **{f"weight_{name}": weight for name, weight in weights.items()},
             "tokens": jnp.sum(batch.segments > 0),
-            "l2_grads": optax.tree.norm(grads),
+            "l2_grads": l2_grads,
             "l2_params": optax.tree.norm(params),
             "l2_updates": optax.tree.norm(updates),
         }
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        return TrainState(number, params, opt_state, state.key, sound), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

@@ -72,7 +72,7 @@ def test_the_config_names_the_losses_there_are():
 def test_a_named_loss_has_a_gradient_and_a_weight_of_the_batch_alone(name):
     batch = _batch()
     made, parts = _parts(_settings(name), batch)
-    assert list(parts) == list(made.coefficients) == [name]
+    assert list(parts) == list(made.coefficients) == [name, "collapsed"]
     assert float(parts[name].weight) == float(made.weights(batch)[name]) > 0
 
     def mean(scores):
@@ -163,7 +163,8 @@ def test_a_named_loss_has_a_gradient_and_a_weight_of_the_batch_alone(name):
 def test_settings_reach_the_loss(settings, direct):
     batch = _batch()
     _, parts = _parts(settings, batch)
-    [part] = parts.values()
+    part, collapsed = parts.values()
+    assert float(collapsed.mean()) == 0
     expected = direct(batch)
     np.testing.assert_allclose(part.total, expected.total, rtol=1e-6)
     assert float(part.weight) == float(expected.weight)
@@ -172,11 +173,13 @@ def test_settings_reach_the_loss(settings, direct):
 def test_losses_mix_with_weights():
     settings = config.Rank(loss=("softmax", "ranknet"), loss_weights=(0.5, 2.0))
     made, parts = _parts(settings, _batch())
-    assert made.coefficients == {"softmax": 0.5, "ranknet": 2.0}
-    assert list(parts) == ["softmax", "ranknet"]
+    alone = {"collapsed": 0.0}  # watched, not minimised
+    assert made.coefficients == {"softmax": 0.5, "ranknet": 2.0, **alone}
+    assert list(parts) == ["softmax", "ranknet", "collapsed"]
     hybrid = config.Distillation(alpha=0.3, beta=0.7, loss=("listwise_kl",))
     made, parts = _parts(hybrid, _batch())
-    assert made.coefficients == {"point_mse": 0.3, "margin_mse": 0.7, "listwise_kl": 1}
+    mixture = {"point_mse": 0.3, "margin_mse": 0.7, "listwise_kl": 1}
+    assert made.coefficients == {**mixture, **alone}
     assert list(parts) == list(made.coefficients)
 
 

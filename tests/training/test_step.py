@@ -70,7 +70,7 @@ def test_hybrid_is_the_weighted_sum_of_its_terms():
         float(loss(0.3, 0.7)), 0.3 * point + 0.7 * margin, rtol=1e-5
     )
     made = objectives.make_objective(config.Distillation(beta=0), groups=1)
-    assert set(made.coefficients) == {"point_mse"}
+    assert set(made.coefficients) == {"point_mse", "collapsed"}
 
 
 @pytest.mark.parametrize("loss", ["softmax", "ranknet", "hinge"])

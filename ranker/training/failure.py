@@ -1,0 +1,63 @@
+"""A step whose numbers went wrong, written down so that it can be looked at again."""
+
+import json
+import math
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from ranker import manifest
+from ranker.batch import Batch
+
+FOLDER = "failures"
+
+
+def write_failure(
+    folder: pathlib.Path, step: int, batch: Batch, facts: dict[str, Any]
+) -> pathlib.Path:
+    """Writes WORKDIR/NAME/failures/step_N: the batch's arrays and what is known of it.
+
+    Args:
+      folder: of the stage.
+      step: number of the step.
+      batch: this process's part of the batch that it took, numpy.
+      facts: what report.json is to say; numbers that are not finite become words.
+    """
+    target = folder / FOLDER / f"step_{step}"
+    target.mkdir(parents=True, exist_ok=True)
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="."): leaf
+        for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]
+    }
+    np.savez_compressed(target / f"batch_{jax.process_index()}.npz", **leaves)
+    if jax.process_index() == 0:
+        manifest.write_json(target / "report.json", _readable({"step": step, **facts}))
+    return target
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _readable(one) for name, one in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no NaN
+    return value
+
+
+def load_failure(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `write_failure` wrote: the report, and the arrays of the whole batch.
+
+    Args:
+      folder: WORKDIR/NAME/failures/step_N.
+    """
+    report = json.loads((folder / "report.json").read_text())
+    parts = []
+    for number in range(len(list(folder.glob("batch_*.npz")))):
+        with np.load(folder / f"batch_{number}.npz", allow_pickle=False) as part:
+            parts.append(dict(part))
+    # Leaves are [micro-batches, rows, ...], and each process has some of the rows.
+    return report, {
+        name: np.concatenate([part[name] for part in parts], axis=1)
+        for name in parts[0]
+    }
