@@ -8,6 +8,7 @@ line. The comment behind a field is its help text and gives its unit.
 import dataclasses
 import difflib
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -164,9 +165,11 @@ class Rope:
     """Rotary positions, and how a model that saw short texts reads longer ones."""
 
     theta: float = 10000.0  # base of the wavelengths
-    scaling: Literal["none", "linear", "llama3", "yarn"] = "none"  # of wavelengths
+    scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = (
+        "none"  # of wavelengths
+    )
     factor: float = 1.0  # by which texts may be longer than those trained on
-    original_length: int = 0  # tokens, of the texts trained on (llama3, yarn)
+    original_length: int = 0  # tokens, of the texts trained on; not for linear
     low_frequency: float = 1.0  # waves a text; those below are stretched (llama3)
     high_frequency: float = 4.0  # waves a text; those above are left alone (llama3)
     beta_fast: float = 32.0  # waves a text; those above are left alone (yarn)
@@ -207,6 +210,7 @@ class Decoder:
     attention_scale: float = 0.0  # factor on attention logits; 0: head_dim ** -0.5
     attention_cap: float = 0.0  # bound on attention logits, by tanh; 0: none
     logit_cap: float = 0.0  # bound on language-model logits, by tanh; 0: none
+    head_bias: bool = False  # the score has a bias
     window: int = 0  # tokens that a local layer sees, the current one included
     local_layers: tuple[int, ...] = ()  # layers, from 0, that see a window only
     local_rope_theta: float = 0.0  # of local layers, unscaled; 0: as the others
@@ -294,13 +298,17 @@ def _check_local(model: Decoder | Encoder) -> None:
     )
 
 
+_LAYERS = r"\d+(,\d+)*|(-?\d+)?:(-?\d+)?(:\d+)?"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pretrained:
     """A Hugging Face checkpoint: the model is what its config.json says."""
 
     path: str  # folder, or name on the hub
     revision: str = ""  # of a hub name: branch, tag or commit; empty: the newest
-    keep_layers: tuple[int, ...] = ()  # layers kept, from 0; empty: all
+    keep_layers: str = ""  # "0,2,4", or a slice as "::2", "-6:"; empty: all layers
+    fresh_head: bool = False  # the score begins anew, whatever the checkpoint has
     score_tokens: tuple[str, ...] = ()  # score: logit of the first less the second's
     dropout: float = -1.0  # rate of an encoder while training; -1: the checkpoint's
     dtype: DType = "float32"  # of the computation; parameters are float32
@@ -313,9 +321,38 @@ class Pretrained:
             f"model.score_tokens takes one or two tokens, found {self.score_tokens}",
         )
         _require(
-            list(self.keep_layers) == sorted(set(self.keep_layers)),
-            f"model.keep_layers must rise, found {self.keep_layers}",
+            not self.keep_layers or re.fullmatch(_LAYERS, self.keep_layers) is not None,
+            "model.keep_layers takes numbers from 0 such as 0,2,4, or a slice such as "
+            f"::2 (every second), found {self.keep_layers!r}",
         )
+
+    def kept(self, num_layers: int) -> tuple[int, ...]:
+        """The layers kept of so many.
+
+        Raises:
+          ConfigError: when they are none, not there, or do not rise.
+        """
+        if not self.keep_layers:
+            return tuple(range(num_layers))
+        if ":" in self.keep_layers:
+            parts = [
+                int(part) if part else None for part in self.keep_layers.split(":")
+            ]
+            _require(
+                parts[2:] != [0], f"model.keep_layers {self.keep_layers} has the step 0"
+            )
+            layers = tuple(range(num_layers))[slice(*parts)]
+        else:
+            layers = tuple(int(part) for part in self.keep_layers.split(","))
+        _require(
+            bool(layers)
+            and list(layers) == sorted(set(layers))
+            and layers[-1] < num_layers,
+            f"model.keep_layers {self.keep_layers} names the layers {list(layers)}, "
+            f"and the checkpoint's {num_layers} layers are 0 to {num_layers - 1}; "
+            "name some of them, in rising order",
+        )
+        return layers
 
 
 Model = Decoder | Encoder | Pretrained

@@ -161,6 +161,8 @@ def _decoder_table(c: config.Decoder, vocab_size: int, head: str) -> Table:
     add("mlp.down_proj.weight", "down", DENSE, (F, D))
     if head == "score":
         table.append(Entry("score.weight", "head.dense", ROW, (D,)))
+        if c.head_bias:
+            table.append(Entry("score.bias", "head.bias", ROW, ()))
     elif not c.tie_embeddings:
         table.append(Entry("lm_head.weight", "head", SAME, (vocab_size, D)))
     return table
@@ -283,17 +285,17 @@ def read_config(path: str, c: Json) -> config.Decoder | config.Encoder:
       c: its fields.
 
     Raises:
-      ModelError: for an unknown architecture, or a setting that our models lack.
+      ModelError: for sizes that do not fit, or a setting that our models lack.
     """
-    kind = c.get("model_type")
-    if kind in _DECODERS:
-        return _read_decoder(path, c, kind)
-    if kind in _ENCODERS:
+    kind = c["model_type"]
+    try:
+        if kind in _DECODERS:
+            return _read_decoder(path, c, kind)
         return _read_encoder(path, c, kind)
-    raise ModelError(
-        f"{path}: model_type {kind!r} is unknown; known are "
-        f"{', '.join([*_DECODERS, *_ENCODERS])}"
-    )
+    except config.ConfigError as error:
+        raise ModelError(
+            f"{path}: {error}; config.json must describe the tensors beside it"
+        ) from error
 
 
 _DECODERS = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text")
@@ -322,7 +324,13 @@ def _read_decoder(path: str, c: Json, kind: str) -> config.Decoder:
     rope = c.get("rope_parameters") or {}
     near = rope.get("sliding_attention")
     heads, head_dim = c["num_attention_heads"], c.get("head_dim")
-    head_dim = head_dim or c["hidden_size"] // heads
+    if not head_dim:
+        head_dim, rest = divmod(c["hidden_size"], heads)
+        if rest:
+            raise config.ConfigError(
+                f"hidden_size {c['hidden_size']} is not divisible by "
+                f"num_attention_heads {heads}"
+            )
     window, local = _local(c, kind)
     fields: Json = {}
     if kind in ("gemma2", "gemma3_text"):
@@ -334,7 +342,10 @@ def _read_decoder(path: str, c: Json, kind: str) -> config.Decoder:
         )
     if near:
         if near.get("rope_type", "default") != "default":
-            raise ModelError(f"{path}: scaled rotary positions of local layers")
+            raise ModelError(
+                f"{path}: rotary positions of sliding_attention layers are scaled "
+                f"({near['rope_type']}), and only those of full_attention can be"
+            )
         fields["local_rope_theta"] = near["rope_theta"]
     return config.Decoder(
         num_layers=c["num_hidden_layers"],
@@ -373,12 +384,19 @@ def _read_rope(path: str, rope: Json, c: Json) -> config.Rope:
     theta = float(rope.get("rope_theta", 10000.0))
     original = rope.get("original_max_position_embeddings")
     original = original or c.get("max_position_embeddings") or 0
-    factor = rope.get("factor", 1.0)
+    factor = rope.get("factor") or 1.0
     _expect(path, rope, partial_rotary_factor=1.0)
     if kind == "default":
         return config.Rope(theta=theta)
     if kind == "linear":
         return config.Rope(theta=theta, scaling="linear", factor=factor)
+    if kind == "dynamic":
+        return config.Rope(
+            theta=theta,
+            scaling="dynamic",
+            factor=factor,
+            original_length=c["max_position_embeddings"],
+        )
     if kind == "llama3":
         return config.Rope(
             theta=theta,
@@ -403,7 +421,7 @@ def _read_rope(path: str, rope: Json, c: Json) -> config.Rope:
         )
     raise ModelError(
         f"{path}: rotary scaling {kind!r} cannot be read; known are default, linear, "
-        "llama3 and yarn"
+        "dynamic, llama3 and yarn"
     )
 
 
@@ -412,7 +430,7 @@ def _write_rope(rope: config.Rope) -> Json:
     if rope.scaling == "none":
         return {"rope_type": "default", **base}
     base |= {"rope_type": rope.scaling, "factor": rope.factor}
-    if rope.scaling != "linear":
+    if rope.scaling in ("llama3", "yarn"):
         base["original_max_position_embeddings"] = rope.original_length
     if rope.scaling == "llama3":
         base["low_freq_factor"] = rope.low_frequency
@@ -545,13 +563,15 @@ def _layer_types(c: config.Decoder | config.Encoder) -> list[str]:
 
 def _write_decoder(c: config.Decoder, length: int) -> Json:
     rope = _write_rope(c.rope)
-    longest = int(c.rope.original_length * c.rope.factor)
+    longest = max(length, int(c.rope.original_length * c.rope.factor), 2048)
+    if c.rope.scaling == "dynamic":
+        longest = c.rope.original_length  # beyond it the wavelengths change
     described: Json = {
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
         "rms_norm_eps": c.norm_eps,
         "tie_word_embeddings": c.tie_embeddings,
-        "max_position_embeddings": max(length, longest, 2048),
+        "max_position_embeddings": longest,
         "rope_parameters": rope,
         "sliding_window": c.window or None,
     }

@@ -46,15 +46,19 @@ class LanguageModel(nnx.Module):
 
 
 class DenseHead(nnx.Module):
-    """A dense layer from the last token's hidden state to a score, without a bias."""
+    """A dense layer from the last token's hidden state to a score."""
 
     def __init__(self, c: config.Decoder, *, rngs: nnx.Rngs):
+        self.config = c
         self.dense = layers.weight(rngs, (c.embed_dim,), ("embed",))
+        if c.head_bias:
+            self.bias = layers.zeros((), ())
 
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` is not used."""
         del key
-        return jnp.einsum("...D,D->...", x, self.dense[...])
+        scores = jnp.einsum("...D,D->...", x, self.dense[...])
+        return scores + self.bias[...] if self.config.head_bias else scores
 
 
 class PoolerHead(nnx.Module):

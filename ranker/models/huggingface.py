@@ -1,7 +1,6 @@
 """Models in and out of Hugging Face folders: config.json, safetensors, tokenizer.
 
-What the architectures look like is in families.py. Weights are only ever read from
-safetensors, never from pickles, and no code that comes with a checkpoint is run.
+What the architectures look like is in families.py, how a folder is read in folder.py.
 """
 
 import dataclasses
@@ -10,7 +9,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,13 +17,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ranker import config
 from ranker.models.families import (
     ABSENT,
-    KNOWN,
     SAME,
     Entry,
     Index,
@@ -34,10 +31,16 @@ from ranker.models.families import (
     table_of,
     write_config,
 )
+from ranker.models.folder import (
+    Tensors,
+    find_tensors,
+    read_fields,
+    read_head,
+    resolve_folder,
+)
 
 __all__ = ["ModelError", "export_huggingface", "open_checkpoint"]
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _SHARD_BYTES = 5_000_000_000  # of one safetensors file that is written
 
 
@@ -51,34 +54,15 @@ class Checkpoint:
     folder: pathlib.Path
     model: config.Decoder | config.Encoder
     vocab_size: int
-    keep_layers: tuple[int, ...]
-    score_tokens: tuple[int, ...]  # ids
-    files: Mapping[str, tuple[pathlib.Path, str]]  # tensor -> file, its name there
-    shapes: Mapping[str, tuple[int, ...]]  # tensor -> shape
-    digest: str  # of config.json, and of the names and sizes of all tensors
+    kept: tuple[int, ...]  # layers of the source, one for each of the model's
+    fresh_head: bool
+    score_tokens: tuple[int, ...]  # ids; empty: the score has weights of its own
+    tensors: Tensors  # by the names that they have in a whole model
+    digest: str  # of config.json, and of names, shapes and first numbers of tensors
 
     def plan(self, head: str) -> "Plan":
         """Which tensor each parameter of a model with `head` comes from."""
         return make_plan(self, head)
-
-    def read(self, name: str, index: Index) -> np.ndarray:
-        """A part of a tensor, float32.
-
-        The file is opened for each part: a map that stays open would keep every page
-        that was read in memory.
-
-        Raises:
-          ModelError: when the file cannot be read.
-        """
-        path, stored = self.files[name]
-        try:
-            with safe_open(path, framework="np") as file:
-                found = (
-                    file.get_slice(stored)[index] if index else file.get_tensor(stored)
-                )
-                return np.asarray(found, np.float32)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path}: {stored}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -88,90 +72,64 @@ class Plan:
     entries: dict[str, tuple[Entry, list[str | None]]]  # ours -> source of each layer
     notes: list[str]  # tensors ignored, parameters that start fresh
 
-
-def resolve_folder(path: str, revision: str = "") -> pathlib.Path:
-    """The folder of a checkpoint; one on the hub is fetched, if it is not here yet.
-
-    Raises:
-      ModelError: when it is neither a folder nor a hub name that can be fetched.
-    """
-    folder = pathlib.Path(path)
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise ModelError(
-            f"{path}: no such folder, and no hub name (OWNER/NAME) either; a "
-            "checkpoint is a folder with config.json, *.safetensors and a tokenizer"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        fetched = snapshot_download(
-            path, revision=revision or None, allow_patterns=_FILES
-        )
-    except Exception as error:  # the hub's client raises many kinds
-        raise ModelError(
-            f"{path}: no such folder, and it cannot be fetched from the hub: {error}"
-        ) from error
-    return pathlib.Path(fetched)
+    @property
+    def scores(self) -> bool:
+        """Whether the checkpoint can score as it is."""
+        return "head.dense" in self.entries
 
 
-def open_checkpoint(settings: config.Pretrained) -> Checkpoint:
+def open_checkpoint(
+    settings: config.Pretrained, template_tokens: tuple[str, ...] = ()
+) -> Checkpoint:
     """Reads what a checkpoint holds, without its weights.
+
+    Args:
+      settings: where it is, and what is taken of it.
+      template_tokens: words that a template asks the model to answer with; they score
+        where neither the settings nor the checkpoint say how.
 
     Raises:
       ModelError: for missing or broken files and unknown architectures, naming them.
     """
     folder = resolve_folder(settings.path, settings.revision)
-    fields, text = _read_json(folder / "config.json")
-    model = read_config(str(folder / "config.json"), fields)
+    path = folder / "config.json"
+    fields = read_fields(folder)
+    model = read_config(str(path), fields)
+    head = read_head(folder)
+    tensors, digest = find_tensors(folder)
+    tensors = _whole_names(tensors, prefix_of(model.family)) | head.tensors
+    if isinstance(model, config.Decoder) and "score.bias" in tensors:
+        model = dataclasses.replace(model, head_bias=True)
     try:
-        model = _adapted(model, settings)
+        kept = settings.kept(model.num_layers)
+        model = _adapted(model, settings, kept)
     except config.ConfigError as error:
-        raise ModelError(f"{folder / 'config.json'}: {error}") from error
-    files, shapes = _tensors(folder)
-    digest = hashlib.sha256(text + repr(sorted(shapes.items())).encode())
-    prefix = prefix_of(model.family)
-    if not any(name.startswith(prefix) for name in files):
-        files = {_prefixed(name, prefix): one for name, one in files.items()}
-        shapes = {_prefixed(name, prefix): one for name, one in shapes.items()}
+        raise ModelError(f"{path}: {error}") from error
+    tokens = head.tokens
+    words = settings.score_tokens
+    if not words and not tokens and "score.weight" not in tensors:
+        words = template_tokens
+    if words:
+        tokens = _token_ids(folder, words)
+    if tokens:
+        _check_logits(folder, model, tokens)
+    text = path.read_bytes() + repr(head.tokens).encode()
     return Checkpoint(
         folder=folder,
         model=model,
         vocab_size=fields["vocab_size"],
-        keep_layers=settings.keep_layers,
-        score_tokens=_token_ids(folder, settings, model),
-        files=files,
-        shapes=shapes,
-        digest=digest.hexdigest(),
+        kept=kept,
+        fresh_head=settings.fresh_head,
+        score_tokens=tokens,
+        tensors=tensors,
+        digest=hashlib.sha256(text + digest.encode()).hexdigest(),
     )
 
 
-def _read_json(path: pathlib.Path) -> tuple[dict[str, Any], bytes]:
-    """A config.json with the defaults of its architecture, and its bytes."""
-    try:
-        text = path.read_bytes()
-        fields = json.loads(text)
-        kind = fields.get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ModelError(
-            f"{path}: cannot be read as JSON ({error}); expected a Hugging Face folder"
-        ) from error
-    if kind not in KNOWN:
-        return fields, text
-    # transformers knows the defaults, and the names that older releases used.
-    from transformers import AutoConfig
-
-    try:
-        kwargs = {k: v for k, v in fields.items() if k not in ("model_type", "dtype")}
-        full = AutoConfig.for_model(kind, **kwargs).to_dict()
-    except Exception as error:  # transformers raises many kinds
-        raise ModelError(f"{path}: transformers cannot read it: {error}") from error
-    return full, text
-
-
 def _adapted(
-    model: config.Decoder | config.Encoder, settings: config.Pretrained
+    model: config.Decoder | config.Encoder,
+    settings: config.Pretrained,
+    kept: tuple[int, ...],
 ) -> config.Decoder | config.Encoder:
     """The model with the settings' dtype, dropout and layers."""
     changes: dict[str, Any] = dict(dtype=settings.dtype, remat=settings.remat)
@@ -181,85 +139,36 @@ def _adapted(
                 "model.dropout is for encoders; a decoder has none"
             )
         changes["dropout"] = settings.dropout
-    if keep := settings.keep_layers:
-        if keep[-1] >= model.num_layers:
-            raise config.ConfigError(
-                f"model.keep_layers names layer {keep[-1]}, and the checkpoint's "
-                f"{model.num_layers} layers are 0 to {model.num_layers - 1}"
-            )
-        local = [i for i, layer in enumerate(keep) if layer in model.local_layers]
-        changes |= dict(num_layers=len(keep), local_layers=tuple(local))
+    if len(kept) < model.num_layers:
+        local = [i for i, layer in enumerate(kept) if layer in model.local_layers]
+        changes |= dict(num_layers=len(kept), local_layers=tuple(local))
         changes["window"] = model.window if local else 0
     return dataclasses.replace(model, **changes)
 
 
-def _tensors(
-    folder: pathlib.Path,
-) -> tuple[dict[str, tuple[pathlib.Path, str]], dict[str, tuple[int, ...]]]:
-    """File and shape of every tensor.
-
-    Raises:
-      ModelError: for missing, truncated or doubtful files, naming each.
-    """
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f"{index}: cannot be read ({error}); fetch again"
-            ) from error
-        if wrong := [name for name in names if pathlib.Path(name).name != name]:
-            raise ModelError(f"{index}: {wrong[0]!r} is not a file of this folder")
-    files: dict[str, tuple[pathlib.Path, str]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    problems = []
-    for name in names:
-        path = folder / name
-        try:
-            with safe_open(path, framework="np") as file:
-                for key in file.keys():  # noqa: SIM118 (not a dict)
-                    part = file.get_slice(key)
-                    if part.get_dtype() not in _DTYPES:
-                        problems.append(
-                            f"{path}: {key} has the dtype {part.get_dtype()}, expected "
-                            f"{', '.join(_DTYPES)}"
-                        )
-                    files[key], shapes[key] = (path, key), tuple(part.get_shape())
-        except (OSError, SafetensorError) as error:
-            problems.append(f"{path}: {error}")
-    if problems:
-        raise ModelError(
-            "; ".join(problems)
-            + "; weights must be whole safetensors files, fetch again"
-        )
-    return files, shapes
-
-
-_DTYPES = ("F32", "BF16", "F16", "F64", "I64")  # I64: buffers, which are ignored
 _HEADS = ("score.", "lm_head.", "classifier.", "cls.", "head.", "decoder.")
+# The text model inside one that also reads images, in older and newer files.
+_NESTED = (("language_model.", ""), ("model.language_model.", "model."))
 
 
-def _prefixed(name: str, prefix: str) -> str:
-    """A bare body is saved without the prefix that it has under a head."""
-    return name if name.startswith(_HEADS) else prefix + name
+def _whole_names(tensors: Tensors, prefix: str) -> Tensors:
+    """Tensors by the names that they have in a model with a head, of text alone."""
+    for nested, plain in _NESTED:
+        if any(name.startswith(nested) for name in tensors):
+            inside = {n: t for n, t in tensors.items() if n.startswith(nested)}
+            outside = {n: t for n, t in tensors.items() if n not in inside}
+            renamed = {plain + n[len(nested) :]: t for n, t in inside.items()}
+            return outside | renamed
+    if any(name.startswith(prefix) for name in tensors):
+        return tensors
+    # A bare body is saved without the prefix that it has under a head.
+    return {
+        name if name.startswith(_HEADS) else prefix + name: one
+        for name, one in tensors.items()
+    }
 
 
-def _token_ids(
-    folder: pathlib.Path,
-    settings: config.Pretrained,
-    model: config.Decoder | config.Encoder,
-) -> tuple[int, ...]:
-    if not settings.score_tokens:
-        return ()
-    if isinstance(model, config.Encoder):
-        raise ModelError("model.score_tokens is for decoders, found an encoder")
-    if model.logit_cap and len(settings.score_tokens) > 1:
-        raise ModelError(
-            f"{folder}: model.score_tokens of two tokens needs plain logits, and this "
-            f"model bounds its logits at {model.logit_cap}; name one token"
-        )
+def _token_ids(folder: pathlib.Path, words: tuple[str, ...]) -> tuple[int, ...]:
     import tokenizers
 
     path = folder / "tokenizer.json"
@@ -268,22 +177,38 @@ def _token_ids(
     except Exception as error:  # the library raises bare Exceptions
         raise ModelError(f"{path}: cannot be read: {error}") from error
     ids = []
-    for token in settings.score_tokens:
-        found = tokenizer.token_to_id(token)
+    for word in words:
+        found = tokenizer.token_to_id(word)
         if found is None:
             vocabulary = tokenizer.get_vocab()
-            near = [t for t in vocabulary if t.strip("▁Ġ ").lower() == token.lower()]
+            near = [t for t in vocabulary if t.strip("▁Ġ ").lower() == word.lower()]
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ModelError(f"{path}: model.score_tokens: no token {token!r}{hint}")
+            raise ModelError(f"{path}: model.score_tokens: no token {word!r}{hint}")
         ids.append(found)
     return tuple(ids)
 
 
-# Buffers of older releases, and heads that rank nothing.
+def _check_logits(
+    folder: pathlib.Path, model: config.Decoder | config.Encoder, ids: tuple[int, ...]
+) -> None:
+    if isinstance(model, config.Encoder):
+        raise ModelError(
+            f"{folder}: the score is the logit of a token (model.score_tokens), which "
+            "takes a decoder, and this is an encoder"
+        )
+    if model.logit_cap and len(ids) > 1:
+        raise ModelError(
+            f"{folder}: model.score_tokens of two tokens needs plain logits, and this "
+            f"model bounds its logits at {model.logit_cap}; name one token"
+        )
+
+
+# Buffers of older releases, heads that rank nothing, and what reads images.
 _IGNORED = re.compile(
     r".*(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
     r"|^(cls|decoder|discriminator_predictions|generator_predictions|generator_lm_head)\."
     r"|^(score|classifier|lm_head|head)\.|^(bert|roberta)\.pooler\."
+    r"|^(model\.)?(vision_tower|multi_modal_projector)\."
 )
 
 
@@ -293,19 +218,25 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     Raises:
       ModelError: listing every tensor that is missing, unknown or of another shape.
     """
-    model, shapes = checkpoint.model, checkpoint.shapes
+    model = checkpoint.model
+    shapes = {name: one.shape for name, one in checkpoint.tensors.items()}
     entries: dict[str, tuple[Entry, list[str | None]]] = {}
     used: set[str] = set()
     notes, problems = [], []
-    kept = checkpoint.keep_layers or tuple(range(model.num_layers))
     for entry in table_of(model, checkpoint.vocab_size, head):
+        last = entry.ours in ("head.dense", "head.bias")
+        if last and checkpoint.fresh_head:
+            notes.append(f"{entry.ours}: starts fresh (model.fresh_head)")
+            continue
         if checkpoint.score_tokens and entry.ours == "head.dense":
             entry = _score_entry(entry, model, checkpoint.vocab_size)
-        layers = kept if entry.stacked else (0,)
+            chosen = " less ".join(map(str, checkpoint.score_tokens))
+            notes.append(f"the score is the logit of token {chosen}")
+        layers = checkpoint.kept if entry.stacked else (0,)
         names = [entry.source.format(i=i) for i in layers]
         found = [name for name in names if name in shapes]
         used |= set(found)
-        if not found and entry.ours.startswith("head"):
+        if not found and entry.ours.startswith("head.") and head == "score":
             notes.append(f"{entry.ours}: not in the checkpoint, starts fresh")
             continue
         problems += [
@@ -314,26 +245,38 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
             if name not in shapes and name not in ABSENT
         ]
         problems += [
-            f"{name}: shape {shapes[name]}, expected {entry.source_shape}"
+            _say_shape(name, shapes[name], entry, last)
             for name in found
             if shapes[name] != entry.source_shape
         ]
         sources = [name if name in shapes else None for name in names]
         entries[entry.ours] = (entry, sources)
-    dropped = re.compile(r"\blayers?\.(\d+)\.")
+    in_layer = re.compile(r"\blayers?\.(\d+)\.")
+    dropped = 0
     for name in sorted(set(shapes) - used):
-        layer = dropped.search(name)
+        layer = in_layer.search(name)
         if _IGNORED.match(name):
             notes.append(f"{name}: ignored")
-        elif checkpoint.keep_layers and layer and int(layer[1]) not in kept:
-            continue
+        elif layer and checkpoint.kept[-1] + 1 != len(checkpoint.kept):
+            dropped += 1
         else:
             problems.append(f"{name}: unknown")
-    if checkpoint.keep_layers:
-        notes.append(f"layers {', '.join(map(str, kept))} are kept")
+    if dropped:
+        kept = ", ".join(map(str, checkpoint.kept))
+        notes.append(f"layers {kept} are kept; {dropped} tensors of others: ignored")
     if problems:
         raise ModelError(f"{checkpoint.folder}: {'; '.join(dict.fromkeys(problems))}")
     return Plan(entries, notes)
+
+
+def _say_shape(name: str, found: tuple[int, ...], entry: Entry, last: bool) -> str:
+    message = f"{name}: shape {found}, expected {entry.source_shape}"
+    if last and found and found[0] != 1:
+        message += (
+            f" (a head of {found[0]} labels, and a ranker gives one score; "
+            "model.fresh_head=True begins with a new one)"
+        )
+    return message
 
 
 def _score_entry(entry: Entry, model: Any, vocab_size: int) -> Entry:
@@ -356,25 +299,46 @@ def import_params(
     Args:
       checkpoint: from `open_checkpoint`.
       head: "language" or "score".
-      abstract: `nnx.State` of the shapes of a model with that head.
+      abstract: `nnx.State` of the shapes and dtypes of a model with that head.
       shardings: of the same structure.
 
     Returns:
-      Parameters by dotted path, in their dtype in `abstract`, without those of a head
-      that the checkpoint lacks; and what was ignored or left out, for the log.
+      Parameters by dotted path, without those of a head that the checkpoint lacks; and
+      what was ignored or left out, for the log.
 
     Raises:
       ModelError: listing every tensor that is missing, unknown or of another shape.
     """
     plan = checkpoint.plan(head)
-    where = {path: one for path, one in flat(shardings)}
+    where = dict(flat(shardings))
     params: dict[str, jax.Array] = {}
     for path, leaf in flat(abstract):
-        if path not in plan.entries:
-            continue
-        read = partial(_read_part, checkpoint, *plan.entries[path], leaf)
-        params[path] = jax.make_array_from_callback(leaf.shape, where[path], read)
+        if path in plan.entries:
+            read = partial(_read_part, checkpoint, *plan.entries[path], leaf)
+            params[path] = _place(read, leaf.shape, where[path])
     return params, plan.notes
+
+
+def _place(
+    read: Callable[[Index], np.ndarray],
+    shape: tuple[int, ...],
+    sharding: jax.sharding.Sharding,
+) -> jax.Array:
+    """An array whose slices are read and moved to their devices one after the other.
+
+    `jax.make_array_from_callback` reads all slices before it moves any.
+    """
+    devices: dict[tuple[tuple[int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        parts = zip(index or (), shape, strict=True)
+        bounds = tuple(part.indices(size)[:2] for part, size in parts)
+        devices.setdefault(bounds, []).append(device)
+    placed = []
+    for bounds, copies in devices.items():
+        part = read(tuple(slice(*bound) for bound in bounds))
+        placed += [jax.device_put(part, device) for device in copies]
+        jax.block_until_ready(placed)
+    return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
 def flat(params: Any) -> list[tuple[str, Any]]:
@@ -388,31 +352,28 @@ def _read_part(
     entry: Entry,
     sources: list[str | None],
     leaf: jax.ShapeDtypeStruct,
-    index: tuple[slice, ...],
+    index: Index,
 ) -> np.ndarray:
     """The part `index` of one of our parameters, layers in front where stacked."""
-    full = tuple(
-        slice(*part.indices(size)[:2])
-        for part, size in zip(index, leaf.shape, strict=True)
-    )
+
+    def of(name: str | None, index: Index) -> np.ndarray:
+        if name is None:
+            return np.ones((), leaf.dtype)  # a norm that the source leaves out
+        tensor = checkpoint.tensors[name]
+        found = entry.read(lambda part: tensor.read(part).astype(np.float32), index)
+        return found.astype(leaf.dtype, copy=False)
+
     if entry.ours == "head.dense" and checkpoint.score_tokens:
-        [name] = sources
         rows = [
-            checkpoint.read(str(name), (slice(token, token + 1), *full))[0]
+            of(sources[0], (slice(token, token + 1), *index))[0]
             for token in checkpoint.score_tokens
         ]
-        found = rows[0] - rows[1] if len(rows) == 2 else rows[0]
-        return found.astype(leaf.dtype)
+        return rows[0] - rows[1] if len(rows) == 2 else rows[0]
     if not entry.stacked:
-        found = entry.read(partial(checkpoint.read, str(sources[0])), full)
-        return found.astype(leaf.dtype)
-    sizes = [part.stop - part.start for part in full]
-    result = np.empty(sizes, leaf.dtype)
-    for place, name in enumerate(sources[full[0]]):
-        if name is None:
-            result[place] = 1.0  # a norm that the source leaves out
-        else:
-            result[place] = entry.read(partial(checkpoint.read, name), full[1:])
+        return of(sources[0], index)
+    result = np.empty([part.stop - part.start for part in index], leaf.dtype)
+    for place, name in enumerate(sources[index[0]]):
+        result[place] = of(name, index[1:])
     return result
 
 

@@ -81,7 +81,11 @@ def rotary(
     positions: Int[Array, "R T"], head_dim: int, rope: config.Rope
 ) -> tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]:
     """Cosine and sine of each position's angles; bfloat16 would blur positions."""
-    waves = frequencies(head_dim, rope).reshape(1, 1, 1, -1)
+    if rope.scaling == "dynamic":
+        waves = dynamic_frequencies(text_lengths(positions), head_dim, rope)
+        waves = waves[:, :, None]  # [R, T, 1, H/2]
+    else:
+        waves = frequencies(head_dim, rope).reshape(1, 1, 1, -1)
     angles = positions.astype(jnp.float32)[:, :, None, None] * waves  # [R, T, 1, H/2]
     factor = rope.attention_factor
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
@@ -117,6 +121,27 @@ def frequencies(head_dim: int, rope: config.Rope) -> Float[Array, " H/2"]:
     else:
         return jnp.asarray(radians)
     return jnp.asarray((1 - kept) * stretched + kept * radians, jnp.float32)
+
+
+def text_lengths(positions: Int[Array, "R T"]) -> Int[Array, "R T"]:
+    """At each token, how many tokens its text has; a text begins at each position 0."""
+    text = jnp.cumsum(positions == 0, axis=1)
+    same = text[:, :, None] == text[:, None, :]  # [R, T, T]
+    return jnp.max(jnp.where(same, positions[:, None, :], 0), axis=2) + 1
+
+
+def dynamic_frequencies(
+    lengths: Int[Array, "R T"], head_dim: int, rope: config.Rope
+) -> Float[Array, "R T H/2"]:
+    """`frequencies` of a base that grows with a text longer than those trained on.
+
+    So short texts are read as in training ("dynamic NTK", bloc97 and emozilla, 2023).
+    The length is each text's own, where transformers takes the longest of a batch.
+    """
+    beyond = jnp.maximum(lengths / rope.original_length, 1.0)  # 1: not longer
+    grown = (rope.factor * beyond - (rope.factor - 1)) ** (head_dim / (head_dim - 2))
+    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+    return (rope.theta * grown)[:, :, None] ** -exponent.reshape(1, 1, -1)
 
 
 def rotate(

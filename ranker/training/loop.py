@@ -196,7 +196,7 @@ def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
     return {
         "checkpoint": {
             "digest": origin.checkpoint.digest,
-            "keep_layers": list(settings.model.keep_layers),
+            "keep_layers": settings.model.keep_layers,
             "score_tokens": list(settings.model.score_tokens),
         }
     }

@@ -14,14 +14,14 @@ from flax import nnx
 from ranker import config
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
-from ranker.models.huggingface import ModelError, export_huggingface
+from ranker.models.huggingface import ModelError, export_huggingface, flat
 
 _path = pathlib.Path(__file__).with_name("test_huggingface.py")
 _spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
 helpers = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(helpers)
 
-V, T = 97, 24
+V, T = 98, 24
 DECODER = dict(
     vocab_size=V,
     hidden_size=32,
@@ -54,6 +54,13 @@ DECODERS = {
     "llama linear": (
         "Llama",
         dict(rope_parameters=dict(rope_type="linear", rope_theta=100.0, factor=2.0)),
+    ),
+    "llama dynamic": (
+        "Llama",
+        dict(
+            max_position_embeddings=16,  # shorter than the text
+            rope_parameters=dict(rope_type="dynamic", rope_theta=100.0, factor=2.0),
+        ),
     ),
     "llama3": ("Llama", dict(rope_parameters=LLAMA3)),
     "mistral": ("Mistral", dict(sliding_window=5, head_dim=8)),
@@ -191,38 +198,37 @@ def test_a_decoders_language_model(name, tmp_path):
     lengths = [T, 15]
     arrays = texts(lengths)
     tokens, segments = arrays[:2]
-    with torch.no_grad():
-        found = theirs(
-            torch.tensor(tokens),
-            attention_mask=torch.tensor(segments),
-            output_hidden_states=True,
-        )
-    real = segments.astype(bool)
     ours = helpers.as_jax(arrays)
-    np.testing.assert_allclose(
-        np.asarray(model.body(*ours))[real],
-        found.hidden_states[-1].numpy()[real],
-        atol=1e-4,
-    )
-    np.testing.assert_allclose(
-        np.asarray(model(*ours))[real], found.logits.numpy()[real], atol=1e-4
-    )
+    hidden, logits = np.asarray(model.body(*ours)), np.asarray(model(*ours))
+    for row, n in enumerate(lengths):  # alone: dynamic scaling reads the whole batch
+        with torch.no_grad():
+            found = theirs(
+                torch.tensor(tokens[row, :n])[None], output_hidden_states=True
+            )
+        last = found.hidden_states[-1][0]
+        np.testing.assert_allclose(hidden[row, :n], last, atol=1e-4)
+        np.testing.assert_allclose(logits[row, :n], found.logits[0], atol=1e-4)
     # Two texts in one row are two texts.
     row = np.concatenate([tokens[1, :15], tokens[0, :9]])[None]
-    one, two = np.full(15, 1), np.full(9, 2)
-    packed = model(
-        *helpers.as_jax(
-            [
-                row,
-                np.concatenate([one, two])[None],
-                np.concatenate([np.arange(15), np.arange(9)])[None],
-                row * 0,
-            ]
-        )
-    )
-    apart = np.asarray(model(*ours))
-    np.testing.assert_allclose(packed[0, :15], apart[1, :15], atol=1e-5)
-    np.testing.assert_allclose(packed[0, 15:], apart[0, :9], atol=1e-5)
+    numbers = np.concatenate([np.full(15, 1), np.full(9, 2)])[None]
+    places = np.concatenate([np.arange(15), np.arange(9)])[None]
+    packed = model(*helpers.as_jax([row, numbers, places, row * 0]))
+    with torch.no_grad():
+        for part in (slice(15), slice(15, T)):
+            found = theirs(torch.tensor(row[:, part])).logits[0]
+            np.testing.assert_allclose(packed[0, part], found, atol=1e-4)
+
+
+def scores_of(model, tokens, mask, positions):
+    """Torch scores of rows, each alone: dynamic scaling reads the whole batch."""
+    with torch.no_grad():
+        scores = [
+            model(x[None], attention_mask=m[None], position_ids=p[None]).logits[0]
+            for x, m, p in zip(
+                *map(torch.tensor, (tokens, mask, positions)), strict=True
+            )
+        ]
+    return torch.stack(scores).numpy()
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -233,12 +239,7 @@ def test_a_decoder_as_a_reranker_and_its_export(name, tmp_path, tokenizers):
     tokens, segments, positions, types = texts(lengths)
     left, mask = padded_left(tokens, lengths)
     late = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
-    with torch.no_grad():
-        expected = theirs(
-            torch.tensor(left),
-            attention_mask=torch.tensor(mask),
-            position_ids=torch.tensor(late),
-        ).logits.numpy()
+    expected = scores_of(theirs, left, mask, late)
     index = jnp.asarray([[row * T + n - 1] for row, n in enumerate(lengths)], jnp.int32)
     arrays = helpers.as_jax([tokens, segments, positions, types])
     np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
@@ -261,13 +262,27 @@ def test_a_decoder_as_a_reranker_and_its_export(name, tmp_path, tokenizers):
     assert type(stock) is type(theirs)
     same_tensors(theirs, stock)
     stock.config.pad_token_id = 0
-    with torch.no_grad():
-        again = stock(
-            torch.tensor(left),
-            attention_mask=torch.tensor(mask),
-            position_ids=torch.tensor(late),
-        ).logits.numpy()
+    again = scores_of(stock, left, mask, late)
     np.testing.assert_allclose(again, expected, atol=1e-5)
+    same_again(tmp_path / "out", settings, model, "score")
+
+
+def same_again(folder, settings, model, head):
+    """An export is read back as the model that it was: by itself, it scores alike."""
+    checkpoint, params, notes = helpers.load(folder, head)
+    assert config.to_dict(checkpoint.model) == nearly(config.to_dict(settings))
+    assert not notes
+    ours = dict(flat(nnx.state(model, nnx.Param)))
+    assert set(ours) == set(params)
+    for path, value in params.items():
+        np.testing.assert_allclose(value, ours[path], atol=1e-6, err_msg=path)
+
+
+def nearly(fields):
+    """Floats approximately, at any depth: config.json rounds an attention scale."""
+    if isinstance(fields, dict):
+        return {name: nearly(value) for name, value in fields.items()}
+    return pytest.approx(fields) if isinstance(fields, float) else fields
 
 
 def same_tensors(a, b):
@@ -284,7 +299,7 @@ def same_tensors(a, b):
         )
 
 
-@pytest.mark.parametrize("name", ["llama tied", "qwen3", "gemma2"])
+@pytest.mark.parametrize("name", DECODERS)
 def test_a_language_model_out_again(name, tmp_path, tokenizers):
     theirs = decoder(name, "ForCausalLM", tmp_path / "in")
     model, settings = helpers.imported(tmp_path / "in", "language")
@@ -296,9 +311,17 @@ def test_a_language_model_out_again(name, tmp_path, tokenizers):
         tokenizer=tokenizers / "bpe",
         length=T,
     )
-    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    stock = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", attn_implementation="eager"
+    ).eval()
     assert type(stock) is type(theirs)
     same_tensors(theirs, stock)
+    tokens = torch.tensor(texts([T])[0])
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            stock(tokens).logits, theirs(tokens).logits, atol=1e-5
+        )
+    same_again(tmp_path / "out", settings, model, "language")
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -330,6 +353,16 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
     )
     index = jnp.asarray([[0], [T]], jnp.int32)
     np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
+    # Padding on the left, and two texts in one row.
+    turned = [np.concatenate([row[1:, 15:], row[1:, :15]], axis=1) for row in arrays]
+    packed = [np.concatenate([x[1:, :15], x[:1]], axis=1) for x in arrays]
+    packed[1] = np.concatenate([np.full((1, 15), 1), np.full((1, T), 2)], axis=1)
+    for row, places, scores in (
+        (turned, [[9]], expected[1:]),
+        (packed, [[0, 15]], expected[::-1].T),
+    ):
+        found = model(*helpers.as_jax(row), jnp.asarray(places, jnp.int32))
+        np.testing.assert_allclose(found, scores, atol=1e-4)
     export_huggingface(
         tmp_path / "out",
         ours,
@@ -347,6 +380,7 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
     with torch.no_grad():
         again = stock(**inputs).logits.numpy()
     np.testing.assert_allclose(again, expected, atol=1e-5)
+    same_again(tmp_path / "out", ours, model, "score")
 
 
 def test_the_pair_template_is_the_tokenizers_own(tokenizers):
@@ -398,7 +432,7 @@ def test_chosen_layers_are_kept(tmp_path):
     settings = transformers.BertConfig(**ENCODER, **QUIET)
     theirs = helpers.randomised(transformers.BertForSequenceClassification(settings))
     theirs.save_pretrained(tmp_path)
-    model, ours = helpers.imported(tmp_path, "score", keep_layers=(0, 3))
+    model, ours = helpers.imported(tmp_path, "score", keep_layers="0,3")
     assert ours.num_layers == 2
     theirs.bert.encoder.layer = torch.nn.ModuleList(
         [theirs.bert.encoder.layer[i] for i in (0, 3)]
@@ -413,8 +447,8 @@ def test_chosen_layers_are_kept(tmp_path):
     arrays = helpers.as_jax([tokens, segments, positions, types])
     index = jnp.asarray([[0], [T]], jnp.int32)
     np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
-    with pytest.raises(ModelError, match="names layer 4, .* are 0 to 3"):
-        helpers.load(tmp_path, "score", keep_layers=(0, 4))
+    with pytest.raises(ModelError, match=r"layers \[0, 4\], .* are 0 to 3"):
+        helpers.load(tmp_path, "score", keep_layers="0,4")
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma"])
