@@ -52,7 +52,7 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
             student_length=sizes["length"],
         ),
         teacher=config.Pretrained(path=hub),
-        student=config.Pretrained(path=hub, keep_layers=(0, 3)),
+        student=config.Pretrained(path=hub, keep_layers="0,3"),
         rank=config.Rank(highest_grade=sizes["grade"]),
         cpt=_none(),
         sft=recipe(100, 5e-5),
