@@ -160,14 +160,15 @@ DecoderFamily = Literal[
 EncoderFamily = Literal["bert", "roberta", "xlm-roberta", "electra", "modernbert"]
 
 
+RopeScaling = Literal["none", "linear", "dynamic", "llama3", "yarn"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary positions, and how a model that saw short texts reads longer ones."""
 
     theta: float = 10000.0  # base of the wavelengths
-    scaling: Literal["none", "linear", "dynamic", "llama3", "yarn"] = (
-        "none"  # of wavelengths
-    )
+    scaling: RopeScaling = "none"  # of the wavelengths
     factor: float = 1.0  # by which texts may be longer than those trained on
     original_length: int = 0  # tokens, of the texts trained on; not for linear
     low_frequency: float = 1.0  # waves a text; those below are stretched (llama3)
