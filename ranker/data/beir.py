@@ -163,8 +163,14 @@ class _Maker:
 
     def _run(self, split: str) -> dict[str, list[tuple[int, float]]] | None:
         """First-stage candidates of a split by query, best first; None: no run file."""
-        pattern = self.settings.runs.format(split=split)
-        paths = sorted(self.folder.glob(pattern)) if pattern else []
+        try:
+            pattern = self.settings.runs.format(split=split)
+            paths = sorted(self.folder.glob(pattern)) if pattern else []
+        except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
+            raise DataError(
+                f"data.runs {self.settings.runs!r} is no pattern of files below "
+                f"{self.folder} ({error}); write it like runs/*.{{split}}.*"
+            ) from error
         if len(paths) > 1:
             raise DataError(
                 f"{self.folder}: {len(paths)} run files match {pattern!r} for the "

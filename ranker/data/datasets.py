@@ -80,7 +80,7 @@ class Clicks(_Builder):
             "query": tfds.features.Text(),
             "title": tfds.features.Text(),
             "summary": tfds.features.Text(),
-            "count": np.int32,
+            "count": np.int64,
         }
     )
 

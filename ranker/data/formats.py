@@ -2,11 +2,16 @@
 
 A reader yields records one by one. A malformed one stops it with a `DataError` that
 names file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and
-left out.
+left out. A file that cannot be read on, such as broken gzip, stops it in either case.
+
+Files may come from strangers. Nothing in them names a path or is run, and what they can
+make a reader hold in memory is bounded by `MAX_LINE` and `MAX_EXPANSION`.
 """
 
 import contextlib
+import dataclasses
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -16,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from ranker.data.records import (
@@ -30,11 +36,17 @@ from ranker.data.records import (
     check_integer,
     check_number,
     check_text,
+    shown,
 )
 
 OnError = Literal["stop", "skip"]
-MAX_LINE = 16 * 2**20  # characters; a longer line is no record
+MAX_LINE = 16 * 2**20  # bytes; a longer line, or text in Parquet, is no record
+# A gzip file may unpack to so many times its size, and this many bytes. Text packs 3 to
+# 20 times, and gzip at most 1,032 times.
+MAX_EXPANSION = 200
+FREE_EXPANSION = 64 * 2**20
 T = TypeVar("T")
+_compute: Any = pyarrow.compute  # makes its functions while it is imported
 
 
 @dataclass
@@ -61,11 +73,40 @@ class Skipped:
 # --- lines ---
 
 
+class _Unzipped(io.RawIOBase):
+    """What a gzip file unpacks to, up to a bound."""
+
+    def __init__(self, path: pathlib.Path, file: Any):
+        self._path, self._zipped = path, gzip.GzipFile(fileobj=file)
+        self._left = FREE_EXPANSION + MAX_EXPANSION * path.stat().st_size
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        size = self._zipped.readinto(buffer)
+        self._left -= size
+        if self._left < 0:
+            raise DataError(
+                f"{self._path}: unpacks to over {MAX_EXPANSION} times its size, as no "
+                "text does; if it is what you want, unpack it with gunzip"
+            )
+        return size
+
+
 @contextlib.contextmanager
-def _open(path: pathlib.Path) -> Iterator[Any]:
-    """A binary file, unzipped where it is gzip; missing files name what is there."""
+def open_file(path: pathlib.Path) -> Iterator[Any]:
+    """A binary file, unzipped where it is gzip; missing files name what is there.
+
+    Reading it raises `OSError`, `EOFError` or `zlib.error` where the gzip stream is
+    broken, and `DataError` where it unpacks to more than `MAX_EXPANSION` allows.
+    """
     if path.is_dir():
         raise DataError(f"{path}: is a folder, expected a file")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is a pipe or a device, expected a file")
     try:
         file = path.open("rb")
     except OSError as error:
@@ -82,7 +123,7 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
             raise DataError(
                 f"{path}: is named .gz and is not gzip; rename it or compress it"
             )
-        yield gzip.GzipFile(fileobj=file) if zipped else file
+        yield io.BufferedReader(_Unzipped(path, file), 2**18) if zipped else file
 
 
 def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
@@ -93,7 +134,7 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
         `MAX_LINE`, naming the line.
     """
     number = 0
-    with _open(path) as file:
+    with open_file(path) as file:
         while True:
             number += 1
             try:
@@ -109,6 +150,11 @@ def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
                 raise DataError(
                     f"{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; this "
                     "is no file of one record a line"
+                )
+            if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise DataError(
+                    f"{path}:1: the file is UTF-16, as a spreadsheet's 'Unicode text' "
+                    "is; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
                 )
             try:
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -240,7 +286,8 @@ def read_qrels(
             raise FieldError(
                 "line",
                 line,
-                "query, document and grade, or TREC's query, 0, document and grade",
+                "query, document and grade, or TREC's query, 0, document and grade, "
+                "between tabs or spaces",
             )
         pair = (
             _known("query-id", cells[0], queries, "queries.jsonl"),
@@ -333,19 +380,17 @@ def _click(row: Mapping[str, Any]) -> Click:
         return None if value is None or value == "" else check(name, value, **bounds)
 
     clicked = row.get("clicked", True)
-    if isinstance(clicked, str):
-        if clicked.lower() not in _TRUE | _FALSE:
-            raise FieldError("clicked", clicked, "true, false, 1 or 0")
-        clicked = clicked.lower() in _TRUE
-    document = row.get("document_id")
+    word = str(clicked).lower() if isinstance(clicked, (str, bool, int)) else "?"
+    if clicked is not None and word not in _TRUE | _FALSE:
+        raise FieldError("clicked", clicked, "true, false, 1 or 0")
     count = optional("count", check_integer, low=1)
     return Click(
         query=check_text("query", _want(row, "query")).strip(),
         title=check_text("title", row.get("title"), empty=True).strip(),
         summary=check_text("summary", row.get("summary"), empty=True).strip(),
-        document_id=check_id("document_id", document) if document else "",
+        document_id=optional("document_id", check_id) or "",
         position=optional("position", check_integer, low=1),
-        clicked=clicked is None or bool(clicked),
+        clicked=clicked is None or word in _TRUE,
         dwell=optional("dwell", check_number, low=0),
         count=1 if count is None else count,
         time=optional("time", check_number),
@@ -369,7 +414,8 @@ def read_clicks(
         rows, parse = read_lines(path), lambda line: _click(_json(line))
     else:
         raise DataError(
-            f"{path}: a click log is .jsonl, .tsv or .parquet (.gz for the first two)"
+            f"{path}: a click log is .jsonl, .tsv or .parquet (.gz for the first two); "
+            "save a spreadsheet as text with tabs, in UTF-8"
         )
     yield from _records(path, rows, parse, on_error, skipped)
 
@@ -379,10 +425,17 @@ def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[s
     number, header = next(lines, (1, ""))
     names = header.split("\t")
     if "query" not in names:
+        hint = ""
+        if len(names) == 1 and "query" in header:
+            hint = "; the cells are not separated by tabs"
+        elif '"query"' in names:
+            hint = "; cells are taken as they are, without quotes around them"
         raise DataError(
-            f"{path}:{number}: found the columns {names}, expected a header with "
-            "query, title and summary, separated by tabs"
+            f"{path}:{number}: found the columns {shown(names)}, expected a header "
+            f"with query, title and summary, separated by tabs{hint}"
         )
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}:{number}: a column is there twice: {shown(names)}")
     for number, line in lines:
         yield number, (names, line.split("\t"))
 
@@ -394,23 +447,92 @@ def _tsv_click(row: tuple[list[str], list[str]]) -> Click:
     return _click(dict(zip(names, cells, strict=True)))
 
 
+_COLUMNS = tuple(one.name for one in dataclasses.fields(Click))
+_PARQUET_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_decimal,
+    pa.types.is_boolean,
+    pa.types.is_null,
+)
+
+
 def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.is_file():
-        with _open(path):
-            pass
+    with open_file(path):
+        pass  # for its errors
     try:
         with pq.ParquetFile(path) as file:
-            if "query" not in file.schema_arrow.names:
-                raise DataError(
-                    f"{path}: found the columns {file.schema_arrow.names}, expected "
-                    "query, title and summary"
-                )
+            names = _parquet_columns(path, file.schema_arrow)
+            # As a dictionary, a text that comes a million times is held once.
+            texts = [
+                name for name in names if _is_text(file.schema_arrow.field(name).type)
+            ]
+        with pq.ParquetFile(path, read_dictionary=texts) as file:
             number = 0
-            for batch in file.iter_batches(batch_size=4096):
-                for row in batch.to_pylist():
+            left = FREE_EXPANSION + MAX_EXPANSION * path.stat().st_size
+            for batch in file.iter_batches(batch_size=4096, columns=names):
+                cells = []
+                for name in names:
+                    values, size = _cells(path, name, batch[name])
+                    cells.append(values)
+                    left -= size
+                if left < 0:
+                    raise DataError(
+                        f"{path}: row {number}: its texts are over {MAX_EXPANSION} "
+                        "times the file's size, as no click log's are"
+                    )
+                for row in zip(*cells, strict=True):
                     number += 1
-                    yield number, row
-    except (pa.ArrowException, OSError) as error:
+                    yield number, dict(zip(names, row, strict=True))
+    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: is not a Parquet file that can be read: {error}"
         ) from error
+
+
+def _parquet_columns(path: pathlib.Path, schema: pa.Schema) -> list[str]:
+    """The columns that a click has, with types that a click can be made of."""
+    if len(set(schema.names)) < len(schema.names):
+        raise DataError(f"{path}: a column is there twice: {shown(schema.names)}")
+    names = [name for name in schema.names if name in _COLUMNS]
+    if "query" not in names:
+        raise DataError(
+            f"{path}: found the columns {shown(schema.names)}, expected query, title "
+            "and summary"
+        )
+    for name in names:
+        kind = schema.field(name).type
+        if pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        if not any(is_one(kind) for is_one in _PARQUET_TYPES):
+            raise DataError(
+                f"{path}: column {name!r} is {shown(str(kind))}, expected a text, a "
+                "number or true and false; cast it (bytes to string, times to seconds)"
+            )
+    return names
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _cells(path: pathlib.Path, name: str, column: pa.Array) -> tuple[list[Any], int]:
+    """A column's values, equal texts as one object, and the bytes of its texts."""
+    if not pa.types.is_dictionary(column.type):
+        return column.to_pylist(), 0
+    known, places = column.dictionary, column.indices
+    size = 0
+    if _is_text(known.type):
+        lengths = _compute.binary_length(known)
+        longest = _compute.max(lengths).as_py() or 0
+        if longest >= MAX_LINE:
+            raise DataError(
+                f"{path}: column {name!r} holds a text of {longest} bytes, over "
+                f"{MAX_LINE // 2**20} MiB; this is no click log"
+            )
+        lengths = _compute.cast(lengths.take(places), pa.int64())
+        size = _compute.sum(lengths).as_py() or 0
+    values = known.to_pylist()
+    return [None if at is None else values[at] for at in places.to_pylist()], size

@@ -6,6 +6,7 @@ TREC file, texts are not empty, numbers are finite.
 
 import math
 import re
+import reprlib
 import unicodedata
 from dataclasses import dataclass
 
@@ -14,6 +15,19 @@ import numpy as np
 _BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_ID = 512  # characters
+FLOAT32 = float(np.finfo(np.float32).max)
+
+_short = reprlib.Repr()  # what a stranger's file holds may be of any size and depth
+_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxother = 2, 9, 3, 80
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut to what a line can hold."""
+    if not isinstance(value, (str, bytes)):
+        return _short.repr(value)
+    if len(value) <= 80:
+        return repr(value)
+    return f"{value[:80]!r}... ({len(value)} characters)"
 
 
 class DataError(ValueError):
@@ -24,14 +38,14 @@ class FieldError(ValueError):
     """A field of one record is wrong; a reader adds the file and the line."""
 
     def __init__(self, field: str, found: object, expected: str):
-        shown = repr(found)
-        if len(shown) > 80:
-            shown = f"{shown[:80]}... ({len(shown)} characters)"
-        super().__init__(f"field {field!r}: found {shown}, expected {expected}")
+        super().__init__(f"field {field!r}: found {shown(found)}, expected {expected}")
 
 
 def check_id(field: str, value: object) -> str:
-    """An id that a TREC file can hold: no white space, no control character."""
+    """An id that a TREC file can hold: no white space, no control character.
+
+    An id is never part of a path; what shows it to a reader must escape it.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:
@@ -42,6 +56,8 @@ def check_id(field: str, value: object) -> str:
             value,
             f"an id without white space or control characters, at most {MAX_ID} long",
         )
+    if _SURROGATE.search(value):
+        raise FieldError(field, value, "an id that UTF-8 can write (a lone surrogate)")
     return value
 
 
@@ -64,24 +80,31 @@ def _has_word(text: str) -> bool:
     return any(unicodedata.category(c)[0] not in "ZC" for c in text)
 
 
-def check_number(field: str, value: object, *, low: float = -math.inf) -> float:
-    """A finite number, or a text that is one."""
+def check_number(
+    field: str, value: object, *, low: float = -FLOAT32, high: float = FLOAT32
+) -> float:
+    """A number that a float32 can hold, or a text that is one."""
     try:
-        if isinstance(value, bool):
+        # Python reads "1_0" as ten; nothing else does.
+        if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
             raise ValueError
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         raise FieldError(field, value, "a number") from None
-    if not math.isfinite(number) or number < low:
-        bound = "" if low == -math.inf else f" of at least {low:g}"
-        raise FieldError(field, value, f"a finite number{bound}")
+    except OverflowError:  # a whole number with hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
+        raise FieldError(field, value, "a finite number")
+    if not low <= number <= high:
+        bound = f"at least {low:g}" if number < low else f"at most {high:g}"
+        raise FieldError(field, value, f"a number of {bound}")
     return number
 
 
-def check_integer(field: str, value: object, *, low: float = -math.inf) -> int:
-    """A whole number, or a text that is one; 2.0 counts."""
-    number = check_number(field, value, low=low)
-    if number != int(number) or abs(number) > 2**31:
+def check_integer(field: str, value: object, *, low: float = -(2**31)) -> int:
+    """A whole number that 32 bits can hold, or a text that is one; 2.0 counts."""
+    number = check_number(field, value, low=low, high=2**31 - 1)
+    if number != int(number):
         raise FieldError(field, value, "a whole number")
     return int(number)
 

@@ -1,0 +1,508 @@
+"""Files from strangers: every reader meets each with records or with a sentence.
+
+Here 5,000 inputs are tried. 100,000 and more, spread over the readers alike:
+
+    RANKER_FUZZ=100000 python -m pytest -n 0 tests/data/test_hostile.py
+"""
+
+import datetime
+import gzip
+import io
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, event, given, settings
+from hypothesis import strategies as st
+
+from ranker.data import formats
+from ranker.data.records import DataError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+INPUTS = int(os.environ.get("RANKER_FUZZ", "5000"))
+SECONDS = 5.0  # of processor time an input may take
+GROWTH = 2**20  # KiB that all inputs together may add to the memory held at the peak
+
+
+def lines(*rows):
+    return "".join(f"{row}\n" for row in rows).encode()
+
+
+def rows(*values):
+    return lines(*(json.dumps(value, ensure_ascii=False) for value in values))
+
+
+def parquet(**columns):
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+CLICK = {
+    "query": "cheap flights",
+    "title": "Fly",
+    "summary": "low fares 🦄",
+    "document_id": "d7",
+    "position": 3,
+    "clicked": True,
+    "dwell": 12.5,
+    "count": 4,
+    "time": 1.7e9,
+}
+FULL = list(CLICK)
+DOCUMENTS = [{"_id": f"d{i}", "title": "tïtle", "text": "some text"} for i in range(3)]
+QUERIES = [{"_id": f"q{i}", "text": "שלום 𝔘"} for i in range(3)]
+KNOWN = {"queries": {"q1", "q2"}, "documents": {"d1", "d2"}}
+TSV = lines("\t".join(FULL), "\t".join(str(CLICK[name]) for name in FULL))
+
+# Reader -> (file name, function, a sound file).
+READERS = {
+    "corpus": ("corpus.jsonl", formats.read_corpus, rows(*DOCUMENTS)),
+    "queries": ("queries.jsonl", formats.read_queries, rows(*QUERIES)),
+    "qrels": (
+        "test.tsv",
+        formats.read_qrels,
+        lines("query-id\tcorpus-id\tscore", "q1\td1\t2", "q2\td2\t-1"),
+    ),
+    "qrels, known ids": (
+        "test.tsv",
+        lambda path, **how: formats.read_qrels(path, **KNOWN, **how),
+        lines("q1 0 d1 2", "q2 0 d2 0", "q9 0 d1 1"),
+    ),
+    "run": (
+        "a.test.trec",
+        formats.read_run,
+        lines("q1 Q0 d1 1 9.5 tag", "q1 Q0 d2 2 -1e-3 tag", "q2 Q0 d1 1 3 tag"),
+    ),
+    "clicks, jsonl": ("log.jsonl", formats.read_clicks, rows(CLICK, CLICK)),
+    "clicks, tsv": ("log.tsv", formats.read_clicks, TSV),
+    "clicks, parquet": (
+        "log.parquet",
+        formats.read_clicks,
+        parquet(**{name: [value] * 5 for name, value in CLICK.items()}),
+    ),
+}
+each = settings(
+    max_examples=max(1, INPUTS // (3 * len(READERS))),
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder; what all inputs together have added to the peak is checked after."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield tmp_path_factory.mktemp("hostile")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < GROWTH
+
+
+def is_sound(record):
+    """Whether a record can go on: through UTF-8, 32 bits and TREC files."""
+    for name in record.__slots__:
+        value = getattr(record, name)
+        if isinstance(value, str):
+            value.encode()
+            assert "\0" not in value
+            if name == "id" or name.endswith("_id"):
+                assert not value or value.split() == [value]
+        elif isinstance(value, int):
+            np.int32(value)
+        elif value is not None:
+            assert np.isfinite(np.float32(value))
+    return True
+
+
+def meet(name, data, folder):
+    """Reads `data`, which gives records or a sentence; returns the records."""
+    file, reader, _ = READERS[name]
+    path = folder / file
+    path.write_bytes(data)
+    start = time.process_time()
+    stopped = read = kept = None
+    try:
+        read = list(reader(path))
+    except DataError as error:
+        stopped = str(error)
+    skipped = formats.Skipped()
+    try:
+        kept = list(reader(path, on_error="skip", skipped=skipped))
+    except DataError as error:
+        assert stopped is not None and str(path) in str(error)
+    assert time.process_time() - start < SECONDS
+    if read is not None:
+        assert kept == read and not skipped.counts
+    else:
+        assert str(path) in stopped and len(stopped) < 2000, stopped
+        stopped.encode()  # it can be printed
+    if kept is not None:
+        assert all(map(is_sound, kept))
+        if stopped:
+            assert skipped.counts == {file: sum(skipped.counts.values())}
+            assert "field" in stopped
+    event("read" if read is not None else "kept some" if kept else "refused")
+    return kept
+
+
+# --- bytes: sound files, damaged ---
+
+PIECES = [
+    b"\0",
+    b"\n",
+    b"\r\n",
+    b"\t",
+    b'"',
+    b";",
+    b"\xff",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",  # a surrogate, as UTF-8 may not write it
+    b"\xf4\x90\x80\x80",  # beyond Unicode
+    b"\xc0\xaf",  # overlong
+    b"\\ud800",
+    b"\\u0000",
+    "\u202e\u2028\x85\u00a0".encode(),
+    b"../../etc/passwd",
+    b"<script>",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"9" * 400,
+    b"9" * 5000,
+    b"1_0",
+    b"[" * 2000,
+    b'{"a":' * 500,
+    b"\x1f\x8b",
+    b"PAR1",
+    b"x" * 3000,
+]
+place = st.integers(0, 2**16 - 1)
+damage = st.lists(
+    st.one_of(
+        st.tuples(st.just("flip"), place, st.integers(0, 7)),
+        st.tuples(st.just("cut"), place, place),
+        st.tuples(st.just("end"), place, st.just(0)),
+        st.tuples(st.just("twice"), place, place),
+        st.tuples(st.just("put"), place, st.sampled_from(PIECES)),
+        st.tuples(st.just("over"), place, st.binary(min_size=1, max_size=8)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def damaged(data, changes):
+    for kind, where, how in changes:
+        at = where * len(data) // 2**16
+        if kind == "flip" and data:
+            data = data[:at] + bytes([data[at] ^ (1 << how)]) + data[at + 1 :]
+        elif kind == "cut":
+            data = data[:at] + data[at + how % 64 :]
+        elif kind == "end":
+            data = data[:at]
+        elif kind == "twice":
+            data = data[:at] + data[at : at + how % 256] * 3 + data[at:]
+        elif kind == "put":
+            data = data[:at] + how + data[at:]
+        elif kind == "over":
+            data = data[:at] + how + data[at + len(how) :]
+    return data
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_files(name, folder):
+    @each
+    @given(damage)
+    def check(changes):
+        meet(name, damaged(READERS[name][2], changes), folder)
+
+    check()
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_damaged_gzip_and_noise(name, folder):
+    whole = gzip.compress(READERS[name][2] * 20, mtime=0)
+
+    @each
+    @given(st.one_of(damage, st.binary(max_size=200)))
+    def check(change):
+        data = change if isinstance(change, bytes) else damaged(whole, change)
+        meet(name, data, folder)
+
+    check()
+
+
+# --- values: well-formed files that hold the wrong things ---
+
+odd = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, -1, 2**31, 2**63, 10**400, -0.0, 1e308, 0.5]
+        + [
+            float("nan"),
+            float("inf"),
+            "",
+            " ",
+            "\0",
+            "\ud800",
+            "\u200b",
+            "../..",
+            "NaN",
+        ]
+        + [
+            "x" * 600,
+            "1",
+            "-3",
+            "1.0",
+            "2e9",
+            "true",
+            "no",
+            "q1",
+            "d1",
+            "a b",
+            "\u00a0",
+        ]
+        + [[], {}, [[[[[]]]]], {"a": {"b": []}}, [None] * 50, "<b>&\"'", "\u202eab"]
+    ),
+    st.text(max_size=6),
+    st.integers(),
+    st.floats(),
+)
+named = st.dictionaries(
+    st.sampled_from([*FULL, "_id", "id", "text", "\0"]), odd, max_size=6
+)
+cell = odd.map(lambda value: str(value).encode("utf-8", "surrogatepass"))
+
+
+def sound_rows(name):
+    data = READERS[name][2]
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def as_table(table):
+    """The rows as Parquet, of whatever types Arrow finds; None: it finds none."""
+    try:
+        columns = {key: [row.get(key) for row in table] for key in table[0]}
+        return parquet(**columns)
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError):
+        return None
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_wrong_values(name, folder):
+    file, _, sound = READERS[name]
+
+    @each
+    @given(st.data())
+    def check(data):
+        if file.endswith(".jsonl"):
+            row = {**sound_rows(name)[0], **data.draw(named)}
+            content = json.dumps(row).encode() + b"\n" + sound
+        elif file.endswith(".parquet"):
+            changed = data.draw(named)
+            content = as_table([{**CLICK, **changed}, {**CLICK, **changed}]) or sound
+        else:
+            first, *rest = sound.split(b"\n", 1)
+            mark = b"\t" if b"\t" in first else b" "
+            count = data.draw(st.integers(0, 9))
+            cells = [data.draw(cell) for _ in range(count)]
+            content = sound + mark.join(cells) + b"\n"
+        meet(name, content, folder)
+
+    check()
+
+
+# --- bombs: small files that unpack to much ---
+
+
+def peak(code, folder):
+    """Peak memory in MiB, and output, of Python code in a process of its own."""
+    start = textwrap.dedent("""
+        import pathlib, resource
+        from ranker.data import formats
+        from ranker.data.records import DataError
+        def read(reader, path, **how):
+            try:
+                print(sum(1 for _ in reader(pathlib.Path(path), **how)), "records")
+            except DataError as error:
+                print("refused:", error)
+        base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """)
+    end = """
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(code) + end],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    *said, size = found.stdout.splitlines()
+    return int(size), "\n".join(said)
+
+
+def test_gzip_bombs_are_refused_within_a_bound(tmp_path):
+    member = gzip.compress(b"\0" * 2**24, 9)
+    (tmp_path / "corpus.jsonl.gz").write_bytes(member * 256)  # 4 MiB, holds 4 GiB
+    text = json.dumps({"query": "q" * 1000, "title": "t"}).encode() + b"\n"
+    member = gzip.compress(text * 2**14, 9)
+    (tmp_path / "log.jsonl.gz").write_bytes(member * 64)  # 1 GiB of good lines
+    size, said = peak(
+        """
+        read(formats.read_corpus, "corpus.jsonl.gz", on_error="skip")
+        formats.MAX_EXPANSION, formats.FREE_EXPANSION = 10, 2**20  # is soon reached
+        read(formats.read_clicks, "log.jsonl.gz")
+        """,
+        tmp_path,
+    )
+    first, second = said.splitlines()
+    assert "the line is over 16 MiB" in first
+    assert "over 10 times its size" in second
+    assert size < 200
+
+
+def test_a_long_line_costs_a_bounded_multiple_of_itself(tmp_path):
+    # The worst that JSON does: each 3 bytes become an object of 64.
+    line = b'{"_id": "q", "text": [' + b"[]," * (5 * 2**20) + b"[]]}\n"
+    (tmp_path / "queries.jsonl").write_bytes(line)
+    (tmp_path / "deep.jsonl").write_bytes(b"[" * (15 * 2**20) + b"\n")
+    size, said = peak(
+        """
+        read(formats.read_queries, "queries.jsonl")
+        read(formats.read_queries, "deep.jsonl")
+        """,
+        tmp_path,
+    )
+    assert "field 'text': found [[], [], " in said and "field 'line'" in said
+    assert all(len(line) < 500 for line in said.splitlines())
+    assert size < 30 * 16
+
+
+def test_parquet_bombs_are_refused_within_a_bound(tmp_path):
+    def save(name, text, count):
+        values = pa.array([text])
+        column = pa.DictionaryArray.from_arrays(
+            pa.array(np.zeros(count, np.int32)), values
+        )
+        query = pa.array(["q"] * count)
+        pq.write_table(pa.table({"query": query, "title": column}), tmp_path / name)
+        assert (tmp_path / name).stat().st_size < 2**20
+
+    save("long.parquet", "x" * formats.MAX_LINE, 1000)
+    save("many.parquet", "x" * 2**20, 100_000)  # holds 100 GiB
+    size, said = peak(
+        """
+        read(formats.read_clicks, "long.parquet", on_error="skip")
+        read(formats.read_clicks, "many.parquet", on_error="skip")
+        """,
+        tmp_path,
+    )
+    first, second = said.splitlines()
+    assert "over 16 MiB" in first
+    assert "times the file's size" in second
+    assert size < 300
+
+
+# --- the same by hand, where the message matters ---
+
+SPREADSHEETS = {
+    "UTF-16": ("log.tsv", TSV.decode().encode("utf-16"), "UTF-16.*iconv"),
+    "commas": ("log.tsv", b"query,title,summary\na,b,c\n", "not separated by tabs"),
+    "semicolons": ("log.tsv", b"query;title\na;b\n", "not separated by tabs"),
+    "quotes": ("log.tsv", b'"query"\t"title"\n"a"\t"b"\n', "without quotes"),
+    "a column twice": ("log.tsv", b"query\tquery\na\tb\n", "twice"),
+    "CSV": ("log.csv", b"query,title\n", "spreadsheet as text with tabs"),
+    "Excel": ("log.xlsx", b"PK\x03\x04", "spreadsheet as text with tabs"),
+    "Latin-1": ("log.tsv", "query\ttitle\ncafé\tb\n".encode("latin-1"), ":2: byte 3"),
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "message"), SPREADSHEETS.values(), ids=SPREADSHEETS
+)
+def test_spreadsheets(tmp_path, file, data, message):
+    path = tmp_path / file
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        list(formats.read_clicks(path))
+
+
+def test_a_spreadsheet_with_a_byte_order_mark_and_windows_lines_is_read(tmp_path):
+    path = tmp_path / "log.tsv"
+    path.write_bytes("\ufeffquery\ttitle\r\ncafé\tb\r\n".encode())
+    (click,) = formats.read_clicks(path)
+    assert (click.query, click.title) == ("café", "b")
+
+
+def test_qrels_between_commas(tmp_path):
+    path = tmp_path / "test.tsv"
+    path.write_text("query-id,corpus-id,score\nq1,d1,1\n")
+    with pytest.raises(DataError, match="between tabs or spaces"):
+        list(formats.read_qrels(path))
+
+
+LIES = {
+    "bytes for texts": ({"query": [b"a"]}, "column 'query' is 'binary'"),
+    "times": (
+        {"query": ["a"], "time": [datetime.date(2020, 1, 1)]},
+        "column 'time' is 'date32",
+    ),
+    "lists": ({"query": [["a"]]}, "column 'query' is 'list"),
+    "no query": ({"title": ["a"]}, "expected query"),
+    "numbers": ({"query": [7]}, r"parquet:1: field 'query': found 7"),
+    "no value": ({"query": [None]}, "field 'query': found None"),
+}
+
+
+@pytest.mark.parametrize(("columns", "message"), LIES.values(), ids=LIES)
+def test_parquet_of_other_types(tmp_path, columns, message):
+    path = tmp_path / "log.parquet"
+    path.write_bytes(parquet(**columns))
+    with pytest.raises(DataError, match=message):
+        list(formats.read_clicks(path))
+
+
+def test_parquet_whose_text_is_not_utf8(tmp_path):
+    path = tmp_path / "log.parquet"
+    path.write_bytes(
+        parquet(query=["abcdefgh"] * 3).replace(b"abcdefgh", b"abc\xffefgh")
+    )
+    with pytest.raises(DataError, match=r"log.parquet: is not a Parquet file.*utf-8"):
+        list(formats.read_clicks(path))
+
+
+def test_pipes_are_refused_instead_of_waited_for(tmp_path):
+    path = tmp_path / "log.jsonl"
+    os.mkfifo(path)
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        list(formats.read_clicks(path))
+    with pytest.raises(DataError, match="is a pipe or a device"):
+        list(formats.read_clicks(tmp_path / "log.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "a/b", "..", "/etc/x", "C:\\x"])
+def test_ids_like_paths_are_only_ids(tmp_path, name):
+    path = tmp_path / "a" / "corpus.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(rows({"_id": name, "text": "x"}))
+    assert [one.id for one in formats.read_corpus(path)] == [name]
+    run = tmp_path / "a" / "x.trec"
+    formats.write_run(run, {name: {name: 1.0}}, tag="us")
+    (back,) = formats.read_run(run)
+    assert (back.query_id, back.document_id) == (name, name)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [
+        *("a", "corpus.jsonl", "x.trec")
+    ]
