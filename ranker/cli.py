@@ -48,7 +48,8 @@ def main(
         print("\n--config FILE --help shows every field with its value and unit.")
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
     signal.signal(signal.SIGTERM, _stop)
-    try:
+
+    def run() -> None:
         settings = config.load(known.config, rest, of=of)
         if known.workdir is None:
             raise config.ConfigError(
@@ -56,6 +57,19 @@ def main(
                 "--workdir runs/first"
             )
         call()(settings, known.workdir)
+
+    sentences(run, where=known.workdir)
+
+
+def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> None:
+    """Makes the call; ends with a sentence where a user's mistake stops it.
+
+    Args:
+      call: what the entry does.
+      where: what to name when the disk refuses a file without a name.
+    """
+    try:
+        call()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
@@ -66,7 +80,7 @@ def main(
             raise SystemExit(AGAIN) from None
         if isinstance(error, OSError) and error.errno in _DISK:
             raise SystemExit(
-                f"error: {error.filename or known.workdir}: {error.strerror}; "
+                f"error: {error.filename or where}: {error.strerror}; "
                 f"{_DISK[error.errno]}, and run the same command again: what is done "
                 "is kept"
             ) from None
@@ -86,7 +100,11 @@ def _is_ours(error: BaseException) -> bool:
     """True for errors whose message is a sentence for the user."""
     from ranker.data.records import DataError
     from ranker.manifest import StageError
+
+    if isinstance(
+        error, config.ConfigError | DataError | StageError | FloatingPointError
+    ):
+        return True
     from ranker.models.families import ModelError
 
-    ours = (config.ConfigError, DataError, StageError, ModelError, FloatingPointError)
-    return isinstance(error, ours)
+    return isinstance(error, ModelError)

@@ -19,11 +19,13 @@ ROWS = {
     "sharding": 1,
     "data": 2,
     "models": 2,
+    "reporting": 2,
     "training": 3,
     "serving": 4,
 }
 ENTRY = 5
 FORBIDDEN = {("data", "models"), ("models", "data"), ("serving", "training")}
+FORBIDDEN |= {("data", "reporting"), ("models", "reporting")}
 
 
 def _modules():

@@ -39,6 +39,7 @@ from ranker.data.records import (
     shown,
 )
 
+_REMEDY = "correct it, or skip such records with --config.data.on_error=skip"
 OnError = Literal["stop", "skip"]
 MAX_LINE = 16 * 2**20  # bytes; a longer line, or text in Parquet, is no record
 # A gzip file may unpack to so many times its size, and this many bytes. Text packs 3 to
@@ -173,6 +174,7 @@ def _records(
     parse: Callable[[Any], T],
     on_error: OnError,
     skipped: Skipped | None,
+    remedy: str = _REMEDY,
 ) -> Iterator[T]:
     """Parses each row, and stops at or counts the malformed ones."""
     for number, row in rows:
@@ -181,10 +183,7 @@ def _records(
         except FieldError as error:
             reason = f"{path}:{number}: {error}"
             if on_error == "stop" or skipped is None:
-                raise DataError(
-                    f"{reason}; correct it, or skip such records with "
-                    "--config.data.on_error=skip"
-                ) from error
+                raise DataError(f"{reason}; {remedy}") from error
             skipped.add(path, reason)
 
 
@@ -271,10 +270,12 @@ def read_qrels(
     documents: Container[str] | None = None,
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
+    remedy: str = _REMEDY,
 ) -> Iterator[Judgement]:
     """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
 
-    Ids must be among `queries` and `documents` where these are given.
+    Ids must be among `queries` and `documents` where these are given; `remedy` ends
+    the error of a malformed line.
     """
     seen: set[tuple[str, str]] = set()
 
@@ -305,7 +306,7 @@ def read_qrels(
         for number, line in lines
         if not (number == 1 and line.split()[0].lower() in ("query-id", "query_id"))
     )
-    yield from _records(path, rows, parse, on_error, skipped)
+    yield from _records(path, rows, parse, on_error, skipped, remedy)
 
 
 def read_run(
@@ -315,10 +316,12 @@ def read_run(
     documents: Container[str] | None = None,
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
+    remedy: str = _REMEDY,
 ) -> Iterator[Candidate]:
     """Candidates of a TREC run file: query, Q0, document, rank, score, tag.
 
-    Ids must be among `queries` and `documents` where these are given.
+    Ids must be among `queries` and `documents` where these are given; `remedy` ends
+    the error of a malformed line.
     """
     seen: set[tuple[str, str]] = set()
 
@@ -343,7 +346,7 @@ def read_run(
         seen.add(pair)
         return candidate
 
-    yield from _records(path, read_lines(path), parse, on_error, skipped)
+    yield from _records(path, read_lines(path), parse, on_error, skipped, remedy)
 
 
 def write_run(

@@ -1,6 +1,6 @@
 """How far a student orders and scores documents as its teacher does; float64, numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,15 +52,15 @@ def agreement(teacher: Sequence[Scores], student: Sequence[Scores]) -> Agreement
         (np.asarray(t, np.float64), np.asarray(s, np.float64))
         for t, s in zip(teacher, student, strict=True)
     ]
-    ordered = [(t, s) for t, s in pairs if np.ptp(t) > 0 and np.ptp(s) > 0]
+    kendall, spearman = correlations(teacher, student)
     all_t = np.concatenate([t for t, _ in pairs])
     all_s = np.concatenate([s for _, s in pairs])
     slope, intercept = fit_affine(all_t, all_s)
     return Agreement(
         lists=len(pairs),
         documents=len(all_t),
-        kendall=_mean([_statistic(stats.kendalltau(t, s)) for t, s in ordered]),
-        spearman=_mean([_statistic(stats.spearmanr(t, s)) for t, s in ordered]),
+        kendall=_mean(kendall),
+        spearman=_mean(spearman),
         slope=slope,
         intercept=intercept,
         r_squared=_r_squared(all_s, slope * all_t + intercept),
@@ -69,6 +69,42 @@ def agreement(teacher: Sequence[Scores], student: Sequence[Scores]) -> Agreement
         teacher_saturation=saturation(all_t),
         student_saturation=saturation(all_s),
     )
+
+
+def correlations(
+    teacher: Sequence[Scores], student: Sequence[Scores]
+) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
+    """Kendall's tau-b and Spearman's rho of each list; NaN where one scores all equal.
+
+    Args:
+      teacher: scores of each list's documents.
+      student: scores of the same documents in the same order.
+    """
+    found = np.full((2, len(teacher)), np.nan)
+    for at, (t, s) in enumerate(zip(teacher, student, strict=True)):
+        if len(t) > 1 and np.ptp(t) > 0 and np.ptp(s) > 0:
+            found[0, at] = _statistic(stats.kendalltau(t, s))
+            found[1, at] = _statistic(stats.spearmanr(t, s))
+    return found[0], found[1]
+
+
+def in_both(
+    teacher: Mapping[str, Mapping[str, float]],
+    student: Mapping[str, Mapping[str, float]],
+    queries: Sequence[str],
+) -> tuple[list[Scores], list[Scores]]:
+    """Scores of the documents that both runs have for each of the queries.
+
+    >>> in_both({"q": {"a": 1.0, "b": 2.0}}, {"q": {"b": 0.5, "c": 9.0}}, ["q"])
+    ([array([2.])], [array([0.5])])
+    """
+    of_teacher, of_student = [], []
+    for query in queries:
+        t, s = teacher.get(query, {}), student.get(query, {})
+        names = [name for name in t if name in s]
+        of_teacher.append(np.array([t[name] for name in names], np.float64))
+        of_student.append(np.array([s[name] for name in names], np.float64))
+    return of_teacher, of_student
 
 
 def fit_affine(x: Scores, y: Scores) -> tuple[float, float]:
@@ -119,5 +155,6 @@ def _statistic(result: Any) -> float:  # scipy's results have no types
     return float(result.statistic)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

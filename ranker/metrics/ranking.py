@@ -19,13 +19,14 @@ OPA). Queries without a pair have OPA NaN: they take no part.
 """
 
 import difflib
+import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Qrels = Mapping[str, Mapping[str, int]]  # query -> document -> grade
 Run = Mapping[str, Mapping[str, float]]  # query -> document -> score
@@ -46,92 +47,166 @@ class Result:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Grades of Q queries in the order of a run, padded to K."""
+    """Where a run put the judged documents of Q queries: J of one query at most.
+
+    Documents without a judgement gain nothing and only take up ranks, so metrics need
+    no more than this. A row is in order of rank; what `found` leaves out is padding.
+    """
 
     queries: list[str]
-    grades: Int[np.ndarray, "Q K"]  # 0 where nobody judged, and in the padding
-    scores: Float[np.ndarray, "Q K"]
-    judged: Float[np.ndarray, "Q K"]  # bool: the document has a judgement
-    ideal: Int[np.ndarray, "Q J"]  # all judgements, highest first, 0 in the padding
+    found: Bool[np.ndarray, "Q J"]  # True: a document that is judged and in the run
+    ranks: Int[np.ndarray, "Q J"]  # from 0
+    grades: Int[np.ndarray, "Q J"]  # 0 in the padding
+    scores: Float[np.ndarray, "Q J"]
+    ideal: Int[np.ndarray, "Q I"]  # grades above 0, found or not, highest first; or 0
     relevance: int  # lowest grade that counts as relevant
 
-    @property
-    def relevant(self) -> Float[np.ndarray, "Q K"]:
-        """1.0 where a document is relevant."""
-        return (self.judged & (self.grades >= self.relevance)).astype(np.float64)
+    def within(self, k: int | None) -> Bool[np.ndarray, "Q J"]:
+        """True for the found documents among the first k; None: among all."""
+        return self.found if k is None else self.found & (self.ranks < k)
+
+    def relevant(self, k: int | None) -> Bool[np.ndarray, "Q J"]:
+        """True for the relevant documents among the first k."""
+        return self.within(k) & (self.grades >= self.relevance)
+
+    def select(self, rows: Sequence[int]) -> "Ranked":
+        """Some of the queries."""
+        at = np.asarray(rows, np.int64)
+        return Ranked(
+            [self.queries[row] for row in rows],
+            self.found[at],
+            self.ranks[at],
+            self.grades[at],
+            self.scores[at],
+            self.ideal[at],
+            self.relevance,
+        )
 
     @property
     def num_relevant(self) -> Float[np.ndarray, " Q"]:
         """Relevant documents of each query, found or not."""
-        # Padding has grade 0, which would count at relevance 0 or below.
-        return np.sum(self.ideal >= max(self.relevance, 1), axis=1).astype(np.float64)
+        return (self.ideal >= self.relevance).sum(axis=1).astype(np.float64)
 
 
 def rank(
-    qrels: Qrels, run: Run, *, complete: bool = True, relevance: int = 1
+    qrels: Qrels,
+    run: Run,
+    *,
+    complete: bool = True,
+    relevance: int = 1,
+    depth: int | None = None,
 ) -> Ranked:
-    """Orders each query's documents as trec_eval does.
+    """Finds the judged documents in a run, ordered as trec_eval orders it.
+
+    Args:
+      qrels: grades by query and document.
+      run: scores by query and document.
+      complete: take in judged queries that the run lacks (trec_eval -c).
+      relevance: lowest grade that counts as relevant, from 1 (trec_eval -l).
+      depth: documents of each query that count, from the first; None: all
+        (trec_eval -M).
 
     Raises:
       ValueError: when no query of `run` has a judgement, or a score is NaN.
     """
+    if relevance < 1:
+        raise ValueError(f"relevance must be a grade from 1, found {relevance}")
     if not any(query in qrels for query in run):
         raise ValueError(
             "the run and the judgements have no query in common; is this the run of "
             "another split, or are its columns mixed up?"
         )
     queries = [query for query in qrels if complete or query in run]
-    width = max((len(run.get(query, ())) for query in queries), default=0)
-    depth = max((len(qrels[query]) for query in queries), default=0)
-    shape = (len(queries), max(width, 1))
-    grades = np.zeros(shape, np.int64)
-    scores = np.full(shape, -np.inf)
-    judged = np.zeros(shape, bool)
-    ideal = np.zeros((len(queries), max(depth, 1)), np.int64)
-    for q, query in enumerate(queries):
-        judgements = qrels[query]
-        found = run.get(query, {})
-        n = len(found)
-        if n:
-            names = np.array([name.encode() for name in found], object)
-            values = np.fromiter(found.values(), np.float64, n)
-            if np.isnan(values).any():
-                bad = list(found)[int(np.flatnonzero(np.isnan(values))[0])]
-                raise ValueError(f"query {query!r}: document {bad!r} has the score NaN")
-            order = np.argsort(-values, kind="stable")
-            values = values[order]
-            if (values[1:] == values[:-1]).any():
-                # By id from the last to the first, then stably by score.
-                order = np.array(
-                    sorted(range(n), key=names.__getitem__, reverse=True), np.int64
-                )
-                order = order[
-                    np.argsort(
-                        -np.fromiter(found.values(), np.float64, n)[order],
-                        kind="stable",
-                    )
-                ]
-                values = np.fromiter(found.values(), np.float64, n)[order]
-            scores[q, :n] = values
-            known = [judgements.get(name) for name in found]
-            judged[q, :n] = np.array([grade is not None for grade in known])[order]
-            grades[q, :n] = np.array([grade or 0 for grade in known], np.int64)[order]
-        ideal[q, : len(judgements)] = sorted(
-            (max(0, grade) for grade in judgements.values()), reverse=True
-        )
-    return Ranked(queries, grades, scores, judged, ideal, relevance)
+    rows, ideals = [], []
+    for query in queries:
+        judgements, listed = qrels[query], run.get(query, {})
+        grades = np.fromiter(judgements.values(), np.int64, len(judgements))
+        ideals.append((np.sort(grades[grades > 0])[::-1],))
+        # A document that is not in the run has no score: None, which becomes NaN.
+        scores = np.array(list(map(listed.get, judgements)), np.float64)
+        both = ~np.isnan(scores)
+        grades, scores = grades[both], scores[both]
+        ranks = _ranks(query, listed, scores, itertools.compress(judgements, both))
+        order = np.argsort(ranks)
+        if depth is not None:
+            order = order[: np.sum(ranks < depth)]
+        rows.append((ranks[order], grades[order], scores[order]))
+    found, (ranks, grades, scores) = _pad(rows)
+    ideal = _pad(ideals)[1][0]
+    return Ranked(
+        queries,
+        found,
+        ranks.astype(np.int64),
+        grades.astype(np.int64),
+        scores,
+        ideal.astype(np.int64),
+        relevance,
+    )
 
 
-def _cut(values: np.ndarray, k: int | None) -> np.ndarray:
-    return values if k is None else values[:, :k]
+def _ranks(
+    query: str,
+    listed: Mapping[str, float],
+    mine: Float[np.ndarray, " J"],
+    names: Iterable[str],
+) -> Int[np.ndarray, " J"]:
+    """Ranks from 0 of some documents of a query: by score, ties by id backwards."""
+    scores = np.fromiter(listed.values(), np.float64, len(listed))
+    if np.isnan(scores).any():
+        bad = list(listed)[int(np.flatnonzero(np.isnan(scores))[0])]
+        raise ValueError(f"query {query!r}: document {bad!r} has the score NaN")
+    if not len(mine):
+        return np.zeros(0, np.int64)
+    # Most runs have few ties, and then there is no need to sort the ids.
+    rising, order = np.sort(scores), np.argsort(mine)
+    not_above = np.searchsorted(rising, mine[order], side="right")
+    below = np.searchsorted(rising, mine[order], side="left")
+    if (not_above - below == 1).all():
+        ranks = np.empty(len(mine), np.int64)
+        ranks[order] = len(scores) - not_above
+        return ranks
+    # Code points of two strings compare as their UTF-8 bytes do.
+    backwards = sorted(listed, reverse=True)
+    values = np.fromiter(map(listed.__getitem__, backwards), np.float64, len(listed))
+    place = np.empty(len(listed), np.int64)
+    place[np.argsort(-values, kind="stable")] = np.arange(len(listed))
+    by_name = dict(zip(backwards, place.tolist(), strict=True))
+    return np.fromiter(map(by_name.__getitem__, names), np.int64, len(mine))
 
 
-def _discounted(gains: np.ndarray) -> np.ndarray:
-    return gains @ (1 / np.log2(np.arange(gains.shape[1]) + 2))
+def _pad(
+    rows: Sequence[tuple[np.ndarray, ...]],
+) -> tuple[Bool[np.ndarray, "Q J"], list[np.ndarray]]:
+    """Rows of several arrays each, as one [Q, J] array of each, 0 in the padding."""
+    lengths = np.array([len(row[0]) for row in rows], np.int64)
+    width = max(int(lengths.max(initial=0)), 1)
+    real = np.arange(width) < lengths[:, None]
+    padded = []
+    for parts in zip(*rows, strict=True):
+        values = np.zeros(real.shape)
+        values[real] = np.concatenate(parts)
+        padded.append(values)
+    return real, padded
 
 
 def _divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(a, b, out=np.zeros_like(a, dtype=np.float64), where=b > 0)
+
+
+def _discount(ranks: np.ndarray) -> np.ndarray:
+    return 1 / np.log2(ranks + 2)
+
+
+def _normalised(
+    ranked: Ranked, gain: Callable[[np.ndarray], np.ndarray], k: int | None
+) -> np.ndarray:
+    """DCG / ideal DCG; `gain` of a grade below 1 must be 0."""
+    gains = np.where(ranked.within(k), gain(ranked.grades), 0.0)
+    ideal = gain(ranked.ideal[:, :k])
+    return _divide(
+        np.sum(gains * _discount(ranked.ranks), axis=1),
+        np.sum(ideal * _discount(np.arange(ideal.shape[1])), axis=1),
+    )
 
 
 def ndcg(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
@@ -139,38 +214,53 @@ def ndcg(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
 
     This is trec_eval's ndcg and ndcg_cut.
     """
-    gains = _discounted(np.maximum(_cut(ranked.grades, k), 0).astype(np.float64))
-    return _divide(gains, _discounted(_cut(ranked.ideal, k).astype(np.float64)))
+    return _normalised(ranked, lambda grades: np.maximum(grades, 0.0), k)
 
 
 def ndcg_exponential(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
     """NDCG with gain = 2 ** grade - 1 (Burges et al., 2005)."""
-    gains = _discounted(np.exp2(np.maximum(_cut(ranked.grades, k), 0)) - 1)
-    return _divide(gains, _discounted(np.exp2(_cut(ranked.ideal, k)) - 1))
+    # Relative to a query's highest grade: the ratio stays and nothing overflows.
+    top = ranked.ideal[:, :1].astype(np.float64)
+    return _normalised(
+        ranked, lambda grades: np.exp2(np.maximum(grades, 0) - top) - np.exp2(-top), k
+    )
 
 
 def reciprocal_rank(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
     """1 / rank of the first relevant document, 0 without one."""
-    relevant = _cut(ranked.relevant, k)
-    return np.where(relevant.any(axis=1), 1 / (relevant.argmax(axis=1) + 1), 0.0)
+    relevant = ranked.relevant(k)
+    first = np.take_along_axis(ranked.ranks, relevant.argmax(axis=1)[:, None], axis=1)
+    return np.where(relevant.any(axis=1), 1 / (first[:, 0] + 1), 0.0)
 
 
 def average_precision(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
     """Mean over all relevant documents of the precision at their rank."""
-    relevant = _cut(ranked.relevant, k)
-    precision = np.cumsum(relevant, axis=1) / (np.arange(relevant.shape[1]) + 1)
+    relevant = ranked.relevant(k)
+    precision = np.cumsum(relevant, axis=1) / (ranked.ranks + 1)
     return _divide(np.sum(precision * relevant, axis=1), ranked.num_relevant)
 
 
 def precision(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
     """Relevant documents among the first k, over k."""
     assert k is not None
-    return np.sum(_cut(ranked.relevant, k), axis=1) / k
+    return np.sum(ranked.relevant(k), axis=1) / k
+
+
+def r_precision(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
+    """Precision at the number of relevant documents."""
+    assert k is None
+    among = ranked.relevant(None) & (ranked.ranks < ranked.num_relevant[:, None])
+    return _divide(among.sum(axis=1), ranked.num_relevant)
 
 
 def recall(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
     """Relevant documents among the first k, over all relevant ones."""
-    return _divide(np.sum(_cut(ranked.relevant, k), axis=1), ranked.num_relevant)
+    return _divide(np.sum(ranked.relevant(k), axis=1), ranked.num_relevant)
+
+
+def success(ranked: Ranked, k: int | None = None) -> Float[np.ndarray, " Q"]:
+    """1 with a relevant document among the first k, else 0."""
+    return np.any(ranked.relevant(k), axis=1).astype(np.float64)
 
 
 def expected_reciprocal_rank(
@@ -181,24 +271,27 @@ def expected_reciprocal_rank(
     R(g) = (2 ** g - 1) / 2 ** g_max, g_max being the highest grade of all judgements.
     """
     top = max(int(ranked.ideal.max(initial=0)), 1)
-    stop = (np.exp2(np.maximum(_cut(ranked.grades, k), 0)) - 1) / 2**top
+    gains = np.exp2(np.maximum(ranked.grades, 0) - float(top)) - np.exp2(-float(top))
+    stop = np.where(ranked.within(k), gains, 0.0)
     reached = np.cumprod(1 - stop, axis=1)
     reached = np.concatenate([np.ones((len(stop), 1)), reached[:, :-1]], axis=1)
-    return np.sum(reached * stop / (np.arange(stop.shape[1]) + 1), axis=1)
+    return np.sum(reached * stop / (ranked.ranks + 1), axis=1)
 
 
 def pair_counts(ranked: Ranked) -> tuple[np.ndarray, np.ndarray]:
     """Concordant and discordant pairs of each query, float64 [Q]; ties half to each."""
     concordant = np.zeros(len(ranked.queries))
     discordant = np.zeros(len(ranked.queries))
-    for q in range(len(ranked.queries)):
-        judged = ranked.judged[q]
-        grades, scores = ranked.grades[q, judged], ranked.scores[q, judged]
-        better = grades[:, None] > grades[None, :]
-        higher = np.sign(scores[:, None] - scores[None, :])[better]
-        ties = np.sum(higher == 0) / 2
-        concordant[q] = np.sum(higher > 0) + ties
-        discordant[q] = np.sum(higher < 0) + ties
+    for q, found in enumerate(ranked.found):
+        grades, scores = ranked.grades[q, found], ranked.scores[q, found]
+        for grade in np.unique(grades)[1:]:
+            below = np.sort(scores[grades < grade])
+            mine = scores[grades == grade]
+            lower = np.searchsorted(below, mine, side="left").sum()
+            not_higher = np.searchsorted(below, mine, side="right").sum()
+            ties = (not_higher - lower) / 2
+            concordant[q] += lower + ties
+            discordant[q] += len(below) * len(mine) - not_higher + ties
     return concordant, discordant
 
 
@@ -216,6 +309,18 @@ def _pair_accuracy(ranked: Ranked) -> tuple[np.ndarray, float, float]:
     return accuracy, float(concordant.sum()), float(discordant.sum())
 
 
+def _mean_ratio(accuracy: np.ndarray, concordant: float, discordant: float) -> float:
+    bounded = accuracy[accuracy < 1]  # the queries that have a discordant pair
+    if not len(bounded):
+        return ratio(concordant, discordant)
+    return float(np.mean(bounded / (1 - bounded)))
+
+
+def _share(accuracy: np.ndarray, concordant: float, discordant: float) -> float:
+    total = concordant + discordant
+    return concordant / total if total else math.nan
+
+
 Measure = Callable[[Ranked, int | None], np.ndarray]
 
 MEASURES: dict[str, Measure] = {
@@ -225,9 +330,17 @@ MEASURES: dict[str, Measure] = {
     "MAP": average_precision,
     "P": precision,
     "R": recall,
+    "Rprec": r_precision,
+    "Success": success,
     "ERR": expected_reciprocal_rank,
 }
-PAIR_MEASURES = ("PNR", "PNR-macro", "OPA")
+_POOLED: dict[str, Callable[[np.ndarray, float, float], float]] = {
+    "PNR": lambda accuracy, concordant, discordant: ratio(concordant, discordant),
+    "PNR-macro": _mean_ratio,
+    "OPA": _share,
+}
+PAIR_MEASURES = tuple(_POOLED)
+_NEEDS_CUT, _WITHOUT_CUT = ("P", "Success"), ("Rprec", *PAIR_MEASURES)
 
 
 def parse_measure(name: str) -> tuple[str, int | None]:
@@ -236,18 +349,18 @@ def parse_measure(name: str) -> tuple[str, int | None]:
     Raises:
       ValueError: for an unknown measure, or a cut that it does not take.
     """
-    match = re.fullmatch(r"([A-Za-z-]+)(?:@([1-9]\d*))?", name)
+    match = re.fullmatch(r"([A-Za-z-]+)(?:@([1-9]\d{0,8}))?", name)
     base, cut = match.groups() if match else (name, None)
-    if base in MEASURES and not (base == "P" and cut is None):
+    known = base in MEASURES or base in PAIR_MEASURES
+    if known and base not in (_NEEDS_CUT if cut is None else _WITHOUT_CUT):
         return base, int(cut) if cut else None
-    if base in PAIR_MEASURES and cut is None:
-        return base, None
-    valid = [f"{one}@k" for one in MEASURES] + list(PAIR_MEASURES)
+    names = [*MEASURES, *PAIR_MEASURES]
+    valid = [one if one in _WITHOUT_CUT else f"{one}@k" for one in names]
     near = difflib.get_close_matches(name, valid, n=1, cutoff=0.3)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(
         f"unknown measure {name!r}{hint} Valid are {', '.join(valid)}, with k from 1; "
-        "all but P also without @k"
+        f"all but {' and '.join(_NEEDS_CUT)} also without @k"
     )
 
 
@@ -258,6 +371,7 @@ def evaluate(
     *,
     complete: bool = True,
     relevance: int = 1,
+    depth: int | None = None,
 ) -> dict[str, Result]:
     """Measures a run against judgements.
 
@@ -267,6 +381,7 @@ def evaluate(
       measures: names as `parse_measure` takes them.
       complete: a judged query that the run lacks counts 0; False: it is left out.
       relevance: lowest grade that counts as relevant, for all but NDCG, ERR and pairs.
+      depth: documents of each query that count, from the first; None: all.
 
     Returns:
       Per measure its value for each query, and their mean (pooled for PNR and OPA).
@@ -274,26 +389,21 @@ def evaluate(
     Raises:
       ValueError: for an unknown measure, a NaN score, or no query in common.
     """
-    parsed = {name: parse_measure(name) for name in measures}
-    ranked = rank(qrels, run, complete=complete, relevance=relevance)
+    parsed = {name: parse_measure(name) for name in measures}  # before the long part
+    ranked = rank(qrels, run, complete=complete, relevance=relevance, depth=depth)
+    return measure(ranked, tuple(parsed))
+
+
+def measure(ranked: Ranked, measures: Sequence[str]) -> dict[str, Result]:
+    """Measures what `rank` has ranked, as `evaluate` does."""
     results = {}
-    for name, (base, k) in parsed.items():
+    for name in measures:
+        base, k = parse_measure(name)
         if base in MEASURES:
             values = MEASURES[base](ranked, k)
             mean = float(values.mean()) if len(values) else math.nan
         else:
             values, concordant, discordant = _pair_accuracy(ranked)
-            if base == "OPA":
-                total = concordant + discordant
-                mean = concordant / total if total else math.nan
-            elif base == "PNR":
-                mean = ratio(concordant, discordant)
-            else:
-                bounded = values[values < 1]
-                mean = (
-                    float(np.mean(bounded / (1 - bounded)))
-                    if len(bounded)
-                    else (ratio(concordant, discordant))
-                )
+            mean = _POOLED[base](values, concordant, discordant)
         results[name] = Result(ranked.queries, values, mean)
     return results

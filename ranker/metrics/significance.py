@@ -8,7 +8,7 @@ from jaxtyping import Float
 _CHUNK = 2**22  # signs drawn at a time
 
 
-def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _differences(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "1 Q"]:
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(
@@ -19,7 +19,7 @@ def _differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"a paired test needs at least 2 queries, found {int(both.sum())}"
         )
-    return a[both] - b[both]
+    return (a[both] - b[both])[None]
 
 
 def randomisation_test(
@@ -45,26 +45,7 @@ def randomisation_test(
     Raises:
       ValueError: for different shapes, or under 2 queries in both.
     """
-    differences = _differences(a, b)
-    n = len(differences)
-    seen = abs(differences.sum())
-    # Sums in another order differ in the last digits; those count as equal.
-    threshold = seen - 1e-9 * max(1.0, np.abs(differences).sum())
-    if 2**n <= permutations:
-        signs = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1) * 2.0 - 1
-        return float(np.mean(np.abs(signs @ differences) >= threshold))
-    generator = np.random.default_rng(seed)
-    extreme = done = 0
-    while done < permutations:
-        count = min(permutations - done, max(1, _CHUNK // n))
-        bits = np.unpackbits(
-            generator.integers(0, 256, (count, -(-n // 8)), np.uint8), axis=1, count=n
-        )
-        # sum(sign * d) = 2 * sum(bit * d) - sum(d)
-        sums = 2 * (bits.astype(np.float64) @ differences)
-        extreme += int(np.sum(np.abs(sums - differences.sum()) >= threshold))
-        done += count
-    return (extreme + 1) / (permutations + 1)
+    return float(p_values(_differences(a, b), permutations=permutations, seed=seed)[0])
 
 
 def bootstrap_interval(
@@ -80,16 +61,57 @@ def bootstrap_interval(
     Raises:
       ValueError: for different shapes, or under 2 queries in both.
     """
-    differences = _differences(a, b)
-    n = len(differences)
+    low, high = intervals(
+        _differences(a, b), samples=samples, level=level, seed=seed
+    ).T[:, 0]
+    return float(low), float(high)
+
+
+def p_values(
+    differences: Float[np.ndarray, "C Q"], *, permutations: int, seed: int
+) -> Float[np.ndarray, " C"]:
+    """`randomisation_test` of C comparisons at once, with the same draws for all."""
+    n = differences.shape[1]
+    seen = np.abs(differences.sum(axis=1))
+    # Sums in another order differ in the last digits; those count as equal.
+    slack = 1e-9 * np.maximum(1.0, np.abs(differences).sum(axis=1))
+    exact = 2**n <= permutations
+    extreme = np.zeros(len(differences))
     generator = np.random.default_rng(seed)
-    means = np.empty(samples)
+    total = 2**n if exact else permutations
+    for first in range(0, total, step := max(1, _CHUNK // n)):
+        count = min(step, total - first)
+        if exact:
+            bits = (np.arange(first, first + count)[:, None] >> np.arange(n)) & 1
+        else:
+            drawn = generator.integers(0, 256, (count, -(-n // 8)), np.uint8)
+            bits = np.unpackbits(drawn, axis=1, count=n)
+        # The sum of sign * difference, a sign being 2 * bit - 1.
+        sums = 2 * (bits.astype(np.float64) @ differences.T) - differences.sum(axis=1)
+        extreme += np.sum(np.abs(sums) >= seen - slack, axis=0)
+    return extreme / total if exact else (extreme + 1) / (total + 1)
+
+
+def intervals(
+    differences: Float[np.ndarray, "C Q"],
+    *,
+    samples: int,
+    level: float = 0.95,
+    seed: int,
+) -> Float[np.ndarray, "C 2"]:
+    """`bootstrap_interval` of C comparisons at once, with the same draws for all."""
+    n = differences.shape[1]
+    generator = np.random.default_rng(seed)
+    means = np.empty((samples, len(differences)))
     for first in range(0, samples, step := max(1, _CHUNK // n)):
         count = min(step, samples - first)
-        drawn = differences[generator.integers(0, n, (count, n), np.int32)]
-        means[first : first + count] = drawn.mean(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        drawn = generator.integers(0, n, (count, n), np.int32)
+        # How often each query was drawn, so that one product serves every comparison.
+        drawn += (np.arange(count, dtype=np.int32) * n)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
+        means[first : first + count] = times.astype(np.float64) @ differences.T / n
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return np.quantile(means, tails, axis=0).T
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

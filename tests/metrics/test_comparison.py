@@ -1,0 +1,127 @@
+"""Several systems: means, paired tests, correction, slices."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ranker.metrics import ranking, significance
+from ranker.metrics.comparison import NO_VALUE, compare, cut
+
+MEASURES = ("NDCG@10", "MAP", "PNR")
+
+
+def systems(queries=40, names=("a", "b", "c"), seed=0):
+    generator = np.random.default_rng(seed)
+    documents = [f"d{n}" for n in range(20)]
+    qrels, runs = {}, {name: {} for name in names}
+    for q in range(queries):
+        grades = generator.integers(0, 3, 20)
+        qrels[f"q{q}"] = dict(zip(documents, grades.tolist(), strict=True))
+        for quality, name in enumerate(names):
+            scores = quality * grades + generator.normal(size=20)
+            runs[name][f"q{q}"] = dict(zip(documents, scores.tolist(), strict=True))
+    return qrels, runs
+
+
+def test_every_number_is_that_of_the_single_tests():
+    qrels, runs = systems()
+    found = compare(qrels, runs, MEASURES, reference="b", permutations=500)
+    for measure in MEASURES:
+        values = {
+            name: ranking.evaluate(qrels, run, [measure])[measure].values
+            for name, run in runs.items()
+        }
+        p = {}
+        for name in ("a", "c"):
+            one = found.differences[name][measure]
+            both = values[name], values["b"]
+            assert one.queries == 40
+            assert one.mean == pytest.approx(np.mean(both[0] - both[1]))
+            ends = significance.bootstrap_interval(*both, samples=500)
+            assert (one.low, one.high) == pytest.approx(ends)
+            p[name] = significance.randomisation_test(*both, permutations=500)
+            assert one.p_value == p[name]
+        for name, corrected in significance.holm(p).items():
+            assert found.differences[name][measure].p_holm == corrected
+    assert "b" not in found.differences
+    assert found.differences["a"]["MAP"].high < 0 < found.differences["c"]["MAP"].low
+
+
+def test_queries_that_one_system_lacks():
+    qrels, runs = systems(6, ("a", "b"))
+    del runs["b"]["q1"], runs["a"]["q2"]
+    found = compare(qrels, runs, ["MAP"], reference="a", complete=False)
+    assert found.differences["b"]["MAP"].queries == 4
+    assert np.isnan(found.values("b", "MAP")).tolist() == [0, 1, 0, 0, 0, 0]
+    assert found.summary()["systems"]["b"]["queries"] == 5
+    whole = compare(qrels, runs, ["MAP"], reference="a")
+    assert whole.differences["b"]["MAP"].queries == 6
+    assert whole.values("b", "MAP")[1] == 0
+
+
+def test_one_query_has_no_test():
+    qrels, runs = systems(1)
+    found = compare(qrels, runs, MEASURES, reference="a")
+    assert found.differences["b"]["MAP"] is None
+    system = found.summary()["systems"]["b"]
+    assert system["metrics"]["MAP"] > 0
+    assert system["p_value"]["MAP"] is system["interval"]["MAP"] is None
+
+
+def test_the_summary_is_json_without_nan():
+    qrels = {"q": {"a": 1}, "r": {"a": 1}}
+    run = {"q": {"a": 1.0}, "r": {"a": 1.0}}
+    found = compare(qrels, {"x": run, "y": run}, ["PNR", "MAP"], reference="x")
+    text = json.dumps(found.summary(), allow_nan=False)
+    assert json.loads(text)["systems"]["y"]["metrics"] == {"PNR": None, "MAP": 1.0}
+
+
+def test_slices_have_the_means_of_their_queries():
+    qrels, runs = systems(9)
+    fields = {"length": {f"q{n}": n for n in range(8)}, "kind": {"q0": "x", "q1": "x"}}
+    found = compare(qrels, runs, MEASURES, reference="a", fields=fields)
+    shown = [(one.field, one.value, one.queries) for one in found.slices]
+    assert shown == [
+        ("length", "low (0 to 2)", 3),
+        ("length", "middle (3 to 5)", 3),
+        ("length", "high (6 to 7)", 2),
+        ("length", NO_VALUE, 1),
+        ("kind", "x", 2),
+        ("kind", NO_VALUE, 7),
+    ]
+    some = {query: qrels[query] for query in ("q3", "q4", "q5")}
+    for name, run in runs.items():
+        expected = ranking.evaluate(some, run, MEASURES)
+        for measure in MEASURES:
+            mean = found.slices[1].metrics[name][measure]
+            assert mean == pytest.approx(expected[measure].mean)
+
+
+def test_cutting_queries_by_a_field():
+    frequency = {f"q{n}": str(2**n) for n in range(9)}  # a TSV holds texts
+    assert list(cut("frequency", frequency)) == [
+        "tail (1 to 4)",
+        "torso (8 to 32)",
+        "head (64 to 256)",
+    ]
+    assert list(cut("fold", {"a": "2", "b": "10", "c": "2"})) == ["2", "10"]
+    equal = cut("length", {f"q{n}": max(n, 7) for n in range(14)})
+    assert [len(members) for members in equal.values()] == [8, 2, 4]
+    assert cut("kind", {"a": "", "b": None}) == {NO_VALUE: ["a", "b"]}
+    with pytest.raises(ValueError, match="'text' has 40 different texts"):
+        cut("text", {f"q{n}": f"words {n}" for n in range(40)})
+    mixed = cut("size", {"a": "1", "b": "large", "c": math.nan})
+    assert set(mixed) == {"1", "large", "nan"}
+
+
+def test_what_cannot_be_compared():
+    qrels, runs = systems(3)
+    with pytest.raises(ValueError, match="'z' is none of the systems a, b, c"):
+        compare(qrels, runs, MEASURES, reference="z")
+    with pytest.raises(ValueError, match="unknown measure"):
+        compare(qrels, runs, ["NDGC"], reference="a")
+    runs["b"]["q0"]["d0"] = math.nan
+    with pytest.raises(ValueError, match="system 'b': query 'q0': document 'd0'.*NaN"):
+        compare(qrels, runs, MEASURES, reference="a")
