@@ -57,7 +57,7 @@ def test_lines_of_a_query_may_lie_apart_and_ids_may_be_any(tmp_path):
         ("q1 0 a 1\n", r":1: .*6 columns.*meant for --qrels"),
         ("q1 Q0 a 1 2.5\n", ":1: .*6 columns"),
         ("", "holds no line; a run is lines of 6 columns"),
-        (RUN.encode("utf-16"), ":1: .*not UTF-8"),
+        (RUN.encode("utf-16"), ":1: .*UTF-8"),
         (b"\x1f\x8b" + RUN.encode(), "gzip stream is broken"),
     ],
 )
