@@ -41,6 +41,7 @@ def _positive(config: Any, *names: str) -> None:
 class Mesh:
     """How many devices lie along each axis of the mesh."""
 
+    slices: int = -1  # TPU slices; batches are split over them; -1: as many as are here
     data: int = -1  # devices; batches are split over it; -1: all that the others leave
     fsdp: int = 1  # devices; batches, parameters and optimiser state are split over it
     tensor: int = 1  # devices; heads, MLP width and vocabulary are split over it
@@ -49,6 +50,11 @@ class Mesh:
         _require(
             self.data == -1 or self.data > 0,
             f"mesh.data must be -1 (all devices left) or above 0, found {self.data}",
+        )
+        _require(
+            self.slices == -1 or self.slices > 0,
+            f"mesh.slices must be -1 (all that are here) or above 0, found "
+            f"{self.slices}",
         )
         _positive(self, "fsdp", "tensor")
 

@@ -1,19 +1,29 @@
-"""Where arrays live: the device mesh, and one table from logical axes to mesh axes."""
+"""Where arrays live: the device mesh, and one table from logical axes to mesh axes.
+
+slice   TPU slices, joined by the data-centre network: batches are split over them,
+        parameters are replicated, so that gradients alone cross that network
+data    batches are split, parameters replicated
+fsdp    batches are split, and so are parameters and their moments, each gathered
+        where a layer needs it
+tensor  heads, MLP width and vocabulary are split
+"""
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from ranker import config
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+AXES = ("slice", "data", "fsdp", "tensor")
+BATCH = ("slice", "data", "fsdp")
 
 # Logical axis of a parameter or an activation -> mesh axes that it is split over.
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
@@ -23,6 +33,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
+    "norm": None,  # a vector's width: too small to be worth splitting
     "layers": None,
     "head_dim": None,
     "positions": None,
@@ -33,25 +44,58 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of axes (data, fsdp, tensor) over `devices`, default all.
+    """The mesh of the axes AXES over `devices`, default all.
 
     Raises:
-      ConfigError: when the sizes do not multiply to the number of devices.
+      ConfigError: when the sizes do not multiply to the number of devices, or slices
+        are split otherwise than the devices are.
     """
     devices = jax.devices() if devices is None else list(devices)
-    rest = settings.fsdp * settings.tensor
-    data = len(devices) // rest if settings.data == -1 else settings.data
-    if data * rest != len(devices):
+    groups = _slices(settings, devices)
+    count, rest = len(groups[0]), settings.fsdp * settings.tensor
+    data = count // rest if settings.data == -1 else settings.data
+    if data * rest != count:
+        within = f" in each of the {len(groups)} slices" if len(groups) > 1 else ""
         raise config.ConfigError(
             f"a mesh of data {settings.data} x fsdp {settings.fsdp} x tensor "
-            f"{settings.tensor} does not use the {len(devices)} devices here exactly; "
+            f"{settings.tensor} does not use the {count} devices here{within} exactly; "
             "set mesh.data, mesh.fsdp and mesh.tensor so that their product is "
-            f"{len(devices)} (mesh.data=-1 takes what the others leave)"
+            f"{count} (mesh.data=-1 takes what the others leave)"
         )
+    # Within a slice the order follows the wires between the chips.
     shape = (data, settings.fsdp, settings.tensor)
-    return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    arranged = [
+        mesh_utils.create_device_mesh(
+            shape, devices=group, allow_split_physical_axes=True
+        )
+        for group in groups
+    ]
+    return Mesh(np.stack(arranged), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(settings: config.Mesh, devices: list[Any]) -> list[list[Any]]:
+    """The devices by slice; without TPU slices, `settings.slices` equal parts."""
+    # Not every platform's devices have the number of a slice.
+    numbers = [getattr(device, "slice_index", 0) or 0 for device in devices]
+    found = sorted(set(numbers))
+    wanted = len(found) if settings.slices == -1 else settings.slices
+    if len(found) > 1:
+        if wanted != len(found):
+            raise config.ConfigError(
+                f"mesh.slices is {wanted}, and the {len(devices)} devices here are in "
+                f"{len(found)} slices; set mesh.slices to {len(found)}, or to -1"
+            )
+        return [
+            [d for d, number in zip(devices, numbers, strict=True) if number == one]
+            for one in found
+        ]
+    if len(devices) % wanted:
+        raise config.ConfigError(
+            f"mesh.slices {wanted} does not divide the {len(devices)} devices here; "
+            "set it to -1, or to a divisor"
+        )
+    size = len(devices) // wanted
+    return [devices[i : i + size] for i in range(0, len(devices), size)]
 
 
 def num_shards(mesh: Mesh) -> int:
@@ -146,3 +190,30 @@ def constrain(x: Array, *axes: str | None) -> Array:
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+def gathered(x: Array, *axes: str | None) -> Array:
+    """A parameter as a layer computes with it: whole along fsdp.
+
+    Left to itself the partitioner may move activations instead, which are larger. The
+    gradient is summed and split again in one operation.
+
+    Args:
+      x: the parameter, of the dtype that it is to be sent in.
+      *axes: its logical axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    split = spec(axes)
+    whole = PartitionSpec(*(None if entry == "fsdp" else entry for entry in split))
+
+    @jax.custom_vjp
+    def gather(x):
+        return jax.lax.with_sharding_constraint(x, whole)
+
+    def backward(_, gradient):
+        return (jax.lax.with_sharding_constraint(gradient, split),)
+
+    gather.defvjp(lambda x: (gather(x), None), backward)
+    return gather(x)

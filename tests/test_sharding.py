@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import re
 
 import jax
@@ -23,7 +24,7 @@ MESHES = {
     "one": config.Mesh(data=1),
     "data8": config.Mesh(),
     "data2-fsdp2-tensor2": config.Mesh(fsdp=2, tensor=2),
-    "fsdp8": config.Mesh(data=1, fsdp=8),
+    "slice2-fsdp4": config.Mesh(slices=2, fsdp=4),
 }
 V, T = 64, 12
 
@@ -65,7 +66,7 @@ EXPECTED = {
     "body.layers.o": (None, "tensor", None, "fsdp"),
     "body.layers.up": (None, "fsdp", "tensor"),
     "body.layers.down": (None, "tensor", "fsdp"),
-    "head.dense": ("fsdp",),
+    "head.dense": (None,),
 }
 
 
@@ -172,8 +173,8 @@ def test_eight_devices_give_the_numbers_of_one(name):
     settings, objective = OBJECTIVES[name]
     batches = [batch_of(seed=i) for i in range(3)]
     params, metrics = train(settings, objective, "one", batches)
-    # The language objective also runs on the mesh that splits batches alone.
-    meshes = ["data2-fsdp2-tensor2"] + ["data8"] * (name == "language")
+    # The language objective also runs on two slices.
+    meshes = ["data2-fsdp2-tensor2"] + ["slice2-fsdp4"] * (name == "language")
     for mesh in meshes:
         others, values = train(settings, objective, mesh, batches)
         for a, b in zip(metrics, values, strict=True):
@@ -210,11 +211,35 @@ def test_rules_refuse_nonsense():
         (config.Mesh(data=3), "data 3 .* 8 devices"),
         (config.Mesh(data=16), "data 16 .* 8 devices"),
         (config.Mesh(fsdp=3), "fsdp 3 .* 8 devices"),
+        (config.Mesh(slices=3), "slices 3 .* 8 devices"),
+        (config.Mesh(slices=2, data=8), "data 8 .* 4 devices here in each of the 2"),
     ],
 )
 def test_meshes_that_do_not_fit(mesh, message):
     with pytest.raises(config.ConfigError, match=message):
         sharding.make_mesh(mesh)
+
+
+def test_slices_hold_whole_copies_of_the_parameters():
+    @dataclasses.dataclass(frozen=True)
+    class Device:  # of the second slice of two, or the first
+        id: int
+        slice_index: int
+        platform: str = "cpu"
+        device_kind: str = "cpu"
+        process_index: int = 0
+
+    devices = [Device(i, slice_index=(i + 1) % 2) for i in range(8)]
+    mesh = sharding.make_mesh(config.Mesh(fsdp=4), devices)  # type: ignore[arg-type]
+    assert mesh.shape == {"slice": 2, "data": 1, "fsdp": 4, "tensor": 1}
+    for index, slice_devices in enumerate(mesh.devices):
+        assert {device.slice_index for device in slice_devices.flat} == {index}
+    with pytest.raises(config.ConfigError, match="slices is 4, .* in 2 slices"):
+        sharding.make_mesh(config.Mesh(slices=4), devices)
+    for axis in sharding.RULES:
+        used = sharding.RULES[axis]
+        assert axis == "batch" or "slice" not in (used or ()), axis
+    assert sharding.RULES["batch"] == ("slice", "data", "fsdp")
 
 
 def test_sizes_that_do_not_divide_are_listed_together():
@@ -234,5 +259,5 @@ def test_constrain_without_a_mesh_changes_nothing():
             jnp.ones((8, 2))
         )
     assert y.sharding.is_equivalent_to(
-        NamedSharding(mesh, PartitionSpec(("data", "fsdp"))), 2
+        NamedSharding(mesh, PartitionSpec(("slice", "data", "fsdp"))), 2
     )

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker import config
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
-from ranker.sharding import constrain
+from ranker.sharding import constrain, gathered
 
 
 class DecoderLayers(nnx.Module):
@@ -21,14 +21,14 @@ class DecoderLayers(nnx.Module):
         H, F = c.head_dim, c.mlp_dim
         q_axes = ("layers", "embed", "heads", "head_dim")
         kv_axes = ("layers", "embed", "kv_heads", "head_dim")
-        self.attention_norm = layers.ones((L, D), ("layers", "embed"))
+        self.attention_norm = layers.ones((L, D), ("layers", "norm"))
         self.q = layers.weight(rngs, (L, D, N, H), q_axes)
         self.k = layers.weight(rngs, (L, D, K, H), kv_axes)
         self.v = layers.weight(rngs, (L, D, K, H), kv_axes)
         self.o = layers.weight(
             rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed")
         )
-        self.mlp_norm = layers.ones((L, D), ("layers", "embed"))
+        self.mlp_norm = layers.ones((L, D), ("layers", "norm"))
         self.gate = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.up = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.down = layers.weight(rngs, (L, F, D), ("layers", "mlp", "embed"))
@@ -40,8 +40,8 @@ class DecoderLayers(nnx.Module):
             self.q_norm = layers.ones((L, H), ("layers", "head_dim"))
             self.k_norm = layers.ones((L, H), ("layers", "head_dim"))
         if c.post_norms:
-            self.attention_post_norm = layers.ones((L, D), ("layers", "embed"))
-            self.mlp_post_norm = layers.ones((L, D), ("layers", "embed"))
+            self.attention_post_norm = layers.ones((L, D), ("layers", "norm"))
+            self.mlp_post_norm = layers.ones((L, D), ("layers", "norm"))
 
 
 def decoder_layer(
@@ -102,7 +102,7 @@ class Decoder(nnx.Module):
             rngs, (vocab_size, c.embed_dim), ("vocab", "embed")
         )
         self.layers = DecoderLayers(c, rngs=rngs)
-        self.norm = layers.ones((c.embed_dim,), ("embed",))
+        self.norm = layers.ones((c.embed_dim,), ("norm",))
 
     def __call__(
         self,
@@ -118,7 +118,7 @@ class Decoder(nnx.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Each device looks up in its part of the vocabulary, at full width.
-        table = constrain(self.embedding[...].astype(dtype), "vocab", None)
+        table = gathered(self.embedding[...].astype(dtype), "vocab", "embed")
         x = jnp.take(table, tokens, axis=0)
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
@@ -128,9 +128,11 @@ class Decoder(nnx.Module):
             rope = config.Rope(theta=c.local_rope_theta)
             near_angles = layers.rotary(positions, c.head_dim, rope)
 
+        ready = layers.gathered(self.layers, dtype)
+
         def body(x, layer):
             w, local = layer
-            w = jax.tree.map(lambda value: value.astype(dtype), w)
+            w = ready(w)
             turned = near_angles if c.local_layers else angles
             if local is None:  # all layers are alike
                 local = bool(c.local_layers)

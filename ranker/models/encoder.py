@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker import config
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
-from ranker.sharding import constrain
+from ranker.sharding import constrain, gathered
 
 
 class EncoderLayers(nnx.Module):
@@ -19,7 +19,7 @@ class EncoderLayers(nnx.Module):
     def __init__(self, c: config.Encoder, *, rngs: nnx.Rngs):
         L, D, N, H, F = c.num_layers, c.embed_dim, c.num_heads, c.head_dim, c.mlp_dim
         in_axes = ("layers", "embed", "heads", "head_dim")
-        up_axes, stream = ("layers", "embed", "mlp"), ("layers", "embed")
+        up_axes, stream = ("layers", "embed", "mlp"), ("layers", "norm")
         for name in ("q", "k", "v"):
             setattr(self, name, layers.weight(rngs, (L, D, N, H), in_axes))
         out_axes = ("layers", "heads", "head_dim", "embed")
@@ -102,15 +102,15 @@ class Encoder(nnx.Module):
             self.positions = layers.weight(rngs, (c.max_positions, E), axes)
         if c.num_types:
             self.types = layers.weight(rngs, (c.num_types, E), ("types", width))
-        self.norm = layers.ones((E,), (width,))
+        self.norm = layers.ones((E,), ("norm",))
         if c.bias:
-            self.norm_bias = layers.zeros((E,), (width,))
+            self.norm_bias = layers.zeros((E,), ("norm",))
         if E != D:
             self.project = layers.weight(rngs, (E, D), (None, "embed"))
-            self.project_bias = layers.zeros((D,), ("embed",))
+            self.project_bias = layers.zeros((D,), ("norm",))
         self.layers = EncoderLayers(c, rngs=rngs)
         if c.pre_norm:
-            self.last_norm = layers.ones((D,), ("embed",))
+            self.last_norm = layers.ones((D,), ("norm",))
 
     def __call__(
         self,
@@ -125,22 +125,24 @@ class Encoder(nnx.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
+        width = self.embedding.get_metadata("axes")[1]
         # Each device looks up in its part of the vocabulary, at full width.
-        table = constrain(self.embedding[...], "vocab", None)
+        table = gathered(self.embedding[...], "vocab", width)
         x = jnp.take(table, tokens, axis=0)  # [R, T, E]
         if c.max_positions:
-            table = constrain(self.positions[...], None, None)
+            table = gathered(self.positions[...], "positions", width)
             x = x + jnp.take(table, positions, axis=0)
         if c.num_types:
             # With one type all tokens are of it.
             chosen = jnp.minimum(types, c.num_types - 1)
-            table = constrain(self.types[...], None, None)
+            table = gathered(self.types[...], "types", width)
             x = x + jnp.take(table, chosen, axis=0)
         bias = self.norm_bias[...] if c.bias else None
         x = layers.layer_norm(x, self.norm[...], bias, c.norm_eps)
         x = layers.dropout(x, c.dropout, None if keys is None else keys[-1])
         if c.table_dim not in (0, c.embed_dim):
-            x = jnp.einsum("RTE,ED->RTD", x, self.project[...])
+            project = gathered(self.project[...], None, "embed")
+            x = jnp.einsum("RTE,ED->RTD", x, project)
             x = layers.add_bias(x, self.project_bias[...])
         x = constrain(x.astype(dtype), "batch", None, None)
         angles = near_angles = None
@@ -150,9 +152,11 @@ class Encoder(nnx.Module):
             angles = layers.rotary(positions, c.head_dim, rope)
             near_angles = layers.rotary(positions, c.head_dim, local_rope)
 
+        ready = layers.gathered(self.layers, dtype)
+
         def body(x, layer):
             w, local, bare, key = layer
-            w = jax.tree.map(lambda value: value.astype(dtype), w)
+            w = ready(w)
             turned = near_angles if c.local_layers else angles
             if local is None:  # all layers are alike
                 local = bool(c.local_layers)

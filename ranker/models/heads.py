@@ -10,6 +10,7 @@ from ranker.models import layers
 from ranker.models.attention import make_mask
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
+from ranker.sharding import gathered
 
 
 class LanguageModel(nnx.Module):
@@ -39,7 +40,7 @@ class LanguageModel(nnx.Module):
         logits = jnp.einsum(
             "RTD,VD->RTV",
             hidden,
-            head[...].astype(hidden.dtype),
+            gathered(head[...].astype(hidden.dtype), "vocab", "embed"),
             preferred_element_type=jnp.float32,
         )
         return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
@@ -50,7 +51,7 @@ class DenseHead(nnx.Module):
 
     def __init__(self, c: config.Decoder, *, rngs: nnx.Rngs):
         self.config = c
-        self.dense = layers.weight(rngs, (c.embed_dim,), ("embed",))
+        self.dense = layers.weight(rngs, (c.embed_dim,), ("norm",))
         if c.head_bias:
             self.bias = layers.zeros((), ())
 
@@ -78,7 +79,7 @@ class PoolerHead(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` draws dropout, None: no dropout."""
         c = self.config
-        x = jnp.einsum("...D,DE->...E", x, self.pooler[...])
+        x = jnp.einsum("...D,DE->...E", x, gathered(self.pooler[...], "embed", None))
         x = layers.add_bias(x, self.pooler_bias[...] if c.bias else None)
         if c.head_activation == "tanh":
             x = jnp.tanh(x)

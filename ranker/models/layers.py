@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from ranker import config
+from ranker import config, sharding
 from ranker.models import attention
 
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
@@ -34,6 +34,26 @@ def ones(shape: Sequence[int], axes: Sequence[str | None]) -> nnx.Param:
 def _param(value: Array, axes: Sequence[str | None]) -> nnx.Param:
     assert value.ndim == len(axes), (value.shape, axes)
     return nnx.Param(value, axes=tuple(axes))
+
+
+def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
+    """A function that readies one layer's parameters, of those stacked in `module`.
+
+    It takes them by name, without their layer dimension, to `dtype`, whole along fsdp.
+    """
+    axes = {
+        name: value.get_metadata("axes")[1:]
+        for name, value in vars(module).items()
+        if isinstance(value, nnx.Param)
+    }
+
+    def ready(w: dict[str, Array]) -> dict[str, Array]:
+        return {
+            name: sharding.gathered(value.astype(dtype), *axes[name])
+            for name, value in w.items()
+        }
+
+    return ready
 
 
 def rms_norm(
