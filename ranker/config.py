@@ -394,9 +394,13 @@ class Optim:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """What one optimiser step sees, over all devices."""
+    """What one optimiser step sees, over all devices.
 
-    size: int  # texts (cpt) or lists (sft, distill) a step
+    A step has `size` rows (cpt), or `size * list_size` rows (sft, distill), of the text
+    length. Shorter texts share a row, so that a step sees more than `size` of them.
+    """
+
+    size: int  # texts (cpt) or lists (sft, distill) of full length that a step holds
     list_size: int = 8  # documents drawn from each list (sft, distill)
     accumulate: int = 1  # micro-batches that a step is cut into; divides size
 
@@ -645,7 +649,7 @@ class Score(Stage):
     teacher: str = "sft"  # stage folder of the model that scores
     # Whose candidates are scored.
     splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
-    rows: int = 128  # pairs a batch, over all devices
+    rows: int = 128  # rows of the text length a batch, over all devices
 
     def __post_init__(self):
         _positive(self, "rows")
@@ -662,7 +666,7 @@ class Evaluate(Stage):
     measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
     permutations: int = 10000  # of the randomisation test
-    rows: int = 128  # pairs a batch, over all devices
+    rows: int = 128  # rows of the text length a batch, over all devices
     seed: int = 0  # of the randomisation test
 
     def __post_init__(self):
@@ -735,7 +739,7 @@ class Pipeline:
     compare: tuple[Variant, ...] = ("student_labels",)
     measures: tuple[str, ...] = Evaluate.measures  # of the table
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
-    rows: int = 128  # pairs a batch when scoring
+    rows: int = 128  # rows of the text length a batch, when scoring
     seed: int = 0  # of every stage
 
     @property

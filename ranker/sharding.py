@@ -103,6 +103,12 @@ def num_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH)
 
 
+def local_shards(mesh: Mesh) -> tuple[int, ...]:
+    """Which data shards this process's devices hold, rising."""
+    places = batch_sharding(mesh).addressable_devices_indices_map((num_shards(mesh),))
+    return tuple(sorted({index[0].start or 0 for index in places.values() if index}))
+
+
 def spec(axes: Sequence[str | None]) -> PartitionSpec:
     """Mesh axes of an array with these logical axes.
 

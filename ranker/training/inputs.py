@@ -1,5 +1,8 @@
 """What a training stage reads: its batches, and what it is measured on meanwhile."""
 
+import collections
+import contextlib
+import json
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +11,9 @@ import grain
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
-from ranker import config, manifest, sharding
+from ranker import config, manifest
 from ranker.batch import Batch
 from ranker.data import pipeline
 from ranker.data.prepare import Prepared
@@ -18,9 +22,16 @@ from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
 from ranker.training.evaluation import mean_ndcg
 from ranker.training.objectives import Objective
-from ranker.training.scoring import device_batch, make_score, score_lists
+from ranker.training.scoring import (
+    device_batch,
+    make_score,
+    score_lists,
+    shards_of,
+    together,
+)
 from ranker.training.state import Network
 
+STATES = 1024  # of the last batches, kept
 _SCORED_AT_ONCE = 16  # pairs a list of a training batch, when measuring on dev
 
 Evaluate = Callable[[Any], dict[str, float]]  # parameters -> metrics
@@ -32,48 +43,79 @@ def make_batches(
     prepared: Prepared,
     network: Network,
     workdir: pathlib.Path,
-) -> grain.DatasetIterator:
+) -> "Batches":
     """Endless training batches of the stage, read as `role` does.
 
     Raises:
       ConfigError: when a micro-batch does not divide over the mesh.
     """
-    shards = sharding.num_shards(network.mesh)
-    micro = settings.batch.size // settings.batch.accumulate
-    if micro % shards:
-        raise config.ConfigError(
-            f"a micro-batch of {micro} (batch.size {settings.batch.size} / "
-            f"batch.accumulate {settings.batch.accumulate}) is not divisible by the "
-            f"{shards} data shards of the mesh; set batch.size to a multiple of "
-            f"{shards * settings.batch.accumulate}"
-        )
     common: dict[str, Any] = dict(
-        batch=settings.batch,
-        seed=settings.seed,
-        share=pipeline.Share.of_this_process(),
+        batch=settings.batch, seed=settings.seed, shards=shards_of(network)
     )
     if isinstance(settings.objective, config.Language):
-        return _texts(settings, role, prepared, "train", **common)
+        batches = pipeline.text_batches(
+            prepared.clicks("train"),
+            prepared.tokenizer(role),
+            length=settings.text.of(role, "length"),
+            **common,
+        )
+        return Batches(batches)
     encoder = _encoder(settings, role, prepared)
     if isinstance(settings.objective, config.Distillation):
-        lists, targets = scored_lists(settings, prepared, workdir)
-        return pipeline.list_batches(lists, encoder, targets=targets, **common)
-    return pipeline.list_batches(prepared.lists("train"), encoder, **common)
+        lists, common["targets"] = scored_lists(settings, prepared, workdir)
+    else:
+        lists = prepared.lists("train")
+    return Batches(pipeline.list_batches(lists, encoder, **common))
 
 
-def _texts(
-    settings: config.Train,
-    role: config.Role,
-    prepared: Prepared,
-    split: str,
-    **common: Any,
-) -> grain.DatasetIterator:
-    return pipeline.text_batches(
-        prepared.clicks(split),
-        prepared.tokenizer(role),
-        length=settings.text.of(role, "length"),
-        **common,
-    )
+class Batches:
+    """Training batches of this process; their state is that of all processes.
+
+    What is packed next depends on what was packed before, so a place in the stream is a
+    state, not a number. Those of the last batches are kept, for a loop that finds late
+    that it wants to go back.
+    """
+
+    def __init__(self, iterator: grain.DatasetIterator):
+        self._iterator = iterator
+        self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
+
+    def __next__(self) -> Batch:
+        batch = next(self._iterator)
+        self._states.append(self._iterator.get_state())
+        return batch
+
+    def get_state(self, back: int = 0) -> dict[str, Any]:
+        """What `set_state` goes on from; every process asks for it together.
+
+        It can be written as JSON. Each data shard's part is in it, so it does not
+        matter which process made that shard's rows, or how many processes there are.
+
+        Args:
+          back: the state before the last `back` batches, at most `STATES`.
+        """
+        state = dict(self._states[-1 - back])
+        if jax.process_count() == 1:
+            return state
+        dealt: dict[str, list[int]] = {}
+        mine = np.frombuffer(json.dumps(state["dealt"]).encode(), np.uint8)
+        sizes = multihost_utils.process_allgather(np.array(len(mine)))
+        padded = np.zeros(int(np.max(sizes)), np.uint8)
+        padded[: len(mine)] = mine
+        everyone = np.asarray(multihost_utils.process_allgather(padded))
+        for row, size in zip(everyone, np.asarray(sizes).tolist(), strict=True):
+            dealt |= json.loads(row[:size].tobytes())
+        return {**state, "dealt": dealt}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on from a state; on another number of data shards, with what is left."""
+        self._iterator.set_state(state)
+        self._states.clear()
+        self._states.append(self._iterator.get_state())
+
+    def close(self) -> None:
+        """Stops the threads that read ahead."""
+        self._iterator.close()
 
 
 def _encoder(
@@ -173,8 +215,9 @@ def _language_evaluate(
     network: Network,
     objective: Objective,
 ) -> Evaluate:
-    size = settings.batch.size // settings.batch.accumulate
-    count = len(prepared.clicks("dev")) // size
+    texts = prepared.clicks("dev")
+    shards = shards_of(network)
+    one = config.Batch(size=settings.batch.size // settings.batch.accumulate)
 
     @jax.jit
     def loss(params: Any, batch: Batch) -> WeightedSum:
@@ -182,21 +225,20 @@ def _language_evaluate(
         return objective.parts(model, batch, None)["language"]
 
     def evaluate(params: Any) -> dict[str, float]:
-        if not count:
+        if not len(texts):
             return {}
-        batches = _texts(
-            settings,
-            role,
-            prepared,
-            "dev",
-            batch=config.Batch(size=size),
-            seed=0,
-            share=pipeline.Share.of_this_process(),
+        batches, nothing = pipeline.every_text(
+            texts,
+            prepared.tokenizer(role),
+            batch=one,
+            length=settings.text.of(role, "length"),
+            shards=shards,
         )
-        parts = []
-        for _ in range(count):
-            micro = jax.tree.map(lambda leaf: leaf[0], next(batches))
-            parts.append(loss(params, device_batch(micro, network, leading=0)))
+        with contextlib.closing(batches):
+            parts = [
+                loss(params, device_batch(batch, network, leading=0))
+                for batch in together(batches, nothing)
+            ]
         total = sum(parts[1:], start=parts[0])
         return {"dev_language": float(total.mean())}
 

@@ -8,21 +8,25 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-import grain
 import jax
 import numpy as np
 import optax
 from flax import nnx
 
 from ranker import config, manifest, sharding
-from ranker.data.pipeline import skip
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
 from ranker.training import preemption
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.failure import write_failure
-from ranker.training.inputs import Evaluate, make_batches, make_evaluate
+from ranker.training.inputs import (
+    STATES,
+    Batches,
+    Evaluate,
+    make_batches,
+    make_evaluate,
+)
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.progress import Progress, first_wrong
@@ -105,11 +109,12 @@ def train(
             _report_dev(reporter, 0, results["metrics"])
             checkpoints.wait()
             return account.finish(folder, **results)
+        stack.callback(batches.close)
         progress = Progress()
         if restored := checkpoints.restore(state):
-            state, progress = restored[0], Progress(**restored[1])
+            state, progress = restored[0], Progress(**restored[1]["progress"])
+            batches.set_state(restored[1]["batches"])
             reporter.note(f"goes on from the checkpoint at step {int(state.step)}")
-        skip(batches, int(state.step))
         reporter.resume(int(state.step))
         step = make_step(network, objective, tx, state)
         if settings.lora.rank:
@@ -233,7 +238,7 @@ def run(
     settings: config.Train,
     state: TrainState,
     step: Callable,
-    batches: grain.DatasetIterator,
+    batches: Batches,
     network: Network,
     checkpoints: Checkpoints,
     reporter: Reporter,
@@ -260,7 +265,9 @@ def run(
             logs = number % loop.log_every == 0 or number == 1 or end
             evaluates = end or (loop.eval_every and number % loop.eval_every == 0)
             saves = number % loop.save_every == 0 or end or stop
-            if not (logs or evaluates or saves):
+            # Seen before the batches that it would go back to are forgotten.
+            looks = len(waiting) == STATES
+            if not (logs or evaluates or saves or looks):
                 continue
             taken: list[dict[str, float]] = [
                 {name: float(value) for name, value in one.items()}
@@ -269,7 +276,9 @@ def run(
             waiting = []
             if (wrong := first_wrong(taken)) is not None:
                 progress.add(taken[:wrong])
-                at = number - len(taken) + 1 + wrong
+                back = len(taken) - wrong  # the batches of that step and later ones
+                batches.set_state(batches.get_state(back))
+                at = number + 1 - back
                 _fail(at, taken[wrong], state, batches, checkpoints, progress)
             progress.add(taken)
             progress.check_idle(number, min(loop.idle_steps, loop.steps))
@@ -285,7 +294,8 @@ def run(
                 _report_dev(reporter, number, measured)
                 saves = saves or checkpoints.is_better(measured)
             if saves:
-                checkpoints.save(state, number, progress.to_dict(), measured)
+                rest = _beside(progress, batches)
+                checkpoints.save(state, number, rest, measured)
             if stop and not end:
                 checkpoints.wait()
                 raise manifest.Stopped(
@@ -301,24 +311,28 @@ def run(
     }
 
 
+def _beside(progress: Progress, batches: Batches) -> dict[str, Any]:
+    """What a checkpoint holds beside the state."""
+    return {"progress": progress.to_dict(), "batches": batches.get_state()}
+
+
 def _fail(
     number: int,
     values: dict[str, float],
     state: TrainState,
-    batches: grain.DatasetIterator,
+    batches: Batches,
     checkpoints: Checkpoints,
     progress: Progress,
 ) -> NoReturn:
     """Stops at the step `number`, whose loss or gradient is not finite.
 
-    The state is still the one that the step began from. It is saved, so that the same
-    command takes that very step again.
+    State and batches are those that the step began from. They are saved, so that the
+    same command takes that very step again.
     """
     before = number - 1
     if before not in checkpoints.steps:
-        checkpoints.save(state, before, progress.to_dict(), {})
+        checkpoints.save(state, before, _beside(progress, batches), {})
     checkpoints.wait()
-    skip(batches, before)
     facts = {"checkpoint": before, "metrics": values}
     folder = write_failure(checkpoints.folder, number, next(batches), facts)
     what = "gradient" if math.isfinite(values["loss"]) else "loss"

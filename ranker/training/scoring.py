@@ -1,7 +1,7 @@
 """A trained ranker scores every (query, document) pair of many lists."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -10,16 +10,25 @@ from jax.experimental import multihost_utils
 
 from ranker import sharding
 from ranker.batch import Batch
-from ranker.data.pipeline import ListEncoder, Share, Source, pair_batches
+from ranker.data.pipeline import ListEncoder, Shards, Source, no_pairs, pair_batches
 from ranker.data.records import RankedList
 from ranker.training.state import Network
 
+Tree = TypeVar("Tree")
 
-def device_batch(batch: Batch, network: Network, *, leading: int) -> Batch:
+
+def shards_of(network: Network) -> Shards:
+    """The data shards of the network's mesh, and this process's among them."""
+    mesh = network.mesh
+    return Shards(sharding.num_shards(mesh), sharding.local_shards(mesh))
+
+
+def device_batch(batch: Tree, network: Network, *, leading: int) -> Tree:
     """Moves this process's part of a batch to the devices, as part of the global one.
 
     Args:
-      batch: numpy leaves; their dimension number `leading` is the one that is split.
+      batch: numpy leaves, such as a `Batch` of them; their dimension number `leading`
+        is the one that is split.
       network: holds the mesh.
       leading: dimensions before the split one.
     """
@@ -47,6 +56,25 @@ def make_score(network: Network) -> Callable[[Any, Batch], jax.Array]:
     return jax.jit(score)
 
 
+def together(batches: Iterator[Tree], nothing: Tree) -> Iterator[Tree]:
+    """What this process makes, and `nothing` while other processes still make some."""
+    if jax.process_count() == 1:
+        yield from batches
+        return
+    while True:
+        found = next(batches, None)
+        if not np.any(multihost_utils.process_allgather(np.array(found is not None))):
+            return
+        yield nothing if found is None else found
+
+
+def _gathered(values: jax.Array) -> np.ndarray:
+    """A global array, whole, on every process."""
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(values, tiled=True))
+    return np.asarray(jax.device_get(values))
+
+
 def score_lists(
     score: Callable[[Any, Batch], jax.Array],
     params: Any,
@@ -59,50 +87,58 @@ def score_lists(
 ) -> np.ndarray:
     """Scores of all candidates of all lists, in order, float32 [pairs].
 
+    Pairs are packed into rows of one static shape. The scores are the same on every
+    process.
+
     Args:
       score: from `make_score`.
       params: of the model, on the mesh.
       network: of the same model.
       lists: records of `RankedList`.
       encoder: makes segments of their documents.
-      rows: pairs a batch, over all devices.
+      rows: rows a batch, over all devices; each holds one pair of full length, or
+        several that are shorter.
       progress: called with the pairs done and the real tokens of each batch.
 
     Raises:
       FloatingPointError: at the first batch with a score that is not finite.
     """
-    shards = sharding.num_shards(network.mesh)
-    rows = -(-rows // shards) * shards
-    results: list[np.ndarray] = []
-    waiting: tuple[jax.Array, int, int] | None = None
+    shards = shards_of(network)
+    rows = -(-rows // shards.count) * shards.count
+    results: list[tuple[np.ndarray, np.ndarray]] = []
     done = 0
 
-    def fetch(scores: jax.Array, real: int, tokens: int) -> None:
+    def fetch(scores: jax.Array, numbers: jax.Array, tokens: int) -> None:
         nonlocal done
-        if jax.process_count() > 1:
-            values = multihost_utils.process_allgather(scores, tiled=True)
-        else:
-            values = jax.device_get(scores)
-        values = np.asarray(values, np.float32)[:real, 0]
+        pairs, values = _gathered(numbers), _gathered(scores)[:, 0]
+        pairs, values = pairs[pairs >= 0], values[pairs >= 0]
         if not np.isfinite(values).all():
-            where = done + int(np.flatnonzero(~np.isfinite(values))[0])
+            bad = int(np.flatnonzero(~np.isfinite(values))[0])
             raise FloatingPointError(
-                f"pair {where} has the score {values[where - done]}: the model's "
-                "weights or its input are broken; nothing was written for this batch"
+                f"pair {pairs[bad]} has the score {values[bad]}: the model's weights "
+                "or its input are broken; nothing was written for this batch"
             )
-        results.append(values)
-        done += real
+        results.append((pairs, values))
+        done += len(pairs)
         if progress:
             progress(done, tokens)
 
-    share = Share.of_this_process()
+    waiting: tuple[jax.Array, jax.Array, int] | None = None
+    records = (lists[i] for i in range(len(lists)))
+    batches = pair_batches(records, encoder, rows=rows, shards=shards)
+    nothing = no_pairs(encoder, rows=rows, shards=shards)
     with jax.set_mesh(network.mesh):
-        for batch, real in pair_batches(lists, encoder, rows=rows, share=share):
-            tokens = int((batch.segments > 0).sum()) * share.count
-            result = score(params, device_batch(batch, network, leading=0))
+        for batch, numbers in together(batches, nothing):
+            # Exact where one process holds all shards, an estimate elsewhere.
+            tokens = int((batch.segments > 0).sum()) * shards.count // len(shards.local)
+            placed: Any = device_batch((batch, numbers), network, leading=0)
+            result = score(params, placed[0])
             if waiting:  # one batch is computed while the one before is fetched
                 fetch(*waiting)
-            waiting = (result, real, tokens)
+            waiting = (result, placed[1], tokens)
         if waiting:
             fetch(*waiting)
-    return np.concatenate(results) if results else np.zeros(0, np.float32)
+    scores = np.zeros(done, np.float32)
+    for pairs, values in results:
+        scores[pairs] = values
+    return scores

@@ -1,4 +1,6 @@
+import collections
 import itertools
+import json
 
 import jax
 import numpy as np
@@ -9,7 +11,7 @@ from ranker.data import pipeline, scores
 from ranker.data.records import ClickExample, DataError, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
 
-ONE = pipeline.Share(0, 1)
+ONE = pipeline.Shards(1, (0,))
 CORPUS = [Document(f"d{i}", f"word{i}", "text") for i in range(40)]
 
 
@@ -40,9 +42,11 @@ def encoder(tmp_path_factory):
     return pipeline.ListEncoder(CORPUS, Tokenizer(folder, "pair"), 16)
 
 
-def stream(encoder, n, *, size=4, accumulate=1, seed=0, share=ONE, list_size=3):
+def stream(encoder, n, *, size=4, accumulate=1, seed=0, shards=ONE, list_size=3):
     batch = config.Batch(size=size, list_size=list_size, accumulate=accumulate)
-    batches = pipeline.list_batches(LISTS, encoder, batch=batch, seed=seed, share=share)
+    batches = pipeline.list_batches(
+        LISTS, encoder, batch=batch, seed=seed, shards=shards
+    )
     return list(itertools.islice(batches, n)), batches
 
 
@@ -50,21 +54,52 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
 
 
+def documents(batch, first_row=0):
+    """The tokens of each list's documents, read at their scores."""
+    length = batch.tokens.shape[-1]
+    for index, where in zip(batch.score_index, batch.where, strict=True):
+        found = []
+        for row, t in (divmod(i, length) for i in index[where]):
+            same = batch.segments[row - first_row] == batch.segments[row - first_row, t]
+            found.append(batch.tokens[row - first_row][same].tolist())
+        yield found
+
+
 def test_shapes_are_static(encoder):
     batches, _ = stream(encoder, 8, accumulate=2)
     for batch in batches:
-        assert batch.tokens.shape == (2, 6, 16) and batch.where.shape == (2, 2, 3)
+        assert batch.tokens.shape == (2, 6, 16) and batch.where.shape == (2, 4, 3)
 
 
-def test_score_index_points_at_each_document(encoder):
-    [batch], _ = stream(encoder, 1)
+def test_lists_are_whole_and_scored_at_their_first_token(encoder):
+    batches, _ = stream(encoder, 6, list_size=6)
+    known = {
+        tuple(s.tokens): (one.query_id, row)
+        for one in LISTS
+        for s, row in zip(encoder(one.query, one.documents), one.documents, strict=True)
+    }
     cls = encoder.tokenizer.head[0]
-    tokens = batch.tokens[0].reshape(-1)
-    index, where = batch.score_index[0], batch.where[0]
-    assert (tokens[index[where]] == cls).all()
-    segments = batch.segments[0].reshape(-1)
-    assert (segments[index[where]] == 1).all() and (segments[index[~where]] == 0).all()
-    assert len(np.unique(index)) == index.size
+    for batch in batches:
+        batch = jax.tree.map(lambda x: x[0], batch)
+        assert (batch.tokens.reshape(-1)[batch.score_index[batch.where]] == cls).all()
+        for found, labels in zip(documents(batch), batch.labels, strict=True):
+            names = {known[tuple(tokens)] for tokens in found}
+            if names:
+                [query] = {name for name, _ in names}
+                one = LISTS[int(query[1:])]
+                assert {row for _, row in names} == set(one.documents.tolist())
+                assert set(labels[: len(found)]) == set(one.labels)
+        # Positions restart with each segment, and types follow the template.
+        starts = np.diff(batch.segments, axis=1, prepend=0) != 0
+        assert (batch.positions[starts & (batch.segments > 0)] == 0).all()
+        assert batch.positions.max() < encoder.length
+
+
+def test_rows_are_shared(encoder):
+    batches, _ = stream(encoder, 6)
+    used = [(one.segments > 0).mean() for one in batches]
+    # Two of 7 tokens fill 14 of 16; a row each would be 0.44.
+    assert np.mean(used) > 0.7 and max(one.segments.max() for one in batches) == 2
 
 
 def test_order_is_a_function_of_the_seed(encoder):
@@ -74,46 +109,70 @@ def test_order_is_a_function_of_the_seed(encoder):
     assert equal(a, b) and not equal(a, c)
 
 
-def test_resumes_from_its_state(encoder):
-    _, batches = stream(encoder, 7)
+def test_resumes_from_its_state_at_every_batch(encoder):
+    whole, batches = stream(encoder, 9, size=2)
+    states = []
+    _, batches = stream(encoder, 0, size=2)
+    for _ in whole:
+        states.append(json.dumps(batches.get_state()))
+        next(batches)
+    for done, state in enumerate(states):
+        _, again = stream(encoder, 0, size=2)
+        again.set_state(json.loads(state))
+        assert equal(whole[done:], list(itertools.islice(again, 9 - done)))
+
+
+def test_goes_on_with_another_number_of_shards(encoder):
+    """Nothing is lost and nothing comes twice."""
+
+    def taken(batches):
+        return [
+            tuple(sorted(map(tuple, one)))
+            for batch in batches
+            for one in documents(jax.tree.map(lambda x: x[0], batch))
+            if one
+        ]
+
+    seen, batches = stream(encoder, 2, list_size=6, shards=pipeline.Shards(2, (0, 1)))
     state = batches.get_state()
-    rest = [next(batches) for _ in range(5)]
-    _, again = stream(encoder, 0)
+    four = pipeline.Shards(4, (0, 1, 2, 3))
+    _, again = stream(encoder, 0, list_size=6, shards=four)
     again.set_state(state)
-    assert equal(rest, [next(again) for _ in range(5)])
+    seen = taken(seen)
+    while len(seen) < 2 * len(LISTS):
+        seen += taken([next(again)])
+    counts = collections.Counter(seen)
+    assert len(counts) == len(LISTS) and max(counts.values()) <= 4
 
 
-def test_an_epoch_shows_every_list_once_over_all_processes(encoder):
-    seen = []
-    for index in range(2):
-        share = pipeline.Share(index, 2)
-        batches, _ = stream(encoder, 11, size=2, share=share, list_size=6)
-        for batch in batches:
-            row = batch.tokens[0, 0]
-            seen.append(tuple(row[: int(batch.segments[0, 0].sum())]))
-    assert len(seen) == 22 and len({row for row in seen}) >= 18  # of 23 lists
+def test_an_epoch_shows_every_list_once(encoder):
+    batches, _ = stream(encoder, 12, size=4, list_size=6)
+    seen = [
+        tuple(sorted(map(tuple, one)))
+        for batch in batches
+        for one in documents(jax.tree.map(lambda x: x[0], batch))
+        if one
+    ]
+    counts = collections.Counter(seen)
+    assert len(counts) == len(LISTS)
+    # What waits to be packed is from the epochs that are under way.
+    assert max(counts.values()) - min(counts.values()) <= 2
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_batches_are_the_same_for_any_number_of_processes(encoder, accumulate):
-    """Joined as a mesh joins them; and a run can go on with another number."""
-    sizes = dict(size=8, accumulate=accumulate)
-    whole, _ = stream(encoder, 4, **sizes)
-    parts = []
-    for index in range(4):
-        _, batches = stream(encoder, 0, share=pipeline.Share(index, 4), **sizes)
-        pipeline.skip(batches, 2)
-        parts.append([next(batches) for _ in range(2)])
-    for batch, *quarters in zip(whole[2:], *parts, strict=True):
-        joined = jax.tree.map(lambda *x: np.concatenate(x, axis=1), *quarters)
-        assert equal(batch, joined)
-
-
-def test_rows_of_a_second_process_are_numbered_globally(encoder):
-    [batch], _ = stream(encoder, 1, size=4, share=pipeline.Share(1, 2))
-    first = 2 * 3 * 16
-    assert batch.score_index.min() >= first
-    assert batch.score_index.max() < 2 * first
+def test_processes_make_what_one_process_makes(encoder):
+    whole, _ = stream(
+        encoder, 4, size=4, accumulate=2, shards=pipeline.Shards(2, (0, 1))
+    )
+    halves = [
+        stream(encoder, 4, size=4, accumulate=2, shards=pipeline.Shards(2, (i,)))[0]
+        for i in range(2)
+    ]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        both = jax.tree.map(lambda x, y: np.concatenate([x, y], axis=1), *parts)
+        assert equal(batch, both)
+        # The lists of a shard point at its own rows alone.
+        row = batch.score_index.reshape(2, 2, -1) // 16
+        assert (row // 3 == np.arange(2).reshape(1, 2, 1)).all()
 
 
 def test_drawing_keeps_a_best_document():
@@ -134,40 +193,64 @@ def test_text_batches_predict_the_document_alone(encoder):
         batch=config.Batch(size=4),
         length=16,
         seed=0,
-        share=ONE,
+        shards=ONE,
     )
     batch = next(batches)
-    assert batch.tokens.shape == (1, 4, 16) and batch.where.shape == (1, 4, 0)
+    assert batch.tokens.shape == (1, 4, 16) and batch.where.shape[2] == 0
     assert (batch.loss_mask == ((batch.types == 1) & (batch.segments > 0))).all()
-    assert batch.loss_mask.any()
+    assert batch.segments.max() == 2 and batch.loss_mask.any()
 
 
-def test_every_pair_is_scored_once_in_order(encoder):
-    pairs = list(pipeline.pair_batches(LISTS, encoder, rows=8, share=ONE))
-    total = sum(len(one.documents) for one in LISTS)
-    assert sum(real for _, real in pairs) == total
-    assert all(batch.tokens.shape == (8, 16) for batch, _ in pairs)
-    tokens = np.concatenate([batch.tokens[:real] for batch, real in pairs])
+def test_every_text_once(encoder):
+    clicks = [ClickExample(f"ask q{i}", f"word{i}", "text") for i in range(23)]
+    batches, nothing = pipeline.every_text(
+        clicks, encoder.tokenizer, batch=config.Batch(size=4), length=16, shards=ONE
+    )
+    found = list(batches)
+    starts = [(one.positions == 0) & (one.segments > 0) for one in found]
+    assert sum(int(one.sum()) for one in starts) == 23
+    assert nothing.tokens.shape == found[0].tokens.shape and not nothing.segments.any()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_every_pair_is_scored_once(encoder, shards):
+    local = tuple(range(shards))
+    pairs = list(
+        pipeline.pair_batches(
+            LISTS, encoder, rows=8, shards=pipeline.Shards(shards, local)
+        )
+    )
     expected = [s.tokens for one in LISTS for s in encoder(one.query, one.documents)]
-    assert [
-        row[: len(e)].tolist() for row, e in zip(tokens, expected, strict=True)
-    ] == expected
+    seen = {}
+    for batch, numbers in pairs:
+        assert batch.tokens.shape == (8, 16)
+        for number, found in zip(numbers.tolist(), documents(batch), strict=True):
+            assert (number >= 0) == bool(found)
+            if found:
+                assert number not in seen
+                [seen[number]] = found
+    assert [seen[i] for i in range(len(expected))] == expected
+    fill = [(batch.segments > 0).mean() for batch, _ in pairs[:-shards]]
+    assert np.mean(fill) > 0.8
 
 
 def test_two_processes_share_the_rows_of_each_batch(encoder):
-    whole = list(pipeline.pair_batches(LISTS, encoder, rows=8, share=ONE))
-    halves = [
-        list(pipeline.pair_batches(LISTS, encoder, rows=8, share=pipeline.Share(i, 2)))
-        for i in range(2)
-    ]
-    for (batch, _), (a, _), (b, _) in zip(whole, *halves, strict=True):
-        both = jax.tree.map(lambda x, y: np.concatenate([x, y]), a, b)
-        assert equal(batch, both)
+    def batches(local):
+        shards = pipeline.Shards(2, local)
+        return list(pipeline.pair_batches(LISTS, encoder, rows=8, shards=shards))
+
+    # A process ends when its lists do, so the numbers of batches may differ by one.
+    for whole, *halves in zip(
+        batches((0, 1)), batches((0,)), batches((1,)), strict=False
+    ):
+        both = jax.tree.map(lambda x, y: np.concatenate([x, y]), *halves)
+        assert equal(whole, both)
 
 
 def test_sizes_that_do_not_divide(encoder):
-    with pytest.raises(config.ConfigError, match="batch.size 4 .* 3 processes"):
-        stream(encoder, 1, share=pipeline.Share(0, 3))
+    shards = pipeline.Shards(3, (0, 1, 2))
+    with pytest.raises(config.ConfigError, match="micro-batch of 4 .* 3 data shards"):
+        stream(encoder, 1, shards=shards)
     with pytest.raises(config.ConfigError, match="no example"):
         pipeline.text_batches(
             [],
@@ -175,7 +258,7 @@ def test_sizes_that_do_not_divide(encoder):
             batch=config.Batch(size=4),
             length=16,
             seed=0,
-            share=ONE,
+            shards=ONE,
         )
 
 
