@@ -233,7 +233,9 @@ def read_head(folder: pathlib.Path) -> Head:
             (m["type"].split(".")[-1], folder / m["path"]) for m in read_json(path)
         ]
         last, where = modules[-1]
-        fields = read_json(where / "config.json") if last != "Transformer" else {}
+        described = where / "config.json"
+        # Modules without settings, such as Normalize, come without a folder.
+        fields = read_json(described) if described.is_file() else {}
         if last == "LogitScore":
             tokens = (fields["true_token_id"], fields.get("false_token_id"))
             return Head({}, tuple(token for token in tokens if token is not None))
