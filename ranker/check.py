@@ -1,0 +1,120 @@
+"""Checks that an exported ranker still scores as its contract says.
+
+python -m ranker.check FOLDER [--against OTHER] [--scores FILE]
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+_TOLERANCE = 1e-2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints what each reader found; returns 1 where scores differ, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ranker.check",
+        description="Scores the golden pairs of an exported ranker again, by this "
+        "package and by transformers where torch is installed, and names the likely "
+        "cause of a difference. Exits with 1 if there is one.",
+    )
+    parser.add_argument("folder", type=pathlib.Path, help="that ranker.export wrote")
+    parser.add_argument(
+        "--against",
+        type=pathlib.Path,
+        metavar="OTHER",
+        help="also score the pairs with this folder, such as a copy that is served",
+    )
+    parser.add_argument(
+        "--scores",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="also compare scores that a server gave: JSON, a list in the pairs' order",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=_TOLERANCE,
+        help="allowed difference, in standard deviations of the scores (default "
+        "%(default)g)",
+    )
+    given = parser.parse_args(arguments)
+
+    from ranker import contract
+    from ranker.models.families import ModelError
+
+    try:
+        return _check(given)
+    except (contract.ContractError, ModelError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _check(given: Any) -> int:
+    from ranker import contract
+    from ranker.serving import checking
+
+    promise = contract.load(given.folder)
+    served = _read_scores(given.scores, len(promise.golden)) if given.scores else None
+    print(
+        f"{given.folder}: {len(promise.golden)} golden pairs of {promise.stage!r}, "
+        f"exported by {promise.made_by}"
+    )
+    equal = True
+    for folder in [given.folder, *([given.against] if given.against else [])]:
+        if given.against:
+            print(f"scores of {folder}:")
+        for result in checking.check(folder, promise, tolerance=given.tolerance):
+            equal &= _print(result, promise)
+    if checking.num_readers() == 1:
+        print("transformers: not checked, torch is not installed")
+    if served is not None:
+        reader = checking.best_reader(given.folder, promise)
+        result = checking.judge(
+            reader, promise, None, served, tolerance=given.tolerance
+        )
+        equal &= _print(result, promise, name=str(given.scores))
+    return 0 if equal else 1
+
+
+def _read_scores(path: pathlib.Path, count: int) -> Any:
+    import json
+
+    import numpy as np
+
+    from ranker.contract import ContractError
+
+    try:
+        found = np.asarray(json.loads(path.read_text()), np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise ContractError(f"{path}: no JSON list of scores ({error})") from error
+    if found.shape != (count,):
+        raise ContractError(
+            f"{path}: expected a list of {count} scores, one for each golden pair, "
+            f"found the shape {found.shape}"
+        )
+    return found
+
+
+def _print(result: Any, promise: Any, name: str = "") -> bool:
+    total = len(promise.golden)
+    print(
+        f"{name or result.reader}: {result.equal} of {total} equal, largest difference "
+        f"{result.largest:.2g}"
+    )
+    if result.first is None:
+        return True
+    golden = promise.golden[result.first]
+    print(
+        f"  first difference: pair {result.first} ({golden.kind}), query "
+        f"{golden.query[:60]!r}: expected {golden.score:.5f}, found "
+        f"{result.found[result.first]:.5f}"
+    )
+    print(f"  likely cause: {result.cause.name}: {result.cause.sentence}")
+    return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,138 @@
+"""What an exported ranker promises: how text is fed, and the scores that come out.
+
+The file lies beside the weights and says everything that a server must do, with golden
+pairs to prove that it does. See docs/contract.md.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from ranker.manifest import write_json
+
+FILE = "ranker_contract.json"
+VERSION = 1
+_CHUNK = 1 << 24  # bytes read at once
+
+
+class ContractError(ValueError):
+    """A folder without a contract that can be used; says what was found."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """A pair of texts, what the model reads of it, and its score."""
+
+    kind: str  # short, cut, other script, or spread (over all scores)
+    query: str
+    title: str
+    text: str
+    tokens: list[int]  # special tokens included, as cut
+    document: int  # place of the document's first token
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """How a folder's model is to be fed and read."""
+
+    version: int  # of this file's format
+    made_by: str  # package and version
+    stage: str  # that trained the weights
+    template: str  # name; see ranker/data/text.py
+    template_digest: str  # of its words and special tokens
+    query: str  # first text of the pair that a tokenizer is given
+    document: str  # second text; {both}: title and text, those that are not empty
+    prefix: list[int]  # ids before the first text
+    middle: list[int]  # ids between the texts
+    suffix: list[int]  # ids behind the second text, never cut
+    special_tokens: dict[str, str]  # id -> token, of these three
+    types: list[int]  # token types of the first text and of the second
+    padding: int  # id; padding is on the right and is not attended to
+    length: int  # tokens a pair, special tokens included
+    truncation: str  # a sentence
+    tokenizer_digest: str
+    pooling: str  # first token, last token, or mean of all tokens
+    head: str  # what gives the score
+    activation: str  # on the score: none
+    dtype: str  # of weights and computation that gave the golden scores
+    model: dict[str, Any]  # architecture
+    tensors: dict[str, str]  # name -> dtype and digest
+    scores: dict[str, float]  # pairs, mean, std, min, max over a sample
+    golden: list[Golden]
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the contract into the model's folder, all or nothing."""
+        write_json(folder / FILE, dataclasses.asdict(self))
+
+
+def load(folder: pathlib.Path) -> Contract:
+    """The contract of a folder.
+
+    Raises:
+      ContractError: when there is none, or none that this version reads.
+    """
+    path = folder / FILE
+    again = "export the stage again with python -m ranker.export"
+    if not folder.is_dir():
+        raise ContractError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise ContractError(
+            f"{folder} has no {FILE}: it is no ranker that this package exported; "
+            f"{again}, or check it --against a folder that has one"
+        )
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ContractError(f"{path} is not JSON ({error}); {again}") from error
+    found = fields.get("version") if isinstance(fields, dict) else None
+    if found != VERSION:
+        raise ContractError(
+            f"{path} has the version {found!r}, and this package reads {VERSION}; "
+            f"{again}, or check with the package that made it"
+        )
+    try:
+        fields["golden"] = [Golden(**one) for one in fields["golden"]]
+        contract = Contract(**fields)
+    except (TypeError, KeyError) as error:
+        raise ContractError(f"{path} is not whole ({error}); {again}") from error
+    if not contract.golden:
+        raise ContractError(f"{path} has no golden pairs; {again}")
+    return contract
+
+
+def tensor_digests(folder: pathlib.Path) -> dict[str, str]:
+    """Name of every tensor in a folder's safetensors -> "DTYPE:DIGEST of its bytes".
+
+    Raises:
+      ContractError: when a file is not safetensors, or is cut.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(size))
+                header.pop("__metadata__", None)
+                for name, one in header.items():
+                    begin, end = one["data_offsets"]
+                    file.seek(8 + size + begin)
+                    digest = _digest(file, end - begin)
+                    found[name] = f"{one['dtype']}:{digest}"
+        except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
+            raise ContractError(f"{path} is no whole safetensors: {error}") from error
+    return dict(sorted(found.items()))
+
+
+def _digest(file: Any, size: int) -> str:
+    digest = hashlib.sha256()
+    while size:
+        part = file.read(min(size, _CHUNK))
+        if not part:
+            raise ValueError(f"it ends {size} bytes early")
+        digest.update(part)
+        size -= len(part)
+    return digest.hexdigest()[:16]
