@@ -27,6 +27,7 @@ FILE = "manifest.json"
 
 
 _HASHING_THREADS = 4
+_READ_UP_TO = 1 << 24  # bytes of a file that is read whenever its stage is looked at
 _LOCKS = ".locks"  # in the workdir, beside the stages, whose folders may be moved
 
 
@@ -120,8 +121,19 @@ def file_digests(folder: pathlib.Path) -> dict[str, list[Any]]:
     }
 
 
-def find_damage(folder: pathlib.Path, expected: dict[str, list[Any]]) -> str | None:
-    """The first file below `folder` that is not as `file_digests` found it, and how."""
+def find_damage(
+    folder: pathlib.Path,
+    expected: dict[str, list[Any]],
+    *,
+    read_up_to: int | None = None,
+) -> str | None:
+    """The first file below `folder` that is not as `file_digests` found it, and how.
+
+    Args:
+      folder: that they lie in.
+      expected: what `file_digests` returned; other files are not looked at.
+      read_up_to: bytes; of larger files the size alone is compared. None: all are read.
+    """
 
     def check(name: str) -> str | None:
         size, content = expected[name]
@@ -129,6 +141,8 @@ def find_damage(folder: pathlib.Path, expected: dict[str, list[Any]]) -> str | N
         try:
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size} bytes of {size}"
+            if read_up_to is not None and size > read_up_to:
+                return None
             with path.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != content:
                     return f"{name} has another content than was written"
@@ -277,9 +291,30 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
     return False
 
 
+def outputs(folder: pathlib.Path) -> dict[str, list[Any]]:
+    """Digests of all that a stage has written, but its manifest, to be kept there."""
+    found = file_digests(folder)
+    found.pop(FILE, None)
+    return found
+
+
+def find_output_damage(folder: pathlib.Path, account: Manifest) -> str | None:
+    """What of a finished stage is not as it was written, as far as its facts tell.
+
+    Large files carry checks of their own, and are not read here.
+    """
+    files = account.facts.get("files", {})
+    return find_damage(folder, files, read_up_to=_READ_UP_TO)
+
+
 @contextlib.contextmanager
 def claim(
-    folder: pathlib.Path, manifest: Manifest, *, replace: bool, leads: bool = True
+    folder: pathlib.Path,
+    manifest: Manifest,
+    *,
+    replace: bool,
+    leads: bool = True,
+    wait: bool = False,
 ) -> Iterator[bool]:
     """Holds a stage while it is run; yields False where there is nothing to run.
 
@@ -288,17 +323,22 @@ def claim(
       manifest: of the stage as it is to be run now.
       replace: move a folder of other settings aside; see `is_done`.
       leads: this is the first process of its run, which holds the lock for all.
+      wait: wait for another run that works on it, and see what it has left.
 
     Raises:
       StageError: when another run works on it, or other settings made what it holds.
     """
     found = load(folder)
     if found is not None and found.done and found.key == manifest.key:
-        yield False
-    elif not leads:
+        if (damage := find_output_damage(folder, found)) is None:
+            yield False
+            return
+        print(f"[{folder.name}] is damaged, and made again: {damage}", flush=True)
+        reopen(found, folder)
+    if not leads:
         yield not is_done(folder, manifest, replace=False)
     else:
-        with lock(folder.parent, folder.name):
+        with lock(folder.parent, folder.name, wait=wait):
             yield not is_done(folder, manifest, replace=replace)
 
 

@@ -1,8 +1,10 @@
 """The prepare stage: raw data to records and tokenizers, once, in WORKDIR/prepare."""
 
+import dataclasses
+import hashlib
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,17 @@ class Prepared:
     folder: pathlib.Path
     account: manifest.Manifest
     text: config.Text
+
+    def inputs(self, *pieces: str) -> dict[str, str]:
+        """Digests of the pieces that a stage reads, for its manifest.
+
+        Args:
+          pieces: "corpus", "lists/SPLIT", "clicks/SPLIT", or a role, for its tokenizer
+            and template.
+        """
+        digests = self.account.facts["pieces"]
+        # A split that the data does not have is one without records.
+        return {f"{NAME}/{one}": digests.get(one, "empty") for one in pieces}
 
     def corpus(self) -> datasets.Records[Document]:
         """Documents by row."""
@@ -94,10 +107,20 @@ def prepare(
     account = manifest.Manifest(
         kind=NAME, settings=_settings(data, settings), inputs={}
     )
-    if manifest.is_done(folder, account, replace=replace):
+    with manifest.claim(folder, account, replace=replace, wait=True) as todo:
+        if todo:
+            return _prepare(data, settings, folder, account)
         found = manifest.load(folder)
         assert found is not None
         return Prepared(folder, found, settings)
+
+
+def _prepare(
+    data: config.Data,
+    settings: config.Text,
+    folder: pathlib.Path,
+    account: manifest.Manifest,
+) -> Prepared:
     for stale in ("corpus", "lists", "clicks", "tokenizers"):
         shutil.rmtree(folder / stale, ignore_errors=True)
     raw = load_beir(data) if data.path else _made(data)
@@ -105,6 +128,7 @@ def prepare(
     prepared = Prepared(folder, account, settings)
     datasets.write_corpus(folder / "corpus", raw.documents)
     facts: dict[str, Any] = {"report": raw.report}
+    pieces = {"corpus": _content(raw.documents)}
     for role in ROLES:
         target = prepared.tokenizer_folder(role)
         _make_tokenizer(target, settings, role, raw)
@@ -114,13 +138,31 @@ def prepare(
             "template": tokenizer.template_digest,
             "vocab_size": tokenizer.vocab_size,
         }
+        pieces[role] = manifest.digest([tokenizer.digest, tokenizer.template_digest])
         tokens = settings.of(role, "length")
         _drop_long_queries(raw, tokenizer, tokens, f"{role}_length", data.on_error)
     datasets.write_lists(folder / "lists", raw.lists)
     datasets.write_clicks(folder / "clicks", raw.clicks)
+    for kind, splits in (("lists", raw.lists), ("clicks", raw.clicks)):
+        for split, records in splits.items():
+            pieces[f"{kind}/{split}"] = _content(records)
     for name, count in raw.report.items():
         print(f"[{NAME}] {name}: {count}", flush=True)
-    return Prepared(folder, account.finish(folder, **facts), settings)
+    files = manifest.outputs(folder)
+    done = account.finish(folder, **facts, pieces=pieces, files=files)
+    return Prepared(folder, done, settings)
+
+
+def _content(records: Iterable[Any]) -> str:
+    """Digest of records, in their order: later stages depend on it and on no file."""
+    sha = hashlib.sha256()
+    for record in records:
+        for field in dataclasses.fields(record):
+            value = getattr(record, field.name)
+            array = isinstance(value, np.ndarray)
+            sha.update(value.tobytes() if array else repr(value).encode())
+            sha.update(b"\0")
+    return sha.hexdigest()[:16]
 
 
 def _make_tokenizer(

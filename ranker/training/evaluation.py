@@ -14,7 +14,7 @@ from ranker import config, manifest, sharding
 from ranker.data import formats
 from ranker.data.bm25 import Bm25
 from ranker.data.pipeline import Source
-from ranker.data.prepare import prepare
+from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.metrics import ranking, significance
 from ranker.training.scoring import make_score, score_lists
@@ -89,8 +89,7 @@ def evaluate(
     """
     check_measures(settings.measures)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    lists, corpus = prepared.lists(settings.split), prepared.corpus()
-    if not len(lists):
+    if not len(prepared.lists(settings.split)):
         raise manifest.StageError(f"the split {settings.split!r} has no query")
     by = "the evaluate stage"
     parents = {
@@ -109,17 +108,32 @@ def evaluate(
             "seed": settings.seed,
         },
         inputs={
-            "prepare": prepared.account.key,
+            **prepared.inputs("corpus", f"lists/{settings.split}"),
             **{name: parent.key for name, parent in parents.items()},
         },
     )
-    if manifest.is_done(folder, account, replace=replace):
-        found = manifest.load(folder)
-        assert found is not None
-        summary = found.facts["summary"]
-        _finish(summary, workdir)
-        return summary
-    qrels = qrels_of(lists)
+    with manifest.claim(folder, account, replace=replace) as todo:
+        if todo:
+            summary = _measure(settings, prepared, workdir, folder, by)
+            files = manifest.outputs(folder)
+            account.finish(folder, summary=summary, files=files)
+        else:
+            found = manifest.load(folder)
+            assert found is not None
+            summary = found.facts["summary"]
+    _finish(summary, workdir)
+    return summary
+
+
+def _measure(
+    settings: config.Evaluate,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    folder: pathlib.Path,
+    by: str,
+) -> dict[str, Any]:
+    """Scores the candidates by every system, writes the runs, and compares them."""
+    lists, corpus = prepared.lists(settings.split), prepared.corpus()
     runs = {"bm25": run_of(lists, corpus, bm25_scores(lists, corpus))}
     mesh = sharding.make_mesh(settings.mesh)
     for name in settings.systems:
@@ -138,8 +152,8 @@ def evaluate(
     if jax.process_index() == 0:
         for name, run in runs.items():
             formats.write_run(folder / f"{name}.trec", run, tag=name)
-    summary = compare(
-        qrels,
+    return compare(
+        qrels_of(lists),
         runs,
         measures=settings.measures,
         reference=settings.reference,
@@ -147,9 +161,6 @@ def evaluate(
         permutations=settings.permutations,
         seed=settings.seed,
     )
-    account.finish(folder, summary=summary)
-    _finish(summary, workdir)
-    return summary
 
 
 def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarray:

@@ -52,15 +52,25 @@ def export(
     account = manifest.Manifest(
         kind="export",
         settings={},
-        inputs={"prepare": prepared.account.key, settings.stage: parent.key},
+        inputs={
+            **prepared.inputs("corpus", *(f"lists/{one}" for one in _SPLITS)),
+            settings.stage: parent.key,
+        },
     )
-    if manifest.is_done(folder, account, replace=replace):
-        return folder
-    mesh = sharding.make_mesh(settings.mesh)
-    trained = load_trained(workdir, settings.stage, prepared, mesh, kinds=kinds, by=by)
-    write_folder(folder, trained, prepared, mesh)
-    account.finish(folder, stage=settings.stage, length=trained.length)
-    print(f"[export] {settings.stage} is in {folder}", flush=True)
+    with manifest.claim(folder, account, replace=replace) as todo:
+        if todo:
+            mesh = sharding.make_mesh(settings.mesh)
+            trained = load_trained(
+                workdir, settings.stage, prepared, mesh, kinds=kinds, by=by
+            )
+            write_folder(folder, trained, prepared, mesh)
+            account.finish(
+                folder,
+                stage=settings.stage,
+                length=trained.length,
+                files=manifest.outputs(folder),
+            )
+            print(f"[export] {settings.stage} is in {folder}", flush=True)
     return folder
 
 

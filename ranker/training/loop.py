@@ -14,7 +14,6 @@ import optax
 from flax import nnx
 
 from ranker import config, manifest, sharding
-from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
 from ranker.training import preemption
@@ -150,7 +149,12 @@ def describe(
 ) -> manifest.Manifest:
     """The stage's manifest: what its result depends on; checks its parents' kinds."""
     kind = KINDS[type(settings.objective)]
-    inputs = {PREPARE: prepared.account.key}
+    if kind == "cpt":
+        pieces = ["clicks/train", "clicks/dev"]
+    else:  # of a distillation's lists the scores' own key tells
+        lists = ["lists/train"] if kind == "sft" else []
+        pieces = ["corpus", "lists/dev", *lists]
+    inputs = prepared.inputs(origin.role, *pieces)
     for name, kinds in (
         (settings.parent, PARENTS[kind]),
         (settings.scores, ("score",)),

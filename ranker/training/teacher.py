@@ -6,7 +6,6 @@ import pathlib
 import numpy as np
 
 from ranker import config, manifest, sharding
-from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import prepare
 from ranker.data.scores import load_scores, path_of, save_scores
 from ranker.manifest import Manifest
@@ -37,7 +36,11 @@ def score(
     account = Manifest(
         kind="score",
         settings={"splits": list(settings.splits)},
-        inputs={PREPARE: prepared.account.key, settings.teacher: parent.key},
+        inputs={
+            **prepared.inputs("corpus", *(f"lists/{one}" for one in settings.splits)),
+            **prepared.inputs(parent.settings["role"]),
+            settings.teacher: parent.key,
+        },
         facts={"teacher": settings.teacher, "teacher_facts": parent.facts},
     )
     folder = workdir / settings.name

@@ -92,10 +92,11 @@ def _require(
     by: str,
 ) -> manifest.Manifest:
     account = manifest.require(workdir, name, kinds=kinds, by=by)
-    if account.inputs["prepare"] != prepared.account.key:
+    role = account.settings["role"]
+    if not prepared.inputs(role).items() <= account.inputs.items():
         raise manifest.StageError(
-            f"{workdir / name} was trained on other data or tokenizers than "
-            f"{prepared.folder} holds; run that stage again"
+            f"{workdir / name} was trained with another tokenizer or template of the "
+            f"{role} than {prepared.folder} holds; run that stage again"
         )
     return account
 
