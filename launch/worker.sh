@@ -62,6 +62,8 @@ main() {
   export PATH="$HOME/ranker-venv/bin:$PATH" PYTHONUNBUFFERED=1
   # A worker that finds no TPU must not go on alone on its CPU.
   export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
+  # The workers do one run together: ranker has jax find the others.
+  export RANKER_PROCESSES="${RANKER_PROCESSES:-auto}"
   "$@" &
   child=$!
   trap 'kill -TERM "$child" 2>/dev/null || true' TERM INT HUP

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import pathlib
 import signal
 import sys
@@ -56,7 +57,9 @@ def main(
                 "--workdir is missing: the folder that all stages write to, e.g. "
                 "--workdir runs/first"
             )
-        call()(settings, known.workdir)
+        function = call()
+        _join(os.environ.get("RANKER_PROCESSES", ""))
+        function(settings, known.workdir)
 
     sentences(run, where=known.workdir)
 
@@ -87,6 +90,41 @@ def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> 
         if not _is_ours(error):
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def _join(processes: str) -> None:
+    """Makes this process one of several that do one run together.
+
+    Args:
+      processes: "" for a run of one process; "auto" where jax finds the others by
+        itself (Cloud TPU, Slurm, Open MPI); or HOST:PORT,COUNT,INDEX, the address of
+        the first process, their number, and which of them this is.
+
+    Raises:
+      ConfigError: when they do not come together.
+    """
+    if not processes:
+        return
+    import jax
+
+    address, *numbers = processes.split(",")
+    how = f"RANKER_PROCESSES={processes!r}"
+    if processes != "auto" and (
+        len(numbers) != 2 or not all(number.isdecimal() for number in numbers)
+    ):
+        raise config.ConfigError(
+            f"{how}: expected auto, or HOST:PORT,COUNT,INDEX such as 10.0.0.2:8476,4,0"
+        )
+    try:
+        if processes == "auto":
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(address, *map(int, numbers))
+    except (RuntimeError, ValueError) as error:
+        raise config.ConfigError(
+            f"{how}: the processes did not come together ({error}); leave the variable "
+            "out for a run of one process"
+        ) from error
 
 
 def _stop(*_) -> None:

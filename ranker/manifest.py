@@ -28,6 +28,7 @@ FILE = "manifest.json"
 
 _HASHING_THREADS = 4
 _READ_UP_TO = 1 << 24  # bytes of a file that is read whenever its stage is looked at
+_MAX_JSON = 64 * 2**20  # bytes
 _LOCKS = ".locks"  # in the workdir, beside the stages, whose folders may be moved
 
 
@@ -96,11 +97,16 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: when the file is not what was written.
     """
-    value = json.loads(path.read_bytes().decode())
-    if not isinstance(value, dict) or "digest" not in value:
-        raise ValueError("it has no digest")
-    if value.pop("digest") != digest(value):
-        raise ValueError("its digest does not fit: it has been damaged or edited")
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"it is over {_MAX_JSON // 2**20} MiB")
+    try:
+        value = json.loads(path.read_bytes().decode())
+        if not isinstance(value, dict) or "digest" not in value:
+            raise ValueError("it has no digest")
+        if value.pop("digest") != digest(value):
+            raise ValueError("its digest does not fit: it has been damaged or edited")
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
     return value
 
 
@@ -215,14 +221,25 @@ def load(folder: pathlib.Path) -> Manifest | None:
         fields = read_sealed(path)
         key = fields.pop("key")
         found = Manifest(**fields)
+        _check_types(found)
         if found.key != key:
             raise ValueError("its key does not fit its settings")
         return found
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         raise StageError(
             f"{path} is not a manifest of this package ({error}); delete the folder "
             f"{folder} to have the stage run again"
         ) from error
+
+
+def _check_types(found: Manifest) -> None:
+    """Raises `ValueError` for a field of another type than `Manifest` says."""
+    wanted = dict(kind=str, settings=dict, inputs=dict, facts=dict, done=bool)
+    for name, kind in {**wanted, "version": str}.items():
+        if not isinstance(getattr(found, name), kind):
+            raise ValueError(f"its field {name!r} is no {kind.__name__}")
+    if not all(isinstance(key, str) for key in found.inputs.values()):
+        raise ValueError("its field 'inputs' holds something else than keys")
 
 
 def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str):

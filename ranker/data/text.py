@@ -112,7 +112,10 @@ class Tokenizer:
                 "tokenizer.json, or leave the setting empty to have one trained"
             )
         try:
-            loaded = AutoTokenizer.from_pretrained(str(path), local_files_only=local)
+            # Code that comes with a tokenizer is never run, nor is it asked about.
+            loaded = AutoTokenizer.from_pretrained(
+                str(path), local_files_only=local, trust_remote_code=False
+            )
         except Exception as error:  # transformers raises many kinds
             raise DataError(
                 f"{path}: transformers cannot load a tokenizer from it: {error}"

@@ -20,6 +20,8 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # Second copies of the weights, for other tools.
 _OTHERS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 _DTYPES = ("F32", "BF16", "F16", "F64", "I64")  # I64: buffers, which are ignored
+# More would fill the memory with lists of their names.
+_AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
 _SAMPLE = 4096  # numbers of a tensor that its digest is made from, at most
 
 
@@ -91,7 +93,7 @@ def read_json(path: pathlib.Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
 
 
@@ -113,17 +115,23 @@ def read_fields(folder: pathlib.Path) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ModelError(f"{path}: is not an object; expected a Hugging Face folder")
     if fields.get("model_type") == "gemma3":
-        fields = {"model_type": "gemma3_text", **fields.get("text_config", {})}
+        inner = fields.get("text_config")
+        inner = inner if isinstance(inner, dict) else {}
+        fields = {"model_type": "gemma3_text", **inner}
     if fields.get("quantization_config"):
         raise ModelError(
             f"{path}: the weights are quantised (quantization_config); use the "
             "checkpoint that they were made from"
         )
     kind = fields.get("model_type")
-    if kind not in KNOWN:
+    if not isinstance(kind, str) or kind not in KNOWN:
         raise ModelError(
             f"{path}: model_type {kind!r} is unknown; known are {', '.join(KNOWN)}"
         )
+    for name, most in _AT_MOST.items():
+        found = fields.get(name, 0)
+        if isinstance(found, (int, float)) and not found <= most:
+            raise ModelError(f"{path}: {name} is {found:g}, and at most {most} is read")
     # transformers knows the defaults, and the names that older releases used.
     from transformers import AutoConfig
 
@@ -189,7 +197,11 @@ def _list_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         return {"": whole}
     try:
         listed: dict[str, str] = read_json(index)["weight_map"]
-        wrong = [name for name in listed.values() if pathlib.Path(name).name != name]
+        wrong = [
+            name
+            for name in listed.values()
+            if pathlib.Path(name).name != name or "\0" in name
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"{index}: has no weight_map; fetch it again") from error
     if wrong:
@@ -211,6 +223,17 @@ def _say_no_weights(folder: pathlib.Path) -> str:
     return f"{folder}: the folder has {what}"
 
 
+def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The folder of a module, which a file from a stranger names."""
+    parts = pathlib.PurePosixPath(name).parts
+    if ".." in parts or "/" in parts or "\0" in name:
+        raise ModelError(
+            f"{folder / 'modules.json'}: {name!r} is not in this folder; modules are "
+            "read from below it alone"
+        )
+    return folder / name
+
+
 @dataclass(frozen=True)
 class Head:
     """How sentence-transformers scores with a folder's model, where it says so."""
@@ -230,7 +253,8 @@ def read_head(folder: pathlib.Path) -> Head:
         return Head({}, ())
     try:
         modules = [
-            (m["type"].split(".")[-1], folder / m["path"]) for m in read_json(path)
+            (m["type"].split(".")[-1], _inside(folder, m["path"]))
+            for m in read_json(path)
         ]
         last, where = modules[-1]
         described = where / "config.json"

@@ -94,7 +94,14 @@ def open_checkpoint(
     folder = resolve_folder(settings.path, settings.revision)
     path = folder / "config.json"
     fields = read_fields(folder)
-    model = read_config(str(path), fields)
+    try:
+        model = read_config(str(path), fields)
+    except ModelError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"{path}: a field has a value that no model of the kind has ({error!r})"
+        ) from error
     head = read_head(folder)
     tensors, digest = find_tensors(folder)
     tensors = _whole_names(tensors, prefix_of(model.family)) | head.tensors

@@ -5,6 +5,7 @@ Here 5,000 inputs are tried. 100,000 and more, spread over the readers alike:
     RANKER_FUZZ=100000 python -m pytest -n 0 tests/data/test_hostile.py
 """
 
+import dataclasses
 import datetime
 import gzip
 import io
@@ -24,8 +25,11 @@ import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
+from ranker import config, manifest
 from ranker.data import formats
-from ranker.data.records import DataError
+from ranker.data.clicks import clicks_to_examples
+from ranker.data.datasets import load_clicks, write_clicks
+from ranker.data.records import Click, DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INPUTS = int(os.environ.get("RANKER_FUZZ", "5000"))
@@ -92,7 +96,7 @@ READERS = {
     ),
 }
 each = settings(
-    max_examples=max(1, INPUTS // (3 * len(READERS))),
+    max_examples=-(-INPUTS // (3 * len(READERS))),
     deadline=None,
     database=None,
     print_blob=True,
@@ -322,6 +326,71 @@ def test_wrong_values(name, folder):
     check()
 
 
+# --- manifests ---
+
+
+@pytest.fixture
+def stage(tmp_path):
+    account = manifest.Manifest(
+        kind="sft", settings={"a": [1, "ü"]}, inputs={"prepare": "k"}, facts={"n": 2.5}
+    )
+    account.save(tmp_path)
+    return account, tmp_path
+
+
+def load(folder):
+    """The manifest, or None behind a sentence."""
+    try:
+        return manifest.load(folder)
+    except manifest.StageError as error:
+        assert str(folder / manifest.FILE) in str(error) and len(str(error)) < 2000
+        return None
+
+
+def test_damaged_manifests(stage):
+    account, folder = stage
+    path = folder / manifest.FILE
+    whole = path.read_bytes()
+
+    @each
+    @given(st.one_of(damage, st.binary(max_size=50)))
+    def check(change):
+        data = change if isinstance(change, bytes) else damaged(whole, change)
+        path.write_bytes(data)
+        # What is read is what was written, or nothing is.
+        assert load(folder) in (None, account)
+
+    check()
+
+
+def test_manifests_that_say_anything(stage):
+    account, folder = stage
+    names = [field.name for field in dataclasses.fields(account)]
+
+    @each
+    @given(st.dictionaries(st.sampled_from([*names, "more"]), odd, max_size=3))
+    def check(changes):
+        fields = {**dataclasses.asdict(account), **changes}
+        parts = [fields[name] for name in ("kind", "settings", "inputs")]
+        try:
+            key = manifest.digest(parts)
+            manifest.write_sealed(folder / manifest.FILE, {"key": key, **fields})
+        except UnicodeEncodeError:
+            return  # no file can hold it
+        found = load(folder)
+        if found is not None:
+            assert all(isinstance(c, str) for c in manifest.changes(found, account))
+
+    check()
+
+
+@pytest.mark.parametrize("text", ["[" * 10**6, "{}", "null", "\0", '{"digest": 1}'])
+def test_manifests_that_are_none(stage, text):
+    _, folder = stage
+    (folder / manifest.FILE).write_text(text)
+    assert load(folder) is None
+
+
 # --- bombs: small files that unpack to much ---
 
 
@@ -506,3 +575,11 @@ def test_ids_like_paths_are_only_ids(tmp_path, name):
     assert sorted(p.name for p in tmp_path.rglob("*")) == [
         *("a", "corpus.jsonl", "x.trec")
     ]
+
+
+def test_counts_that_are_merged_do_not_overflow(tmp_path):
+    click = Click("q", "t", "s", count=2**31 - 1)
+    examples, _ = clicks_to_examples([click] * 3, config.ClickRules(dev_fraction=0.0))
+    write_clicks(tmp_path / "clicks", examples)
+    (back,) = load_clicks(tmp_path / "clicks", "train")
+    assert back.count == 3 * (2**31 - 1)

@@ -1,0 +1,52 @@
+"""Several processes that make one run: how they come together."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from ranker import cli
+from ranker.config import ConfigError
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PROGRAM = textwrap.dedent("""
+    import pathlib, sys
+    from ranker import cli, config
+
+    def call():
+        import jax
+        return lambda settings, workdir: print(
+            jax.process_index(), "of", jax.process_count(), flush=True
+        )
+
+    cli.main(config.Export, call, "", sys.argv[1:])
+""")
+
+
+def test_processes_come_together(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    file = str(ROOT / "configs" / "export.py")
+    arguments = ["--config", file, "--workdir", str(tmp_path)]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "RANKER_PROCESSES": f"127.0.0.1:{port},2,{index}"},
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=60)[0].strip() for process in running]
+    assert said == ["0 of 2", "1 of 2"]
+
+
+@pytest.mark.parametrize("value", ["yes", "host:1", "host:1,two,0", "host:1,2,-1", ","])
+def test_what_does_not_name_processes_is_refused(value):
+    with pytest.raises(ConfigError, match=r"expected auto, or HOST:PORT,COUNT,INDEX"):
+        cli._join(value)
