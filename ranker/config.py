@@ -126,7 +126,9 @@ class Data:
 
 
 Role = Literal["teacher", "student"]
-Template = Literal["prompt", "pair", "qwen3_reranker", "bge_reranker_gemma"]
+TEMPLATES = ("prompt", "pair", "qwen3_reranker", "bge_reranker_gemma")
+TEMPLATE_BAR = "|||"  # between the parts of a template that is written out
+Template = str  # one of TEMPLATES, or "QUERY ||| DOCUMENT ||| END"; see data/text.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,10 +150,35 @@ class Text:
                 getattr(self, name) >= 8,
                 f"text.{name} must be at least 8 tokens, found {getattr(self, name)}",
             )
+        for name in ("teacher_template", "student_template"):
+            _check_template(f"text.{name}", getattr(self, name))
 
     def of(self, role: Role, name: str) -> Any:
         """The field `name` of the teacher or the student, such as "length"."""
         return getattr(self, f"{role}_{name}")
+
+
+def _check_template(name: str, template: str) -> None:
+    if template in TEMPLATES:
+        return
+    parts = template.split(TEMPLATE_BAR)
+    _require(
+        len(parts) == 3,
+        f"{name} is {template!r}; it takes {', '.join(TEMPLATES)}, or words of "
+        f"your own as 'QUERY {TEMPLATE_BAR} DOCUMENT {TEMPLATE_BAR} END', such as "
+        f"'query: {{query}} {TEMPLATE_BAR}document: {{title}} {{text}}{TEMPLATE_BAR}'",
+    )
+    empty = {"query": {"query": ""}, "document": dict(title="", text="", both="")}
+    for part, (place, fields) in zip(parts, empty.items(), strict=False):
+        names = " or ".join(f"{{{field}}}" for field in fields)
+        try:
+            changed = part.format(**fields) != part
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"{name}: its {place} {part!r} may hold {names} in braces, and no "
+                f"others ({error!r})"
+            ) from error
+        _require(changed, f"{name}: its {place} {part!r} must hold {names}")
 
 
 # --- models ---------------------------------------------------------------------------

@@ -3,11 +3,12 @@ r"""Text to tokens: tokenizer folders, and the templates of query and document.
     prompt   [bos] "query: " QUERY "\n" | "title: " TITLE "\nsummary: " TEXT end
     pair     cls QUERY sep | TITLE TEXT sep
 
-The bar is where the document starts; `pair` puts the special tokens that the tokenizer
-itself puts around a pair. Truncation cuts the document's last tokens; never the query,
-and never what follows the document. A decoder is scored at its last token, which alone
-has seen every other; an encoder at its first. The parts are tokenised on their own and
-joined as ids, so a query costs once for all its documents.
+The bar is where the document starts; TEMPLATES has those of known rerankers, and any
+text `QUERY ||| DOCUMENT ||| END` is one too (see `words_of`). `pair` puts the special
+tokens that the tokenizer itself puts around a pair. Truncation cuts the document's last
+tokens; never the query, and never what follows the document. A decoder is scored at its
+last token, which alone has seen every other; an encoder at its first. The parts are
+tokenised on their own and joined as ids, so a query costs once for all its documents.
 """
 
 import hashlib
@@ -56,8 +57,12 @@ class Words:
     document: str  # {title}, {text}; {both}: those that are not empty
     begin: str = ""  # before the query, with special tokens
     middle: str = ""  # between the two, tokenised on its own
-    end: str = ""  # the score is read from its last token; empty: the end token
+    # Behind the document, each tokenised on its own; empty: the end token. The score is
+    # read from the last token.
+    end: tuple[str, ...] = ()
     bos: bool = True  # begins with the tokenizer's bos token, if it has one
+    # What the model answers: the score is the logit of the first, less the second's.
+    answers: tuple[str, ...] = ()
 
 
 TEMPLATES = {
@@ -70,18 +75,42 @@ TEMPLATES = {
         query="<Instruct>: Given a web search query, retrieve relevant passages that "
         "answer the query\n<Query>: {query}\n<Document>:",
         document=" {both}",
-        end="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        end=("<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",),
         bos=False,
+        answers=("yes", "no"),
     ),
     # https://huggingface.co/BAAI/bge-reranker-v2-gemma
     "bge_reranker_gemma": Words(
         query="A: {query}",
         middle="\n",
         document="B: {both}",
-        end="\nGiven a query A and a passage B, determine whether the passage contains "
-        "an answer to the query by providing a prediction of either 'Yes' or 'No'.",
+        end=(
+            "\n",
+            "Given a query A and a passage B, determine whether the passage contains "
+            "an answer to the query by providing a prediction of either 'Yes' or 'No'.",
+        ),
+        answers=("Yes",),
     ),
 }
+
+
+def words_of(template: str) -> Words | None:
+    """The words of a template; None for "pair", which has none.
+
+    A template that has no name is its words, `QUERY ||| DOCUMENT ||| END`: {query} in
+    the first part, {title} and {text}, or {both}, in the second; the third may be
+    empty, and stands for the end token then.
+    """
+    if config.TEMPLATE_BAR in template:
+        query, document, end = template.split(config.TEMPLATE_BAR)
+        return Words(query, document, end=(end,) if end else ())
+    return TEMPLATES.get(template)
+
+
+def answers_of(template: str) -> tuple[str, ...]:
+    """The words that a template asks a model to answer with, if it does."""
+    words = words_of(template)
+    return words.answers if words else ()
 
 
 class Tokenizer:
@@ -132,13 +161,14 @@ class Tokenizer:
         self.backend.no_padding()
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
         self.vocab_size = len(loaded)
-        words = TEMPLATES.get(template)
+        words = words_of(template)
         needed = [] if words and words.end else ["eos"]
         for name in ["cls", "sep", "pad"] if words is None else needed:
             if getattr(loaded, f"{name}_token_id") is None:
                 raise DataError(
                     f"{path}: the tokenizer has no {name}_token, which the template "
-                    f"{template!r} needs; set it in tokenizer_config.json"
+                    f"{template!r} needs; set {name}_token in tokenizer_config.json to "
+                    "one of its tokens"
                 )
         self.words = words
         self.type_ids = (0, 1)
@@ -149,7 +179,7 @@ class Tokenizer:
             self.head = [] if bos is None else [bos]
             self.head += self._encode([words.begin])[0]
             self.middle = self._encode([words.middle])[0]
-            self.tail = self._encode([words.end])[0] or [loaded.eos_token_id]
+            self.tail = sum(self._encode(words.end), []) or [loaded.eos_token_id]
         pad = loaded.pad_token_id
         self.pad: int = self.tail[-1] if pad is None else pad
 
@@ -229,7 +259,7 @@ class Tokenizer:
 
 def document_text(document: Document, template: config.Template) -> str:
     """The document as one string, as the template has it."""
-    words = TEMPLATES.get(template)
+    words = words_of(template)
     title, text = document.title, document.text
     both = f"{title} {text}".strip()
     if words is None:

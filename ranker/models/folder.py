@@ -139,7 +139,8 @@ def read_fields(folder: pathlib.Path) -> dict[str, Any]:
         kwargs = {k: v for k, v in fields.items() if k not in ("model_type", "dtype")}
         return AutoConfig.for_model(kind, **kwargs).to_dict()
     except Exception as error:  # transformers raises many kinds
-        raise ModelError(f"{path}: transformers cannot read it: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path}: transformers cannot read it: {reason}") from error
 
 
 def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:

@@ -114,7 +114,8 @@ def open_checkpoint(
         raise ModelError(f"{path}: {error}") from error
     tokens = head.tokens
     words = settings.score_tokens
-    if not words and not tokens and "score.weight" not in tensors:
+    silent = not tokens and "score.weight" not in tensors
+    if not words and silent and isinstance(model, config.Decoder):
         words = template_tokens
     if words:
         tokens = _token_ids(folder, words)
@@ -449,11 +450,18 @@ def export_huggingface(
                 shutil.copyfile(file, folder / file.name)
     amended = _amend_tokenizer(folder / "tokenizer_config.json", length, model)
     tokens = _token_fields(tokenizer, amended)
-    if described.get("pad_token_id", tokens["pad_token_id"]) != tokens["pad_token_id"]:
+    pad = tokens.get("pad_token_id")
+    if pad is None and head == "score":
         raise ModelError(
-            f"{tokenizer}: the padding token is {tokens['pad_token_id']}, and "
-            f"{model.family!r} counts positions from {described['pad_token_id']}; set "
-            "model.family to 'bert', which does not"
+            f"{tokenizer}: the tokenizer has no padding and no end token, by which "
+            "stock tools find the last token; set pad_token in tokenizer_config.json "
+            "to one of its tokens"
+        )
+    if described.get("pad_token_id", pad) != pad:
+        raise ModelError(
+            f"{tokenizer}: the padding token is {pad}, and {model.family!r} counts "
+            f"positions from {described['pad_token_id']}; set model.family to 'bert', "
+            "which does not"
         )
     described |= {"dtype": "float32", **tokens}
     if head == "score":

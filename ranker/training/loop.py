@@ -1,6 +1,7 @@
 """`train`: one training stage, from its config to its last checkpoint."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
@@ -39,7 +40,12 @@ from ranker.training.state import (
 )
 from ranker.training.step import make_step
 from ranker.training.trained import KINDS
-from ranker.training.weights import Origin, find_origin, first_params
+from ranker.training.weights import (
+    Origin,
+    check_scores,
+    find_origin,
+    first_params,
+)
 
 SHOWN = ("loss", "language", "point_mse", "margin_mse", "learning_rate")
 
@@ -102,7 +108,8 @@ def train(
         )
         stack.callback(checkpoints.close)
         if batches is None:
-            checkpoints.save(state, 0, {}, {})
+            if "source" not in account.facts:
+                checkpoints.save(state, 0, {}, {})
             dev = evaluate(nnx.merge_state(state.params, frozen))
             results = {"metrics": dev, "steps": 0, "checkpoint": 0}
             _report_dev(reporter, 0, results["metrics"])
@@ -186,6 +193,7 @@ def describe(
             **prepared.account.facts[origin.role],
             "vocab_size": origin.vocab_size,
             **_base(settings),
+            **_source(settings, origin),
         },
     )
 
@@ -206,9 +214,28 @@ def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
         "checkpoint": {
             "digest": origin.checkpoint.digest,
             "keep_layers": settings.model.keep_layers,
-            "score_tokens": list(settings.model.score_tokens),
+            "score_tokens": list(origin.checkpoint.score_tokens),
+            "fresh_head": settings.model.fresh_head,
         }
     }
+
+
+def _source(settings: config.Train, origin: Origin) -> dict[str, Any]:
+    """The checkpoint that a stage without steps is, so that it need not be copied.
+
+    Raises:
+      ConfigError: when the scores of such a stage would be drawn at random.
+    """
+    if settings.loop.steps:
+        return {}
+    if not isinstance(settings.objective, config.Language):
+        check_scores(settings, origin)
+    if settings.parent or settings.lora.rank or not origin.checkpoint:
+        return {}
+    assert isinstance(settings.model, config.Pretrained)
+    folder = str(origin.checkpoint.folder.resolve())
+    source = dataclasses.replace(settings.model, path=folder, revision="")
+    return {"source": config.to_dict(source)}
 
 
 def _adapters(settings: config.Train) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ranker import config, manifest
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
+from ranker.data.text import answers_of
 from ranker.models import adapters
 from ranker.models.build import Head
 from ranker.models.huggingface import flat, import_params, open_checkpoint
@@ -69,6 +70,8 @@ def load_trained(
             out_shardings=dict(flat(network.shardings)),
         )
         params = unflat(merge(parts), network.abstract)
+    elif "source" in account.facts:
+        params = _read_source(workdir / name, account, prepared, network)
     else:
         params = _restore(workdir / name, network)
     return Trained(
@@ -124,6 +127,31 @@ def _restore(folder: pathlib.Path, network: Network) -> Any:
         return checkpoints.restore_params(abstract)
     finally:
         checkpoints.close()
+
+
+def _read_source(
+    folder: pathlib.Path,
+    account: manifest.Manifest,
+    prepared: Prepared,
+    network: Network,
+) -> Any:
+    """The weights of a stage without steps, which are a checkpoint's.
+
+    Raises:
+      StageError: when it is no longer the checkpoint that the stage was run with.
+    """
+    template = prepared.text.of(account.settings["role"], "template")
+    source = config.from_dict(account.facts["source"])
+    checkpoint = open_checkpoint(source, answers_of(template))
+    if checkpoint.digest != account.settings["checkpoint"]["digest"]:
+        raise manifest.StageError(
+            f"{folder} is the checkpoint {checkpoint.folder}, which has changed since; "
+            f"bring the old one back, or run the stage {folder.name!r} again"
+        )
+    params, _ = import_params(
+        checkpoint, _head(account), network.abstract, network.shardings
+    )
+    return unflat(params, network.abstract)
 
 
 def inherit(

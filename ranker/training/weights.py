@@ -10,6 +10,7 @@ from flax import nnx
 
 from ranker import config
 from ranker.data.prepare import Prepared
+from ranker.data.text import answers_of
 from ranker.models import build
 from ranker.models.build import Head
 from ranker.models.huggingface import Checkpoint, flat, import_params, open_checkpoint
@@ -37,7 +38,7 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
     """
     model, checkpoint = settings.model, None
     if isinstance(model, config.Pretrained):
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, _answers(settings))
         model = checkpoint.model
     decoder = isinstance(model, config.Decoder)
     role = settings.role
@@ -62,6 +63,12 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
             f"{stage}: text.{role}_length {length} is over model.max_positions "
             f"{positions}"
         )
+    if checkpoint and not settings.text.of(role, "tokenizer"):
+        raise config.ConfigError(
+            f"{stage}: text.{role}_tokenizer is empty, so one was trained, and "
+            f"{model_name(settings)} reads its own; set --config.text.{role}_tokenizer="
+            f"{model_name(settings)}"
+        )
     tokens = prepared.account.facts[role]["vocab_size"]
     rows = checkpoint.vocab_size if checkpoint else tokens
     if tokens > rows:
@@ -71,6 +78,32 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
             "of that checkpoint"
         )
     return Origin(model, role, rows, checkpoint)
+
+
+def _answers(settings: config.Train) -> tuple[str, ...]:
+    """The words that the teacher's template asks for; a language model needs none."""
+    if settings.role == "student" or isinstance(settings.objective, config.Language):
+        return ()
+    return answers_of(settings.text.teacher_template)
+
+
+def check_scores(settings: config.Train, origin: Origin) -> None:
+    """Refuses a ranker without steps whose score head would be drawn at random.
+
+    Raises:
+      ConfigError: saying what scores.
+    """
+    if settings.parent or (
+        origin.checkpoint and origin.checkpoint.plan("score").scores
+    ):
+        return
+    raise config.ConfigError(
+        f"stage {settings.name!r} has loop.steps=0, and {model_name(settings)} has no "
+        "score head, so its scores would be random; set loop.steps, or name a "
+        "checkpoint that scores: a sequence classifier of one label, or a language "
+        f"model with the words that it answers (text.{origin.role}_template "
+        "qwen3_reranker or bge_reranker_gemma, or model.score_tokens)"
+    )
 
 
 def model_name(settings: config.Train) -> str:

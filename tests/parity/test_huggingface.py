@@ -1,7 +1,6 @@
 """The same numbers as transformers' own torch models, in both directions."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import pytest
 import torch
 import transformers
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from ranker import config
 from ranker.data.records import Document
@@ -23,8 +23,6 @@ from ranker.models.huggingface import (
 )
 from ranker.sharding import make_mesh
 from ranker.training.state import make_network
-
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def with_params(settings, params, head, vocab_size):
@@ -233,48 +231,181 @@ def test_files_that_are_missing_or_cut(bert_folder):
         load(bert_folder, "score")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
-def test_a_real_llama_tells_its_published_story():
-    folder = SHARED / "stories260k"
-    arrays = dict(np.load(folder / "stories260K.npz"))
-    expected = json.loads((folder / "expected.json").read_text())
-    settings = config.Decoder(
-        num_layers=5,
-        embed_dim=64,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=8,
-        mlp_dim=172,
+def shard(folder, parts):
+    """The folder's weights in so many files, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    where = {}
+    for number in range(parts):
+        file = f"model-{number + 1:05d}-of-{parts:05d}.safetensors"
+        chosen = {name: tensors[name] for name in sorted(tensors)[number::parts]}
+        save_file(chosen, folder / file)
+        where |= dict.fromkeys(chosen, file)
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    return path
+
+
+def test_shards_are_one_model_and_a_missing_one_is_named(bert_folder):
+    _, before, _ = load(bert_folder, "score")
+    index = shard(bert_folder, 3)
+    _, after, _ = load(bert_folder, "score")
+    assert set(before) == set(after)
+    for path in before:
+        np.testing.assert_array_equal(before[path], after[path])
+    second = bert_folder / "model-00002-of-00003.safetensors"
+    whole = second.read_bytes()
+    second.write_bytes(whole[:-1])
+    (bert_folder / "model-00003-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError) as raised:  # both are told at once
+        load(bert_folder, "score")
+    message = str(raised.value)
+    assert "00002-of-00003.safetensors" in message and "not fully covered" in message
+    assert "00003-of-00003.safetensors" in message and "fetch the file again" in message
+    index.unlink()
+    with pytest.raises(ModelError, match=r"no model.safetensors.index.json; fetch it"):
+        load(bert_folder, "score")
+
+
+def test_an_index_that_promises_too_much(bert_folder):
+    index = shard(bert_folder, 2)
+    listed = json.loads(index.read_text())
+    listed["weight_map"]["bert.more"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(listed))
+    with pytest.raises(ModelError, match="bert.more is not in it, and the index says"):
+        load(bert_folder, "score")
+    index.write_text(json.dumps({"weight_map": {"x": "../model.safetensors"}}))
+    with pytest.raises(ModelError, match="is not a file of this folder"):
+        load(bert_folder, "score")
+    index.write_text("[]")
+    with pytest.raises(ModelError, match="has no weight_map"):
+        load(bert_folder, "score")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_weights_of_other_floats(bert_folder, dtype):
+    path = bert_folder / "model.safetensors"
+    _, before, _ = load(bert_folder, "score")
+    tensors = {k: v.astype(jnp.dtype(dtype)) for k, v in load_file(path).items()}
+    save_file(tensors, path)
+    _, after, _ = load(bert_folder, "score")
+    for name, value in after.items():
+        assert value.dtype == np.float32
+        rounded = before[name].astype(jnp.dtype(dtype)).astype(np.float32)
+        np.testing.assert_array_equal(value, rounded)
+
+
+def test_integer_weights_are_refused(bert_folder):
+    path = bert_folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "bert.pooler.dense.weight"
+    save_file({**tensors, name: tensors[name].astype(np.int8)}, path)
+    with pytest.raises(ModelError, match=f"{name} has the dtype I8, expected F32"):
+        load(bert_folder, "score")
+    amend(bert_folder, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(ModelError, match="weights are quantised"):
+        load(bert_folder, "score")
+
+
+def test_folders_that_hold_something_else(bert_folder, tmp_path):
+    weights = bert_folder / "model.safetensors"
+    weights.rename(bert_folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickles, which are not read; load it with"):
+        load(bert_folder, "score")
+    (bert_folder / "config.json").rename(bert_folder / "adapter_config.json")
+    with pytest.raises(ModelError, match="holds adapters alone; merge them"):
+        load(bert_folder, "score")
+    with pytest.raises(ModelError, match="no such folder, and no hub name"):
+        load(tmp_path / "nothing" / "there", "score")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(num_attention_heads=5), "config.json: .*32.* 5"),
+        (dict(hidden_size=None), "config.json: "),
+        (dict(num_hidden_layers="three"), "config.json: "),
+    ],
+)
+def test_sizes_that_do_not_divide(bert_folder, fields, message):
+    amend(bert_folder, **fields)
+    with pytest.raises(ModelError, match=message):
+        load(bert_folder, "score")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(num_attention_heads=5, head_dim=None), "config.json: .*5"),
+        (
+            dict(num_key_value_heads=3, head_dim=8),
+            "num_heads 4 is not divisible by model.num_kv_heads 3",
+        ),
+        (dict(head_dim=7), "config.json: .*even.* 7|`head_dim`=7"),
+    ],
+)
+def test_sizes_of_a_decoder_that_do_not_divide(tmp_path, fields, message):
+    described = dict(
+        model_type="llama",
+        vocab_size=9,
+        hidden_size=32,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=4,
     )
+    (tmp_path / "config.json").write_text(json.dumps({**described, **fields}))
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path, "score")
 
-    def halves(w, heads):
-        """Rows of interleaved pairs (0, 1), (2, 3) to the halves that we rotate."""
-        w = w.reshape(heads, 4, 2, 64)
-        return w.transpose(0, 2, 1, 3).reshape(heads * 8, 64)
 
-    def split(w, heads):
-        """[out, in] of each layer to ours, [in, heads, head_dim]."""
-        return np.stack([halves(x, heads).T.reshape(64, heads, 8) for x in w])
+def test_a_head_of_several_labels(tmp_path):
+    settings = transformers.BertConfig(**BERT, num_labels=3)
+    transformers.BertForSequenceClassification(settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="a head of 3 labels.* model.fresh_head=True"):
+        load(tmp_path, "score")
+    _, params, notes = load(tmp_path, "score", fresh_head=True)
+    assert "head.dense" not in params and "head.pooler" in params
+    assert "head.dense: starts fresh (model.fresh_head)" in notes
 
-    params = {
-        "body.embedding": arrays["tok_embeddings"],
-        "body.norm": arrays["norm"],
-        "body.layers.attention_norm": arrays["attention_norm"],
-        "body.layers.mlp_norm": arrays["ffn_norm"],
-        "body.layers.q": split(arrays["wq"], 8),
-        "body.layers.k": split(arrays["wk"], 4),
-        "body.layers.v": arrays["wv"].transpose(0, 2, 1).reshape(5, 64, 4, 8),
-        "body.layers.o": arrays["wo"].transpose(0, 2, 1).reshape(5, 8, 8, 64),
-        "body.layers.gate": arrays["w1"].transpose(0, 2, 1),
-        "body.layers.up": arrays["w3"].transpose(0, 2, 1),
-        "body.layers.down": arrays["w2"].transpose(0, 2, 1),
-    }
-    model = with_params(settings, params, "language", 512)
-    greedy = expected["greedy_ids_from_bos"]
-    tokens = jnp.asarray([greedy], jnp.int32)
-    ones, place = jnp.ones_like(tokens), jnp.arange(256, dtype=jnp.int32)[None]
-    logits = model(tokens, ones, place, ones * 0)
-    # Each token is the most likely after those before it: greedy decoding at once.
-    assert np.asarray(logits[0].argmax(-1))[:-1].tolist() == greedy[1:]
-    first = np.asarray(logits[0, 0, :8])
-    np.testing.assert_allclose(first, expected["logits_bos_first8"], atol=1e-4)
+
+def test_a_body_is_no_language_model(tmp_path):
+    small = dict(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1)
+    settings = transformers.LlamaConfig(
+        **small, num_attention_heads=2, tie_word_embeddings=False
+    )
+    transformers.LlamaModel(settings).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="lm_head.weight: missing"):
+        load(tmp_path, "language")
+    _, params, notes = load(tmp_path, "score")
+    assert notes == ["head.dense: not in the checkpoint, starts fresh"]
+
+
+def test_a_digest_knows_the_weights(bert_folder):
+    before = open_checkpoint(config.Pretrained(path=str(bert_folder))).digest
+    path = bert_folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["classifier.bias"] += 1e-3
+    save_file(tensors, path)
+    assert open_checkpoint(config.Pretrained(path=str(bert_folder))).digest != before
+
+
+def test_a_hub_name_is_found_in_the_cache(bert_folder, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0" * 40
+    model = tmp_path / "hub" / "models--some--bert"
+    (model / "refs").mkdir(parents=True)
+    (model / "refs" / "main").write_text(commit)
+    (model / "snapshots").mkdir()
+    bert = [(p.name, p.read_bytes()) for p in bert_folder.iterdir() if p.is_file()]
+    folder = model / "snapshots" / commit
+    folder.mkdir()
+    for name, content in bert:
+        (folder / name).write_bytes(content)
+    checkpoint = open_checkpoint(config.Pretrained(path="some/bert"))
+    assert checkpoint.folder == folder and checkpoint.model.num_layers == 3
+    with pytest.raises(ModelError, match="some/other: no such folder, and it cannot"):
+        open_checkpoint(config.Pretrained(path="some/other"))

