@@ -689,12 +689,13 @@ class Evaluate(Stage):
     systems: tuple[str, ...] = ("sft", "student_labels", "distill")  # stage folders
     reference: str = "distill"  # system that p-values compare the others with
     split: Literal["dev", "test"] = "test"  # queries
-    # Each as NAME or NAME@k: NDCG, NDCG-exp, MRR, MAP, P, R, ERR, PNR, PNR-macro, OPA.
+    # NAME or NAME@k: NDCG, NDCG-exp, MRR, MAP, P, R, Rprec, Success, ERR; PNR, OPA, ...
     measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
-    permutations: int = 10000  # of the randomisation test
+    permutations: int = 10000  # of the randomisation test; samples of the bootstrap
     rows: int = 128  # rows of the text length a batch, over all devices
-    seed: int = 0  # of the randomisation test
+    seed: int = 0  # of the randomisation test and the bootstrap
+    query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
 
     def __post_init__(self):
         _positive(self, "permutations", "rows")
@@ -765,6 +766,7 @@ class Pipeline:
     distillation: Distillation = field(default_factory=Distillation)
     compare: tuple[Variant, ...] = ("student_labels",)
     measures: tuple[str, ...] = Evaluate.measures  # of the table
+    query_fields: str = Evaluate.query_fields  # TSV or JSON lines: slices by them
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
     rows: int = 128  # rows of the text length a batch, when scoring
     seed: int = 0  # of every stage
@@ -842,6 +844,7 @@ class Pipeline:
             **shared,
             systems=tuple(systems),
             measures=self.measures,
+            query_fields=self.query_fields,
             relevance=self.relevance,
             rows=self.rows,
             seed=self.seed,

@@ -14,6 +14,7 @@ import pytest
 from ranker import config, manifest, run, sharding
 from ranker.data.prepare import prepare
 from ranker.data.records import DataError
+from ranker.reporting import report as reporting
 from ranker.training.evaluation import evaluate
 from ranker.training.exporting import export
 from ranker.training.inputs import scored_lists
@@ -86,6 +87,14 @@ def test_the_whole_run_leaves_what_it_says(workdir):
         assert 0 <= system["metrics"]["NDCG@5"] <= 1
         assert (system["p_value"]["NDCG@5"] is None) == (name == "distill")
         assert (workdir / "evaluate" / f"{name}.trec").is_file()
+    bm25 = summary["systems"]["bm25"]
+    low, high = bm25["interval"]["NDCG@5"]
+    assert low <= bm25["difference"]["NDCG@5"] <= high
+    assert bm25["p_holm"]["NDCG@5"] >= bm25["p_value"]["NDCG@5"]
+    assert summary["agreement"]["distill"]["teacher"] == "sft"
+    lines = (workdir / "evaluate" / "per_query.tsv").read_text().splitlines()
+    assert len(lines) == 1 + 4 * 12 and lines[0].endswith("kendall\tspearman")
+    assert "| distill |" in (workdir / "evaluate" / "table.md").read_text()
     assert (workdir / "export" / "model.safetensors").is_file()
     for stage in ("cpt", "sft", "student_labels", "distill"):
         account = manifest.load(workdir / stage)
@@ -108,6 +117,31 @@ def test_teacher_scores_are_raw_records(workdir):
     account = manifest.load(workdir / "scores")
     assert account.facts["teacher"] == "sft" and account.facts["pairs"] == 90
     assert account.facts["teacher_facts"]["tokenizer"]
+
+
+def test_the_whole_run_can_be_reported(workdir, tmp_path):
+    page = reporting.write(workdir, output=tmp_path / "report.html").read_text()
+    shutil.rmtree(workdir / "report")
+    for stage in ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export"):
+        assert manifest.load(workdir / stage).key in page
+    assert "won most against" in page and "<polyline" in page
+
+
+def test_query_fields_make_slices_and_are_checked(workdir, tmp_path):
+    path = tmp_path / "fields.tsv"
+    prepared = prepare(tiny().data, tiny().text, workdir)
+    lists = prepared.lists("test")
+    queries = [lists[at].query_id for at in range(len(lists))]
+    rows = [f"{query}\t{at % 2}" for at, query in enumerate(queries)]
+    path.write_text("\n".join(["query_id\tfrequency", *rows]))
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    stage = dataclasses.replace(stages()["evaluate"], query_fields=str(path))
+    summary = evaluate(stage, copy, replace=True)
+    assert [one["queries"] for one in summary["slices"]] == [6, 6]
+    missing = dataclasses.replace(stage, query_fields=str(tmp_path / "no.tsv"))
+    with pytest.raises(DataError, match="no.tsv: no such file"):
+        evaluate(missing, copy, replace=True)
 
 
 def test_nothing_is_done_twice(workdir, capsys):

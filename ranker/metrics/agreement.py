@@ -11,6 +11,8 @@ from scipy import stats
 Scores = Float[np.ndarray, " L"]
 
 _AT_AN_END = 1e-3  # of the range; scores this near to the lowest or highest are clipped
+_MANY_TIES = 0.1  # share of pairs
+_MUCH_SATURATION = 0.05  # share of scores
 
 
 @dataclass(frozen=True)
@@ -158,3 +160,26 @@ def _statistic(result: Any) -> float:  # scipy's results have no types
 def _mean(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")
+
+
+def find_faults(found: Agreement) -> list[str]:
+    """Sentences about scores that a ranker should not give; none for sound ones."""
+    faults = []
+    for who in ("teacher", "student"):
+        ties = getattr(found, f"{who}_ties")
+        heaped = getattr(found, f"{who}_saturation")
+        if ties == 1:
+            faults.append(f"The {who} has collapsed: it scores all documents alike.")
+            continue
+        if ties > _MANY_TIES:
+            faults.append(
+                f"The {who} gives {ties:.0%} of the pairs of a list equal scores."
+            )
+        if heaped > _MUCH_SATURATION:
+            faults.append(
+                f"{heaped:.0%} of the {who}'s scores lie at an end of their range: are "
+                "they clipped, or behind a sigmoid?"
+            )
+    if found.slope < 0:
+        faults.append("The student orders against its teacher: the slope is negative.")
+    return faults

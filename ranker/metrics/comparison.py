@@ -136,7 +136,7 @@ def compare(
       depth: documents of each query that count, from the first; None: all.
       permutations: of the randomisation test, and samples of the bootstrap.
       seed: of both.
-      fields: values of the queries; each field makes slices.
+      fields: values of the queries; each field of two values or more makes slices.
 
     Raises:
       ValueError: for a reference that is no system, an unknown measure, a NaN score, a
@@ -249,6 +249,8 @@ def _slices(
     }
     slices = []
     for field, by_value in groups.items():
+        if len(by_value) < 2:
+            continue  # one slice of all queries is the table again
         for value, members in by_value.items():
             metrics = {}
             for name, one in ranked.items():

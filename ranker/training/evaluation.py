@@ -1,36 +1,38 @@
 """Systems against each other on held-out queries: runs, metrics, tests, the table."""
 
-import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from ranker import config, manifest, sharding
-from ranker.data import formats
+from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
 from ranker.data.pipeline import Source
 from ranker.data.prepare import Prepared, prepare
-from ranker.data.records import Document, RankedList
-from ranker.metrics import ranking, significance
+from ranker.data.records import DataError, Document, RankedList
+from ranker.metrics import comparison, ranking
+from ranker.reporting import tables
+from ranker.reporting.files import agreements
 from ranker.training.scoring import make_score, score_lists
 from ranker.training.trained import load_trained
 
 
 def qrels_of(lists: Source[RankedList]) -> ranking.Qrels:
     """Judgements of every list's query."""
-    records: list[RankedList] = [lists[i] for i in range(len(lists))]
     return {
         one.query_id: {
             document: int(grade)
             for document, grade in zip(one.judged_ids, one.judged_grades, strict=True)
         }
-        for one in records
+        for one in _records(lists)
     }
+
+
+def _records(lists: Source[RankedList]) -> list[RankedList]:
+    return [lists[i] for i in range(len(lists))]
 
 
 def run_of(
@@ -76,13 +78,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measures the systems and BM25 on a split of held-out queries.
 
-    Writes `WORKDIR/evaluate/NAME.trec` for each system and `WORKDIR/summary.json`, and
-    prints the table.
+    Writes `WORKDIR/evaluate/NAME.trec` for each system, `per_query.tsv` and `table.md`
+    beside them, and `WORKDIR/summary.json`, and prints the tables.
 
     Returns:
-      The summary: per system each metric's mean (None where it has no finite value, as
-      PNR without a discordant pair), the number of queries, and the p-value of its
-      difference from `settings.reference`.
+      The summary that `metrics.comparison.Comparison` makes: per system each metric's
+      mean (None where it has no finite value, as PNR without a discordant pair), and
+      its difference from `settings.reference` with interval and p-values; means by
+      slice; and for each student the agreement of its scores with its teacher's.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
@@ -96,6 +99,9 @@ def evaluate(
         name: manifest.require(workdir, name, kinds=("sft", "distill"), by=by)
         for name in settings.systems
     }
+    fields: dict[str, Any] = {}
+    if settings.query_fields:
+        fields = trec.load_fields(pathlib.Path(settings.query_fields))
     folder = workdir / "evaluate"
     account = manifest.Manifest(
         kind="evaluate",
@@ -106,6 +112,7 @@ def evaluate(
             "relevance": settings.relevance,
             "permutations": settings.permutations,
             "seed": settings.seed,
+            "query_fields": manifest.digest(fields) if fields else "",
         },
         inputs={
             **prepared.inputs("corpus", f"lists/{settings.split}"),
@@ -114,7 +121,10 @@ def evaluate(
     )
     with manifest.claim(folder, account, replace=replace) as todo:
         if todo:
-            summary = _measure(settings, prepared, workdir, folder, by)
+            teachers = teachers_of(parents, workdir)
+            summary = _measure(
+                settings, prepared, workdir, folder, by, teachers, fields
+            )
             files = manifest.outputs(folder)
             account.finish(folder, summary=summary, files=files)
         else:
@@ -131,6 +141,8 @@ def _measure(
     workdir: pathlib.Path,
     folder: pathlib.Path,
     by: str,
+    teachers: dict[str, str],
+    fields: comparison.Fields,
 ) -> dict[str, Any]:
     """Scores the candidates by every system, writes the runs, and compares them."""
     lists, corpus = prepared.lists(settings.split), prepared.corpus()
@@ -152,15 +164,40 @@ def _measure(
     if jax.process_index() == 0:
         for name, run in runs.items():
             formats.write_run(folder / f"{name}.trec", run, tag=name)
-    return compare(
-        qrels_of(lists),
-        runs,
-        measures=settings.measures,
-        reference=settings.reference,
-        relevance=settings.relevance,
-        permutations=settings.permutations,
-        seed=settings.seed,
-    )
+    texts = {one.query_id: one.query for one in _records(lists)}
+    try:
+        found = comparison.compare(
+            qrels_of(lists),
+            runs,
+            settings.measures,
+            reference=settings.reference,
+            relevance=settings.relevance,
+            permutations=settings.permutations,
+            seed=settings.seed,
+            fields={**trec.query_lengths(texts), **fields},
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    agreement, correlations = agreements(runs, teachers, found.queries)
+    summary = {**found.summary(), "agreement": agreement, "split": settings.split}
+    if jax.process_index() == 0:
+        lines = tables.per_query(found, correlations) + "\n"
+        (folder / "per_query.tsv").write_text(lines, encoding="utf-8")
+        (folder / "table.md").write_text(tables.markdown_page(summary), "utf-8")
+    return summary
+
+
+def teachers_of(
+    parents: dict[str, manifest.Manifest], workdir: pathlib.Path
+) -> dict[str, str]:
+    """The stage whose scores each of the distilled systems has learned from."""
+    teachers = {}
+    for name, parent in parents.items():
+        for other in parent.inputs:
+            found = manifest.load(workdir / other)
+            if found and found.kind == "score":
+                teachers[name] = found.facts["teacher"]
+    return teachers
 
 
 def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarray:
@@ -174,81 +211,7 @@ def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarr
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
 
-def compare(
-    qrels: ranking.Qrels,
-    runs: dict[str, ranking.Run],
-    *,
-    measures: Sequence[str],
-    reference: str,
-    relevance: int,
-    permutations: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Every measure of every run, and paired tests against `reference`."""
-    results = {
-        name: ranking.evaluate(qrels, run, measures, relevance=relevance)
-        for name, run in runs.items()
-    }
-    base = results[reference]
-    systems: dict[str, Any] = {}
-    for name, result in results.items():
-        systems[name] = {
-            "queries": len(qrels),
-            "metrics": {
-                measure: value if math.isfinite(value := result[measure].mean) else None
-                for measure in measures
-            },
-            "p_value": {
-                measure: None
-                if name == reference
-                else _p_value(base[measure], result[measure], permutations, seed)
-                for measure in measures
-            },
-        }
-    return {"reference": reference, "measures": list(measures), "systems": systems}
-
-
-def _p_value(
-    a: ranking.Result, b: ranking.Result, permutations: int, seed: int
-) -> float | None:
-    """None where the measure compares fewer than two queries, as PNR without pairs."""
-    if np.sum(~np.isnan(a.values) & ~np.isnan(b.values)) < 2:
-        return None
-    return significance.randomisation_test(
-        a.values, b.values, permutations=permutations, seed=seed
-    )
-
-
 def _finish(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     if jax.process_index() == 0:
         manifest.write_json(workdir / "summary.json", summary)
-        Console().print(make_table(summary))
-
-
-def make_table(summary: dict[str, Any]) -> Table:
-    """The summary as a table for the terminal."""
-    reference = summary["reference"]
-    first = next(iter(summary["systems"].values()))
-    table = Table(
-        title=f"{first['queries']} held-out queries; p against {reference}, paired "
-        "randomisation"
-    )
-    table.add_column("system")
-    for measure in summary["measures"]:
-        table.add_column(measure, justify="right")
-    table.add_column(f"p ({summary['measures'][0]})", justify="right")
-    for name, system in summary["systems"].items():
-        p = system["p_value"][summary["measures"][0]]
-        metrics = [system["metrics"][measure] for measure in summary["measures"]]
-        values = ["-" if one is None else f"{one:.4f}" for one in metrics]
-        table.add_row(
-            name,
-            *values,
-            "" if p is None else f"{p:.4f}",
-            style=_style(name, reference),
-        )
-    return table
-
-
-def _style(name: str, reference: str) -> str:
-    return "bold" if name == reference else ""
+        tables.show(tables.grids(summary))
