@@ -6,6 +6,7 @@ with another key is never mistaken for it.
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import errno
 import fcntl
@@ -208,12 +209,53 @@ def lock(workdir: pathlib.Path, name: str, *, wait: bool = False) -> Iterator[No
         yield
 
 
+@dataclass
+class Decision(Exception):
+    """What a stage would do: thrown where it decides, in a dry run alone."""
+
+    folder: pathlib.Path
+    account: Manifest  # of the stage as it is to be run
+    found: Manifest | None  # of what its folder holds
+    damage: str | None  # in a finished stage
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing to do."""
+        same = self.found is not None and self.found.key == self.account.key
+        return same and self.found.done and not self.damage
+
+
+# In a dry run, the stages as they would be afterwards; they stand in for the folders.
+_planned: contextvars.ContextVar[dict[pathlib.Path, Manifest] | None]
+_planned = contextvars.ContextVar("planned", default=None)
+
+
+@contextlib.contextmanager
+def dry_run() -> Iterator[dict[pathlib.Path, Manifest]]:
+    """Within it every stage throws its `Decision` in place of doing anything.
+
+    Yields:
+      The manifests that stages find in place of what is on disk, by folder.
+    """
+    planned: dict[pathlib.Path, Manifest] = {}
+    token = _planned.set(planned)
+    try:
+        yield planned
+    finally:
+        _planned.reset(token)
+
+
 def load(folder: pathlib.Path) -> Manifest | None:
     """The manifest in `folder`, or None where there is none.
 
     Raises:
       StageError: when the file is not a manifest, or not as it was written.
     """
+    planned = _planned.get() or {}
+    return planned[folder] if folder in planned else _read(folder)
+
+
+def _read(folder: pathlib.Path) -> Manifest | None:
     path = folder / FILE
     if not path.is_file():
         return None
@@ -290,6 +332,7 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
       StageError: when other settings or inputs made what the folder holds, unless
         `replace`.
     """
+    _decide(folder, manifest)
     found = load(folder)
     if found is None:
         return False
@@ -306,6 +349,17 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
     folder.rename(aside)
     print(f"[{folder.name}] runs again ({differing}); the old one is {aside}")
     return False
+
+
+def _decide(folder: pathlib.Path, manifest: Manifest) -> None:
+    """In a dry run, throws what the stage would do; what has been decided stays so."""
+    planned = _planned.get()
+    if planned is None or folder in planned:
+        return
+    found = _read(folder)
+    done = found is not None and found.done and found.key == manifest.key
+    damage = find_output_damage(folder, found) if found and done else None
+    raise Decision(folder, manifest, found, damage)
 
 
 def outputs(folder: pathlib.Path) -> dict[str, list[Any]]:
@@ -345,6 +399,7 @@ def claim(
     Raises:
       StageError: when another run works on it, or other settings made what it holds.
     """
+    _decide(folder, manifest)
     found = load(folder)
     if found is not None and found.done and found.key == manifest.key:
         if (damage := find_output_damage(folder, found)) is None:

@@ -3,27 +3,37 @@
     python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 
 Stages that are done are not run again; one whose settings or inputs have changed is,
-and so is what depends on it.
+and so is what depends on it. `--dry-run` says what would be done, and why.
 """
 
+import dataclasses
+import pathlib
+import sys
 import time
+from collections.abc import Callable
 
 from ranker import cli, config
 
 
-def _call():
-    from ranker.data.prepare import prepare
-    from ranker.training.evaluation import check_measures, evaluate
+def _functions() -> dict[type, Callable]:
+    from ranker.training.evaluation import evaluate
     from ranker.training.exporting import export
     from ranker.training.loop import train
     from ranker.training.teacher import score
 
-    functions = {
+    return {
         config.Train: train,
         config.Score: score,
         config.Evaluate: evaluate,
         config.Export: export,
     }
+
+
+def _call():
+    from ranker.data.prepare import prepare
+    from ranker.training.evaluation import check_measures
+
+    functions = _functions()
 
     def run(settings: config.Pipeline, workdir) -> None:
         start = time.monotonic()
@@ -38,5 +48,72 @@ def _call():
     return run
 
 
+def _dry_call():
+    from ranker import manifest
+    from ranker.data.prepare import predict, prepare
+    from ranker.training.evaluation import check_measures
+
+    functions = _functions()
+
+    def decide(call: Callable, *arguments) -> manifest.Decision:
+        try:
+            call(*arguments, replace=True)
+        except manifest.Decision as decision:
+            return decision
+        raise AssertionError("a stage has decided nothing")
+
+    def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
+        stages = settings.stages()
+        check_measures(settings.measures)
+        with manifest.dry_run() as planned:
+            first = decide(prepare, settings.data, settings.reading, workdir)
+            print(f"[prepare] {describe(first)}")
+            if first.found is None or "pieces" not in first.found.facts:
+                for name in stages:
+                    print(f"[{name}] would run: its data has not been prepared")
+                return
+            planned[first.folder] = predict(first.found, first.account)
+            for name, stage in stages.items():
+                decision = decide(functions[type(stage)], stage, workdir)
+                print(f"[{name}] {describe(decision)}")
+                planned[decision.folder] = dataclasses.replace(
+                    decision.account, done=True
+                )
+
+    return dry_run
+
+
+def describe(decision) -> str:
+    """What a stage would do, and why, as one line.
+
+    Args:
+      decision: the stage's `manifest.Decision`.
+    """
+    from ranker import manifest
+    from ranker.training.checkpoint import Checkpoints
+
+    found = decision.found
+    if decision.done:
+        return "done"
+    if found is None:
+        return "would run: it has not been run"
+    if found.key != decision.account.key:
+        differing = ", ".join(manifest.changes(found, decision.account))
+        return f"would run again: {differing}"
+    if decision.damage:
+        return f"would run again: it is damaged: {decision.damage}"
+    step = Checkpoints(decision.folder).latest
+    at = (
+        "it has not finished" if step is None else f"from the checkpoint at step {step}"
+    )
+    return f"would go on: {at}"
+
+
 if __name__ == "__main__":
-    cli.main(config.Pipeline, _call, "Runs every stage of the method in order.")
+    arguments = [one for one in sys.argv[1:] if one != "--dry-run"]
+    cli.main(
+        config.Pipeline,
+        _call if arguments == sys.argv[1:] else _dry_call,
+        "Runs every stage of the method in order; --dry-run says what it would do.",
+        arguments,
+    )

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -11,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import config, manifest, run, sharding
+from ranker import cli, config, manifest, run, sharding
 from ranker.data.prepare import prepare
 from ranker.data.records import DataError
 from ranker.reporting import report as reporting
+from ranker.training import loop
+from ranker.training.checkpoint import Checkpoints
 from ranker.training.evaluation import evaluate
 from ranker.training.exporting import export
+from ranker.training.failure import load_failure
 from ranker.training.inputs import scored_lists
 from ranker.training.loop import train
 from ranker.training.teacher import score
@@ -183,6 +188,57 @@ def test_a_change_reaches_what_reads_it_and_nothing_else(workdir, tmp_path, caps
     assert "[prepare] runs again" in shown
 
 
+def dry(settings, workdir, capsys):
+    """Stage -> what the dry run says of it; nothing is written."""
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    capsys.readouterr()
+    run._dry_call()(settings, workdir)
+    assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split("] ")[0][1:]: line.split("] ")[1] for line in lines}
+
+
+def test_a_dry_run_says_what_would_run_and_why(workdir, tmp_path, capsys):
+    names = ["prepare", *tiny().stages()]
+    assert dry(tiny(), workdir, capsys) == dict.fromkeys(names, "done")
+    said = dry(tiny(), tmp_path, capsys)
+    assert list(said) == names and all("would run:" in line for line in said.values())
+
+    def runs(**fields):
+        said = dry(dataclasses.replace(tiny(), **fields), workdir, capsys)
+        return {name: line for name, line in said.items() if line != "done"}
+
+    said = runs(distillation=config.Distillation(alpha=0.5, beta=1.0))
+    assert list(said) == ["distill", "evaluate", "export"]
+    assert said["distill"] == "would run again: objective.alpha: 1.0 -> 0.5"
+    said = runs(text=dataclasses.replace(tiny().text, student_vocab_size=300))
+    assert list(said) == [
+        "prepare",
+        "student_labels",
+        "distill",
+        "evaluate",
+        "export",
+    ]
+    assert said["prepare"].endswith("text.student_vocab_size: 2048 -> 300")
+    assert "prepare/student: " in said["distill"]
+    said = runs(
+        text=dataclasses.replace(tiny().text, teacher_template="qwen3_reranker")
+    )
+    assert said.keys() == set(names) - {"student_labels"}
+
+
+def test_a_dry_run_says_where_a_stage_goes_on(workdir, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    manifest.reopen(manifest.load(copy / "sft"), copy / "sft")
+    victim = copy / "export" / "config.json"
+    victim.write_text(victim.read_text() + " ")
+    said = dry(tiny(), copy, capsys)
+    assert said.pop("sft") == "would go on: from the checkpoint at step 4"
+    assert said.pop("export").startswith("would run again: it is damaged: config.json")
+    assert set(said.values()) == {"done"}
+
+
 def stages():
     return tiny().stages()
 
@@ -327,8 +383,6 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
     )
     train(stage, workdir)
     stopped = dataclasses.replace(stage, name=f"{name}_b")
-    from ranker.training import loop
-
     make_step = loop.make_step
 
     def dying(*arguments):
@@ -362,14 +416,53 @@ def params_of(workdir, name):
     return jax.device_get(trained.params)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(workdir, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run(workdir):
+    """The state before the step is kept, and the step can be taken again."""
     stage = dataclasses.replace(
         stages()["sft"],
         name="broken",
         optim=config.Optim(learning_rate=1e30, warmup=0, clip_norm=0),
     )
-    with pytest.raises(FloatingPointError, match=r"at step \d.*learning_rate"):
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"at step 2; .*learning_rate"):
+            train(stage, workdir)
+    folder = workdir / "broken"
+    assert Checkpoints(folder).steps == [1]
+    report, arrays = load_failure(folder / "failures" / "step_2")
+    assert report["checkpoint"] == 1 and "loss" in report["metrics"]
+    queries = {
+        one.query_id
+        for one in prepare(tiny().data, tiny().text, workdir).lists("train")
+    }
+    assert report["records"] and set(report["records"]) <= queries
+    assert arrays["tokens"].ndim == 3 and arrays["where"].any()
+
+
+def test_sigterm_saves_and_leaves(workdir, monkeypatch):
+    stage = dataclasses.replace(stages()["cpt"], name="stopped")
+    make_step = loop.make_step
+
+    def told(*arguments):
+        step = make_step(*arguments)
+
+        def once(state, batch):
+            if int(state.step) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch)
+
+        return once
+
+    monkeypatch.setattr(loop, "make_step", told)
+    with pytest.raises(manifest.Stopped, match="saved step 3 of 6"):
         train(stage, workdir)
+    assert Checkpoints(workdir / "stopped").latest == 3
+
+    def stop(*_):
+        raise manifest.Stopped("now")
+
+    with pytest.raises(SystemExit) as ended:
+        cli.sentences(stop)
+    assert ended.value.code == 75
 
 
 def test_interrupted_scores_are_kept_by_split(workdir, tmp_path):

@@ -141,7 +141,7 @@ class Records(Generic[T]):
             raise DataError(f"{folder}: no such data set; run the prepare stage again")
         self._source: Any = ()
         if (folder / "records").is_dir():
-            with _quiet():
+            with _quiet(), self._damage():
                 reader: Any = tfds.builder_from_directory(str(folder / "records"))
                 if split in reader.info.splits:
                     self._source = reader.as_data_source(split)
@@ -155,7 +155,20 @@ class Records(Generic[T]):
     def __getitem__(self, index: int) -> T:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return self._decode(self._source[index % len(self)])
+        with self._damage():
+            return self._decode(self._source[index % len(self)])
+
+    @contextlib.contextmanager
+    def _damage(self) -> Iterator[None]:
+        """ArrayRecord checks what it reads, and tells by exceptions of many kinds."""
+        try:
+            yield
+        except Exception as error:
+            folder = self._arguments[0]
+            raise DataError(
+                f"{folder}: is damaged ({error}); delete {folder.parent} to have the "
+                "data prepared again"
+            ) from error
 
     def __iter__(self) -> Iterator[T]:
         return (self[index] for index in range(len(self)))

@@ -118,9 +118,25 @@ def _ordered(
     """Endless examples: shuffled anew each epoch, a function of (seed, index)."""
     if len(source) == 0:
         raise config.ConfigError("there is no example to train on in this split")
+    return cast(Any, _shuffled(source, seed).random_map(encode))
+
+
+def _shuffled(source: Source[Any], seed: int) -> grain.MapDataset:
     # grain's own protocol of a source is wider than ours.
-    records = grain.MapDataset.source(cast(Any, source)).seed(seed).shuffle().repeat()
-    return cast(Any, records.random_map(encode))
+    return grain.MapDataset.source(cast(Any, source)).seed(seed).shuffle().repeat()
+
+
+def rows_between(
+    before: dict[str, Any], after: dict[str, Any], *, size: int, seed: int
+) -> list[int]:
+    """Rows of a source of `size` records in the batches between two states."""
+    rows = _shuffled(range(size), seed)
+    taken = []
+    for shard, (first, *waiting) in before["dealt"].items():
+        last, *still = after["dealt"][shard]
+        read = range(first, last, before["shards"])
+        taken += [int(rows[at]) for at in (*waiting, *read) if at not in set(still)]
+    return taken
 
 
 class _Dealt:

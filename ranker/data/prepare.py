@@ -115,6 +115,22 @@ def prepare(
         return Prepared(folder, found, settings)
 
 
+def predict(found: manifest.Manifest, account: manifest.Manifest) -> manifest.Manifest:
+    """What is known of the data before it is prepared again, for a dry run.
+
+    Args:
+      found: of the data as it is prepared.
+      account: of the data as it is to be prepared.
+    """
+    pieces = dict(found.facts["pieces"])
+    for change in manifest.changes(found, account):
+        role = next((one for one in ROLES if change.startswith(f"text.{one}_")), None)
+        for piece in [role] if role else pieces:
+            pieces[piece] = "not known before it is prepared"
+    facts = {**found.facts, "pieces": pieces, "files": {}}
+    return dataclasses.replace(account, facts=facts, done=True)
+
+
 def _prepare(
     data: config.Data,
     settings: config.Text,

@@ -23,7 +23,7 @@ def write_failure(
       folder: of the stage.
       step: number of the step.
       batch: this process's part of the batch that it took, numpy.
-      facts: what report.json is to say; numbers that are not finite become words.
+      facts: what report_PROCESS.json is to say; NaN becomes a word.
     """
     target = folder / FOLDER / f"step_{step}"
     target.mkdir(parents=True, exist_ok=True)
@@ -31,9 +31,10 @@ def write_failure(
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]
     }
-    np.savez_compressed(target / f"batch_{jax.process_index()}.npz", **leaves)
-    if jax.process_index() == 0:
-        manifest.write_json(target / "report.json", _readable({"step": step, **facts}))
+    index = jax.process_index()
+    np.savez_compressed(target / f"batch_{index}.npz", **leaves)
+    report = _readable({"step": step, **facts})
+    manifest.write_json(target / f"report_{index}.json", report)
     return target
 
 
@@ -46,12 +47,12 @@ def _readable(value: Any) -> Any:
 
 
 def load_failure(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `write_failure` wrote: the report, and the arrays of the whole batch.
+    """What `write_failure` wrote: the first report, and the arrays of the whole batch.
 
     Args:
       folder: WORKDIR/NAME/failures/step_N.
     """
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report_0.json").read_text())
     parts = []
     for number in range(len(list(folder.glob("batch_*.npz")))):
         with np.load(folder / f"batch_{number}.npz", allow_pickle=False) as part:

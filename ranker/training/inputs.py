@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -53,19 +54,35 @@ def make_batches(
         batch=settings.batch, seed=settings.seed, shards=shards_of(network)
     )
     if isinstance(settings.objective, config.Language):
+        clicks = _filled(prepared.clicks("train"), settings, "click of the split train")
         batches = pipeline.text_batches(
-            prepared.clicks("train"),
+            clicks,
             prepared.tokenizer(role),
             length=settings.text.of(role, "length"),
             **common,
         )
-        return Batches(batches)
+        return Batches(
+            batches, settings.seed, len(clicks), lambda row: clicks[row].query
+        )
     encoder = _encoder(settings, role, prepared)
     if isinstance(settings.objective, config.Distillation):
         lists, common["targets"] = scored_lists(settings, prepared, workdir)
     else:
         lists = prepared.lists("train")
-    return Batches(pipeline.list_batches(lists, encoder, **common))
+    lists = _filled(lists, settings, "list with documents to learn from")
+    return Batches(
+        pipeline.list_batches(lists, encoder, **common),
+        settings.seed,
+        len(lists),
+        lambda row: lists[row].query_id,
+    )
+
+
+def _filled(source: Any, settings: config.Train, what: str) -> Any:
+    """The source; raises `ConfigError` where it holds nothing."""
+    if not len(source):
+        raise config.ConfigError(f"the stage {settings.name!r} finds no {what}")
+    return source
 
 
 class Batches:
@@ -76,14 +93,35 @@ class Batches:
     that it wants to go back.
     """
 
-    def __init__(self, iterator: grain.DatasetIterator):
+    def __init__(
+        self,
+        iterator: grain.DatasetIterator,
+        seed: int,
+        size: int,
+        name: Callable[[int], str],
+    ):
+        """Batches of `iterator`.
+
+        Args:
+          iterator: of pipeline's.
+          seed: that it shuffles by.
+          size: records of its source.
+          name: of a row of its source.
+        """
         self._iterator = iterator
+        self._rows = functools.partial(pipeline.rows_between, seed=seed, size=size)
+        self._name = name
         self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
 
     def __next__(self) -> Batch:
         batch = next(self._iterator)
         self._states.append(self._iterator.get_state())
         return batch
+
+    def names(self) -> list[str]:
+        """Names of the records in the last batch, of this process's data shards."""
+        before, after = self._states[-2], self._states[-1]
+        return [self._name(row) for row in self._rows(before, after)]
 
     def get_state(self, back: int = 0) -> dict[str, Any]:
         """What `set_state` goes on from; every process asks for it together.

@@ -364,8 +364,9 @@ def _fail(
     if before not in checkpoints.steps:
         checkpoints.save(state, before, _beside(progress, batches), {})
     checkpoints.wait()
-    facts = {"checkpoint": before, "metrics": values}
-    folder = write_failure(checkpoints.folder, number, next(batches), facts)
+    batch = next(batches)
+    facts = {"checkpoint": before, "metrics": values, "records": batches.names()}
+    folder = write_failure(checkpoints.folder, number, batch, facts)
     what = "gradient" if math.isfinite(values["loss"]) else "loss"
     value = values["l2_grads" if what == "gradient" else "loss"]
     raise FloatingPointError(

@@ -1,0 +1,249 @@
+"""Checkpoints: whole or not there; what is kept; what a damaged folder says."""
+
+import dataclasses
+import errno
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ranker import manifest
+from ranker.manifest import StageError
+from ranker.training import checkpoint
+from ranker.training.checkpoint import Checkpoints
+from ranker.training.failure import load_failure, write_failure
+from ranker.training.progress import Progress, first_wrong
+from ranker.training.report import Reporter
+from ranker.training.state import TrainState
+
+
+def state_at(step):
+    return TrainState(
+        step=jnp.int32(step),
+        params={"w": jnp.full((4, 3), step, jnp.float32)},
+        opt_state={"mu": jnp.full((4, 3), -step, jnp.float32)},
+        key=jax.random.key(7),
+        sound=jnp.ones((), bool),
+    )
+
+
+def saved(folder, steps, *, keep=9, metric="none", values=()):
+    checkpoints = Checkpoints(folder, keep=keep, best_metric=metric)
+    for number, step in enumerate(steps):
+        metrics = {metric: values[number]} if values else {}
+        checkpoints.save(state_at(step), step, {"at": step}, metrics)
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_a_state_comes_back_with_its_progress(tmp_path):
+    saved(tmp_path, [3, 5]).close()
+    state, progress = Checkpoints(tmp_path, keep=9).restore(state_at(0))
+    assert progress == {"at": 5} and int(state.step) == 5
+    np.testing.assert_array_equal(state.params["w"], 5)
+    np.testing.assert_array_equal(state.opt_state["mu"], -5)
+    assert (
+        jax.random.key_data(state.key) == jax.random.key_data(state_at(0).key)
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("dev_ndcg@5", [0.1, 0.9, 0.3, 0.9], 2),
+        ("dev_language", [3.0, 1.0, 2.0, 2.0], 2),
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path, metric, values, best):
+    checkpoints = saved(tmp_path, [1, 2, 3, 4], keep=1, metric=metric, values=values)
+    assert checkpoints.steps == [best, 4]
+    assert checkpoints.best() == (best, values[best - 1])
+    worse = checkpoints.is_better({metric: values[0]})
+    assert not worse and not checkpoints.is_better({})
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step_?")) == [
+        f"step_{best}",
+        "step_4",
+    ]
+
+
+def _files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, capsys):
+    saved(tmp_path, [3, 5, 7]).close()
+    root = tmp_path / "checkpoints"
+    victim = max(_files(root / "step_7" / "train"), key=lambda p: p.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 4
+    victim.write_bytes(bytes(content))
+    (root / "step_5.json").write_text((root / "step_5.json").read_text()[:-9])
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    state, progress = checkpoints.restore(state_at(0))
+    assert progress == {"at": 3} and int(state.step) == 3
+    shown = capsys.readouterr().out
+    assert "step 7 is damaged: train/" in shown and "another content" in shown
+    assert "step 5 is damaged: step_5.json" in shown
+    assert (root / "step_7.damaged").is_dir() and checkpoints.steps == [3]
+
+
+def test_a_damaged_result_is_no_result(tmp_path, capsys):
+    """Another checkpoint is never read in its place; the stage goes on instead."""
+    saved(tmp_path, [3, 5]).close()
+    account = manifest.Manifest(kind="sft", settings={}, inputs={})
+    account.finish(tmp_path, checkpoint=5)
+    params = {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
+    devices = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    params["w"] = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=devices)
+    checkpoints = Checkpoints(tmp_path)
+    np.testing.assert_array_equal(checkpoints.restore_params(params)["w"], 5)
+    [victim, *_] = _files(tmp_path / "checkpoints" / "step_5" / "params" / "d")
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(StageError, match="no checkpoint that is whole at step 5; run"):
+        checkpoints.restore_params(params)
+    assert not manifest.load(tmp_path).done and checkpoints.latest == 3
+
+
+def test_what_a_killed_run_left_is_deleted_and_strangers_are_not(tmp_path):
+    saved(tmp_path, [3]).close()
+    root = tmp_path / "checkpoints"
+    for name in ("step_5/params", "step_6.orbax-checkpoint-tmp/train", "1000", "mine"):
+        (root / name).mkdir(parents=True)
+    (root / "1000" / "notes.txt").write_text("mine")
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    assert checkpoints.latest == 3
+    assert {p.name for p in root.iterdir()} == {"step_3", "step_3.json", "1000", "mine"}
+    (root / "step_8").mkdir()
+    (root / "step_8" / "thesis.txt").write_text("mine")
+    with pytest.raises(StageError, match="step_8 lies where a checkpoint goes"):
+        Checkpoints(tmp_path, keep=9)
+    assert (root / "step_8" / "thesis.txt").is_file()
+
+
+def test_a_full_disk_is_met_with_a_sentence(tmp_path, monkeypatch):
+    checkpoints = saved(tmp_path, [3])
+
+    class Failing:
+        def result(self):
+            raise ValueError("x") from OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(
+        checkpoint.ocp, "save_checkpointables_async", lambda *a, **k: Failing()
+    )
+    checkpoints.save(state_at(5), 5, {}, {})
+    with pytest.raises(StageError, match="No space left.*goes on from step 3"):
+        checkpoints.wait()
+    assert checkpoints.latest == 3
+
+
+def test_a_second_run_is_told_who_works_there(tmp_path):
+    account = manifest.Manifest(kind="sft", settings={}, inputs={})
+    code = (
+        "import sys, pathlib, time; from ranker import manifest\n"
+        "with manifest.lock(pathlib.Path(sys.argv[1]), 'sft'):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    )
+    assert other.stdout is not None
+    with other, other.stdout:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(StageError, match=f"worked on by process {other.pid} on"):
+            with manifest.claim(tmp_path / "sft", account, replace=True):
+                pass
+        other.kill()
+    with manifest.claim(tmp_path / "sft", account, replace=True) as todo:
+        assert todo  # the lock went with the process
+
+
+def test_manifests_are_sealed(tmp_path):
+    manifest.Manifest(kind="sft", settings={"a": 1}, inputs={}).finish(tmp_path, x=0.5)
+    path = tmp_path / "manifest.json"
+    assert manifest.load(tmp_path).facts == {"x": 0.5}
+    path.write_text(path.read_text().replace("0.5", "0.6"))
+    with pytest.raises(StageError, match="its digest does not fit"):
+        manifest.load(tmp_path)
+
+
+# --- progress, alarms, failures, the log ---
+
+
+def _values(loss=1.0, grads=1.0, weight=3.0, collapsed=0.0):
+    return {
+        "loss": loss,
+        "l2_grads": grads,
+        "weight_ranknet": weight,
+        "weight_collapsed": 0.0,
+        "collapsed": collapsed,
+        "tokens": 5.0,
+    }
+
+
+def test_progress_survives_json_to_the_bit():
+    progress = Progress()
+    progress.add(
+        [_values(loss=float(np.float32(0.1) + np.float32(i))) for i in range(3)]
+    )
+    again = Progress(**json.loads(json.dumps(progress.to_dict())))
+    assert again == progress and again.report() == progress.report()
+    assert progress.window == [] and "tokens" not in progress.last
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (_values(weight=0.0), "nothing has contributed to the loss 'ranknet'"),
+        (_values(collapsed=1.0), "the model has collapsed"),
+    ],
+)
+def test_a_run_that_learns_nothing_is_stopped(values, message):
+    progress = Progress()
+    progress.add([values] * 4)
+    progress.check_idle(4, 5)
+    progress.check_idle(4, 0)
+    with pytest.raises(StageError, match=f"for 4 steps up to step 4 .*{message}"):
+        progress.check_idle(4, 4)
+    progress.add([_values()])
+    progress.check_idle(5, 1)
+
+
+def test_numbers_that_are_not_finite_are_found():
+    good, nan, inf = _values(), _values(loss=float("nan")), _values(grads=float("inf"))
+    assert first_wrong([good, good]) is None
+    assert first_wrong([good, nan, good]) == 1 and first_wrong([inf]) == 0
+
+
+def test_a_failure_is_written_and_read(tmp_path):
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass
+    class Pair:
+        tokens: np.ndarray
+        labels: np.ndarray
+
+    batch = Pair(np.arange(6).reshape(1, 2, 3), np.ones((1, 2, 1)))
+    facts = {"metrics": {"loss": float("nan")}, "records": ["q1", "q2"]}
+    folder = write_failure(tmp_path, 12, batch, facts)
+    report, arrays = load_failure(folder)
+    assert report["step"] == 12 and report["metrics"] == {"loss": "nan"}
+    assert report["records"] == ["q1", "q2"]
+    np.testing.assert_array_equal(arrays["tokens"], batch.tokens)
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+    reporter = Reporter(tmp_path, "x", total=9, unit="step")
+    for step in (1, 2, 4, 6):
+        reporter.record(step, {"loss": 1.0 / step})
+    reporter.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "lo\xff')
+    reporter = Reporter(tmp_path, "x", total=9, unit="step")
+    reporter.resume(4)
+    reporter.record(5, {"loss": 0.2})
+    reporter.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one["step"] for one in lines] == [1, 2, 4, 5]
