@@ -1,5 +1,7 @@
 """Language modelling, for continued pre-training."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -41,8 +43,61 @@ def next_token(
     """
     chex.assert_equal_shape([tokens, where])
     chex.assert_equal_shape_prefix([logits, tokens], tokens.ndim)
+    return _cross_entropy(logits, *_shift(tokens, where))
+
+
+def next_token_by_chunks(
+    hidden: Float[Array, "R T D"],
+    to_logits: Callable[[Float[Array, "R C D"]], Float[Array, "R C V"]],
+    tokens: Int[Array, "R T"],
+    *,
+    where: Bool[Array, "R T"],
+    chunks: int,
+) -> WeightedSum:
+    """`next_token` without ever holding the logits of all tokens.
+
+    Rows are cut into `chunks` parts of C tokens, one after the other; the backward pass
+    makes each part's logits anew. Rows stay whole, so a batch that is split by rows
+    stays where it is.
+
+    Args:
+      hidden: [R, T, D], what the logits are made from.
+      to_logits: makes them, token by token.
+      tokens: [R, T] int, the text, not shifted.
+      where: [R, T] bool, True for the tokens to predict.
+      chunks: parts that T is cut into, which divides it.
+    Returns: what `next_token` does.
+    Raises: AssertionError when shapes differ (while tracing).
+    """
+    chex.assert_equal_shape([tokens, where])
+    chex.assert_is_divisible(tokens.shape[1], chunks)
+    following, predicted = _shift(tokens, where)
+    if chunks == 1:
+        return _cross_entropy(to_logits(hidden), following, predicted)
+
+    def cut(x: Array) -> Array:
+        R, T, *rest = x.shape
+        return jnp.moveaxis(x.reshape(R, chunks, T // chunks, *rest), 1, 0)
+
+    @jax.checkpoint
+    def body(total: WeightedSum, part: tuple[Array, ...]) -> tuple[WeightedSum, None]:
+        hidden, following, predicted = part
+        return total + _cross_entropy(to_logits(hidden), following, predicted), None
+
+    none = WeightedSum(jnp.zeros(()), jnp.zeros(()))
+    parts = tuple(cut(x) for x in (hidden, following, predicted))
+    return jax.lax.scan(body, none, parts)[0]
+
+
+def _shift(tokens: Array, where: Array) -> tuple[Array, Array]:
+    """At each position the token after it, and whether that is to be predicted."""
     following = jnp.roll(tokens, -1, axis=-1)
-    where = jnp.roll(where, -1, axis=-1).at[..., -1].set(False)
-    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-    log_z = jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1)  # [*B, T]
-    return weighted_sum(log_z - chosen.astype(jnp.float32), where)
+    return following, jnp.roll(where, -1, axis=-1).at[..., -1].set(False)
+
+
+def _cross_entropy(logits: Array, following: Array, predicted: Array) -> WeightedSum:
+    logits = logits.astype(jnp.float32)
+    # A comparison, not a look-up: that would gather a vocabulary that is split.
+    places = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    chosen = jnp.sum(jnp.where(places == following[..., None], logits, 0.0), axis=-1)
+    return weighted_sum(jax.nn.logsumexp(logits, axis=-1) - chosen, predicted)

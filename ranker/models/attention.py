@@ -4,7 +4,8 @@
 
     splash  TPU: blockwise, never holds the [T, T] logits
     cudnn   GPU: flash attention of `jax.nn.dot_product_attention`
-    xla     elsewhere, and what the two cannot take: plain matrix products
+    blocks  CPU: in a loop, only the blocks that segments reach; see blockwise.py
+    xla     elsewhere, and what those cannot take: plain matrix products
 
 All compute what `reference` says.
 """
@@ -24,8 +25,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config, sharding
+from ranker.models import blockwise
 
-Kernel = Literal["splash", "cudnn", "xla"]
+Kernel = Literal["splash", "cudnn", "blocks", "xla"]
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 _LANES = 128  # the TPU's vectors: splash takes multiples of it
@@ -155,6 +157,9 @@ def choose(platform: str, shape: tuple[Any, ...], dtype: Any, cap: float) -> Ker
         low = dtype in (jnp.bfloat16, jnp.float16)
         if low and shape[3] % 8 == 0 and shape[3] <= 128 and shape[1] % 2 == 0:
             return "cudnn"
+    if platform == "cpu" and not cap:
+        if shape[1] > blockwise.BLOCK and shape[1] % blockwise.BLOCK == 0:
+            return "blocks"
     return "xla"
 
 
@@ -255,7 +260,7 @@ def xla(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
 
 
-_KERNELS = {"splash": splash, "cudnn": cudnn, "xla": xla}
+_KERNELS = {"splash": splash, "cudnn": cudnn, "blocks": blockwise.attend, "xla": xla}
 
 
 def reference(

@@ -10,7 +10,7 @@ from ranker.models import layers
 from ranker.models.attention import make_mask
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
-from ranker.sharding import gathered
+from ranker.sharding import constrain, gathered
 
 
 class LanguageModel(nnx.Module):
@@ -36,13 +36,27 @@ class LanguageModel(nnx.Module):
     ) -> Float[Array, "R T V"]:
         """Logits of the token after each position, float32."""
         hidden = self.body(tokens, segments, positions, types, key=key)
+        return self.logits(hidden, self.table())
+
+    def table(self) -> Float[Array, "V D"]:
+        """The head's weights as each device uses them, float32.
+
+        So are gradients of several uses added up, whatever the logits are computed in.
+        """
         head = self.body.embedding if self.tied else self.head
+        return gathered(head[...], "vocab", "embed")
+
+    def logits(
+        self, hidden: Float[Array, "R T D"], table: Float[Array, "V D"]
+    ) -> Float[Array, "R T V"]:
+        """Logits, float32; each device makes its part of the vocabulary."""
         logits = jnp.einsum(
             "RTD,VD->RTV",
             hidden,
-            gathered(head[...].astype(hidden.dtype), "vocab", "embed"),
+            table.astype(hidden.dtype),
             preferred_element_type=jnp.float32,
         )
+        logits = constrain(logits, "batch", None, "vocab")
         return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
 
 

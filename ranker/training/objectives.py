@@ -34,15 +34,28 @@ class Objective:
     head: Head  # head that the model needs: "language" or "score"
 
 
+# Logits that a data shard holds at a time, in the language loss: 64 MiB of float32.
+_LOGITS = 1 << 24
+
+
 def _language(settings: config.Language, groups: int) -> Objective:
-    del settings, groups
+    del settings
 
     def parts(model, batch: Batch, key) -> Parts:
-        logits = model(
+        hidden = model.body(
             batch.tokens, batch.segments, batch.positions, batch.types, key=key
         )
+        table = model.table()
+        rows, length = batch.tokens.shape
+        chunks = num_chunks(rows // groups, length, table.shape[0])
         return {
-            "language": language.next_token(logits, batch.tokens, where=batch.loss_mask)
+            "language": language.next_token_by_chunks(
+                hidden,
+                lambda part: model.logits(part, table),
+                batch.tokens,
+                where=batch.loss_mask,
+                chunks=chunks,
+            )
         }
 
     def weights(batch: Batch) -> dict[str, Array]:
@@ -50,6 +63,22 @@ def _language(settings: config.Language, groups: int) -> Objective:
         return {"language": jnp.sum(batch.loss_mask[..., 1:], dtype=jnp.float32)}
 
     return Objective(parts, weights, {"language": 1.0}, "language")
+
+
+def num_chunks(rows: int, length: int, vocab_size: int) -> int:
+    """Parts that rows are cut into so that a part has at most 2^24 logits, if it can.
+
+    Args:
+      rows: of a data shard.
+      length: tokens a row; the parts divide it.
+      vocab_size: logits a token.
+    """
+    enough = (
+        parts
+        for parts in range(1, length)
+        if length % parts == 0 and rows * (length // parts) * vocab_size <= _LOGITS
+    )
+    return next(enough, length)
 
 
 def _ranking(

@@ -69,16 +69,16 @@ def test_reference_is_the_formula(seen, cap):
 
 
 @seen
-@pytest.mark.parametrize("kernel", ["splash", "xla"])
+@pytest.mark.parametrize("kernel", ["splash", "blocks", "xla"])
 def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
     q, k, v, segments = example(R=1, N=2, K=1)
-    cap = 2.0 * (seen["window"] > 0)
+    cap = 2.0 * (seen["window"] > 0 and kernel != "blocks")
     options = dict(**seen, scale=0.3, cap=cap)
     real = (segments > 0)[:, :, None, None]
     up = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def ours(q, k, v):
-        compute = getattr(attention, kernel)
+        compute = attention._KERNELS[kernel]
         more = dict(interpret=True) if kernel == "splash" else {}
         out = compute(q, k, v, segments, **options, **more)
         return jnp.sum(jnp.where(real, out * up, 0)), out
@@ -148,7 +148,9 @@ def test_kernels_run_on_each_device_alone(monkeypatch):
         ("gpu", (2, 512, 4, 64), jnp.float32, 0.0, "xla"),
         ("gpu", (2, 512, 4, 64), jnp.bfloat16, 50.0, "xla"),
         ("gpu", (2, 512, 4, 256), jnp.bfloat16, 0.0, "xla"),
-        ("cpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "xla"),
+        ("cpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "blocks"),
+        ("cpu", (2, 512, 4, 64), jnp.float32, 50.0, "xla"),
+        ("cpu", (2, 72, 4, 64), jnp.float32, 0.0, "xla"),
         ("", (2, 100, 4, 64), jnp.bfloat16, 0.0, "xla"),
     ],
 )
