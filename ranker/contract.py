@@ -11,10 +11,11 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
-from ranker.manifest import write_json
+from ranker.manifest import check_types, read_json, write_json
 
 FILE = "ranker_contract.json"
 VERSION = 1
+_BROKEN = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
 _CHUNK = 1 << 24  # bytes read at once
 
 
@@ -85,8 +86,8 @@ def load(folder: pathlib.Path) -> Contract:
             f"{again}, or check it --against a folder that has one"
         )
     try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
+        fields = read_json(path)
+    except (ValueError, OSError) as error:
         raise ContractError(f"{path} is not JSON ({error}); {again}") from error
     found = fields.get("version") if isinstance(fields, dict) else None
     if found != VERSION:
@@ -97,8 +98,11 @@ def load(folder: pathlib.Path) -> Contract:
     try:
         fields["golden"] = [Golden(**one) for one in fields["golden"]]
         contract = Contract(**fields)
-    except (TypeError, KeyError) as error:
-        raise ContractError(f"{path} is not whole ({error}); {again}") from error
+        for one in (contract, *contract.golden):
+            check_types(one)
+    except (TypeError, KeyError, ValueError) as error:
+        said = str(error)[:300]
+        raise ContractError(f"{path} is not whole ({said}); {again}") from error
     if not contract.golden:
         raise ContractError(f"{path} has no golden pairs; {again}")
     return contract
@@ -115,15 +119,21 @@ def tensor_digests(folder: pathlib.Path) -> dict[str, str]:
         try:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
+                whole = path.stat().st_size
+                if size > whole - 8:
+                    raise ValueError(f"a header of {size} bytes in a file of {whole}")
                 header = json.loads(file.read(size))
                 header.pop("__metadata__", None)
                 for name, one in header.items():
                     begin, end = one["data_offsets"]
+                    if not 0 <= begin <= end <= whole - 8 - size:
+                        raise ValueError(f"{name} lies outside the file")
                     file.seek(8 + size + begin)
                     digest = _digest(file, end - begin)
                     found[name] = f"{one['dtype']}:{digest}"
-        except (ValueError, KeyError, TypeError, AttributeError, MemoryError) as error:
-            raise ContractError(f"{path} is no whole safetensors: {error}") from error
+        except _BROKEN as error:
+            said = str(error)[:300]
+            raise ContractError(f"{path} is no whole safetensors: {said}") from error
     return dict(sorted(found.items()))
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import ranker
 
@@ -87,6 +87,23 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     temporary.replace(path)
 
 
+def read_json(path: pathlib.Path) -> Any:
+    """A JSON file, of at most 64 MiB and a depth that Python can hold.
+
+    Raises:
+      ValueError: when it is none.
+      OSError: when it cannot be read.
+    """
+    if path.stat().st_size > _MAX_JSON:
+        raise ValueError(f"it is over {_MAX_JSON // 2**20} MiB")
+    try:
+        value = json.loads(path.read_bytes().decode())
+        json.dumps(value)  # whoever writes it again needs more of the stack
+        return value
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
     """Writes a JSON object with a digest of itself; see `read_sealed`."""
     write_json(path, {**value, "digest": digest(value)})
@@ -98,16 +115,11 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: when the file is not what was written.
     """
-    if path.stat().st_size > _MAX_JSON:
-        raise ValueError(f"it is over {_MAX_JSON // 2**20} MiB")
-    try:
-        value = json.loads(path.read_bytes().decode())
-        if not isinstance(value, dict) or "digest" not in value:
-            raise ValueError("it has no digest")
-        if value.pop("digest") != digest(value):
-            raise ValueError("its digest does not fit: it has been damaged or edited")
-    except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+    value = read_json(path)
+    if not isinstance(value, dict) or "digest" not in value:
+        raise ValueError("it has no digest")
+    if value.pop("digest") != digest(value):
+        raise ValueError("its digest does not fit: it has been damaged or edited")
     return value
 
 
@@ -263,7 +275,7 @@ def _read(folder: pathlib.Path) -> Manifest | None:
         fields = read_sealed(path)
         key = fields.pop("key")
         found = Manifest(**fields)
-        _check_types(found)
+        check_types(found)
         if found.key != key:
             raise ValueError("its key does not fit its settings")
         return found
@@ -274,14 +286,29 @@ def _read(folder: pathlib.Path) -> Manifest | None:
         ) from error
 
 
-def _check_types(found: Manifest) -> None:
-    """Raises `ValueError` for a field of another type than `Manifest` says."""
-    wanted = dict(kind=str, settings=dict, inputs=dict, facts=dict, done=bool)
-    for name, kind in {**wanted, "version": str}.items():
-        if not isinstance(getattr(found, name), kind):
-            raise ValueError(f"its field {name!r} is no {kind.__name__}")
-    if not all(isinstance(key, str) for key in found.inputs.values()):
-        raise ValueError("its field 'inputs' holds something else than keys")
+def check_types(record: Any) -> None:
+    """Raises `ValueError` for a field of another type than its dataclass says."""
+    for name, kind in get_type_hints(type(record)).items():
+        if not _fits(getattr(record, name), kind):
+            said = kind.__name__ if isinstance(kind, type) else kind
+            raise ValueError(f"its field {name!r} is no {said}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    inside = get_args(kind)
+    if kind is Any:
+        return True
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(one, inside[0]) for one in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, inside[0]) and _fits(one, inside[1])
+            for key, one in value.items()
+        )
+    if kind in (int, float):
+        known = (int,) if kind is int else (int, float)
+        return isinstance(value, known) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str):

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import Any, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +25,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
-from ranker import config, manifest
-from ranker.data import formats
+from ranker import config, contract, manifest
+from ranker.data import formats, trec
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.datasets import load_clicks, write_clicks
 from ranker.data.records import Click, DataError
@@ -389,6 +391,129 @@ def test_manifests_that_are_none(stage, text):
     _, folder = stage
     (folder / manifest.FILE).write_text(text)
     assert load(folder) is None
+
+
+# --- contracts ---
+
+
+@pytest.fixture
+def exported(tmp_path):
+    golden = contract.Golden(
+        kind="short", query="q", title="t", text="x", tokens=[1, 2], document=1, score=1
+    )
+    values = {str: "a", int: 3, list[int]: [1], contract.Golden: golden}
+    values |= {dict[str, str]: {"1": "a"}, dict[str, float]: {"mean": 0.5}}
+    values |= {dict[str, Any]: {"layers": 2}, list[contract.Golden]: [golden]}
+    fields = {
+        name: values[kind]
+        for name, kind in get_type_hints(contract.Contract).items()
+        if name != "version"
+    }
+    made = contract.Contract(version=contract.VERSION, **fields)
+    made.save(tmp_path)
+    save_file({"a": np.ones((4, 3), np.float32)}, tmp_path / "model.safetensors")
+    return made, tmp_path
+
+
+def load_contract(folder):
+    try:
+        return contract.load(folder)
+    except contract.ContractError as error:
+        assert str(folder) in str(error) and len(str(error)) < 2000
+        return None
+
+
+def test_damaged_contracts(exported):
+    made, folder = exported
+    path = folder / contract.FILE
+    whole = path.read_bytes()
+    assert load_contract(folder) == made
+
+    @each
+    @given(damage)
+    def check(changes):
+        path.write_bytes(damaged(whole, changes))
+        found = load_contract(folder)
+        if found is not None:
+            manifest.check_types(found)
+
+    check()
+    path.write_text("[" * 10**6)
+    assert load_contract(folder) is None
+
+
+def test_contracts_that_say_anything(exported):
+    made, folder = exported
+    whole = dataclasses.asdict(made)
+
+    @each
+    @given(st.dictionaries(st.sampled_from([*whole, "more"]), odd, max_size=3))
+    def check(changes):
+        golden = [{**whole["golden"][0], **changes}] if "kind" in changes else []
+        fields = {**whole, **changes, **({"golden": golden} if golden else {})}
+        (folder / contract.FILE).write_text(json.dumps(fields))
+        found = load_contract(folder)
+        assert found is None or all(isinstance(key, str) for key in found.tensors)
+
+    check()
+
+
+def test_damaged_safetensors(exported):
+    _, folder = exported
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    expected = contract.tensor_digests(folder)
+
+    @each
+    @given(damage)
+    def check(changes):
+        data = damaged(whole, changes)
+        path.write_bytes(data)
+        try:
+            found = contract.tensor_digests(folder)
+        except contract.ContractError as error:
+            assert str(path) in str(error) and len(str(error)) < 2000
+        else:
+            assert found != expected or data[-48:] == whole[-48:]
+
+    check()
+
+
+# --- whole TREC files ---
+
+
+@pytest.mark.parametrize("name", ["run", "qrels"])
+def test_whole_trec_files(name, folder):
+    file, reader, sound = READERS[name]
+    path = folder / file
+
+    @each
+    @given(st.one_of(damage, st.lists(cell, max_size=9)))
+    def check(change):
+        if change and isinstance(change[0], bytes):
+            path.write_bytes(sound + b" ".join(change) + b"\n")
+        else:
+            path.write_bytes(damaged(sound, change))
+        try:
+            expected = list(reader(path))
+        except DataError:
+            expected = []
+        load = trec.load_run if name == "run" else trec.load_qrels
+        try:
+            found = load(path)
+        except DataError as error:
+            assert str(path) in str(error) and not expected
+        else:
+            found = found.scores if isinstance(found, trec.LoadedRun) else found
+            pairs = {(q, d): v for q, one in found.items() for d, v in one.items()}
+            assert pairs == {
+                (one.query_id, one.document_id): (
+                    one.score if name == "run" else one.grade
+                )
+                for one in expected
+            }
+
+    check()
 
 
 # --- bombs: small files that unpack to much ---
