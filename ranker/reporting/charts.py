@@ -68,8 +68,9 @@ def _number(value: float) -> str:
 
 
 def _svg(body: Sequence[str], label: str, width: int, height: int) -> str:
+    kind = ' class="page"' if width == _PAGE else ""
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg{kind} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
         + "".join(body)
         + "</svg>"
     )
@@ -128,7 +129,7 @@ def _frame(
             y,
             x_label,
             y_label,
-            ticks(x.low, x.high, width // 90),
+            ticks(x.low, x.high, width // 60),
             ticks(y.low, y.high),
         ),
     )

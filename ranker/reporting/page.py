@@ -93,9 +93,11 @@ def _table(grid: tables.Grid, *, caption: bool = True) -> str:
         for row in grid.rows
     )
     title = f"<caption>{text(grid.title)}</caption>" if caption else ""
+    head = f"<thead><tr>{cells(grid.header, 'th')}</tr></thead>"
+    if not any(grid.header):
+        head = ""
     return (
-        f'<div class="scroll"><table>{title}<thead><tr>{cells(grid.header, "th")}</tr>'
-        f"</thead><tbody>{rows}</tbody></table></div>"
+        f'<div class="scroll"><table>{title}{head}<tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -420,7 +422,8 @@ dl{display:grid;grid-template-columns:auto 1fr;gap:2px 14px;margin:8px 0 0;
 font-size:14px}dt{color:var(--dim)}dd{margin:0;text-align:right;
 font-variant-numeric:tabular-nums}
 figure{margin:14px 0;padding:12px 14px}figcaption{color:var(--dim);font-size:14px}
-figcaption:empty{display:none}svg{display:block;width:100%;height:auto}
+figcaption:empty{display:none}figure{overflow-x:auto}
+svg.page{min-width:720px}svg{display:block;width:100%;height:auto}
 svg text{fill:var(--ink);font-size:12px}svg .tick{fill:var(--dim);
 font-variant-numeric:tabular-nums}svg .label{fill:var(--dim)}
 .grid{stroke:var(--line)}.axis{stroke:var(--dim)}
