@@ -70,9 +70,8 @@ def _number(value: float) -> str:
 def _svg(body: Sequence[str], label: str, width: int, height: int) -> str:
     kind = ' class="page"' if width == _PAGE else ""
     return (
-        f'<svg{kind} viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
-        + "".join(body)
-        + "</svg>"
+        f'<svg{kind} viewBox="0 0 {width} {height}" role="img" '
+        f'aria-label="{escape(label)}">' + "".join(body) + "</svg>"
     )
 
 
