@@ -9,12 +9,19 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers import AutoTokenizer
 
 from ranker import check, config, contract, manifest, sharding
 from ranker.data.records import Document, RankedList
-from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+from ranker.data.text import (
+    TEMPLATES,
+    Tokenizer,
+    document_text,
+    train_bpe,
+    train_wordpiece,
+)
 from ranker.training import weights
-from ranker.training.exporting import write_folder
+from ranker.training.exporting import frame_pairs, write_folder
 from ranker.training.state import make_network
 from ranker.training.trained import Trained
 
@@ -154,6 +161,34 @@ def test_cross_encoder_scores_the_texts_of_the_contract(folders):
         )
         golden = [one.score for one in promise.golden]
         np.testing.assert_allclose(found, golden, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_stock_tokenizers_frame_a_decoders_pair(folders, tmp_path, template):
+    """Templates of many special tokens, and a tokenizer that has no padding token."""
+    source = folders["decoder"].parent / "tokenizer"
+    bare = pathlib.Path(shutil.copytree(source, tmp_path / "tokenizer"))
+    amend(bare / "tokenizer_config.json", lambda c: c.pop("pad_token"))
+    tokenizer = Tokenizer(bare, template)
+    out = pathlib.Path(shutil.copytree(bare, tmp_path / "out"))
+    (out / "config.json").write_text(json.dumps({"pad_token_id": tokenizer.end}))
+    frame_pairs(out, tokenizer)
+    stock = AutoTokenizer.from_pretrained(out)
+    document = Document("", "Low fares", "every day to rome " * 60)
+    words = TEMPLATES[template]
+    first = words.query.format(query="cheap flights")
+    second = document_text(document, template)
+    for length in (400, 1000):
+        expected = tokenizer.segment(
+            tokenizer.queries(["cheap flights"])[0],
+            tokenizer.documents([document])[0],
+            length,
+        )
+        found = stock(first, second, truncation="only_second", max_length=length)
+        assert found["input_ids"] == expected.tokens
+    # Stock models look for the last token that is no padding.
+    described = json.loads((out / "config.json").read_text())
+    assert stock.pad_token_id == described["pad_token_id"] != tokenizer.end
 
 
 def edit_weights(folder, wanted):
