@@ -6,6 +6,7 @@ What the architectures look like is in families.py, how a folder is read in fold
 import dataclasses
 import hashlib
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -59,6 +60,20 @@ class Checkpoint:
     score_tokens: tuple[int, ...]  # ids; empty: the score has weights of its own
     tensors: Tensors  # by the names that they have in a whole model
     digest: str  # of config.json, and of names, shapes and first numbers of tensors
+
+    @property
+    def halves(self) -> bool:
+        """Whether all weights are bfloat16 in the files, so that it loses nothing."""
+        return all(one.dtype in ("BF16", "I64") for one in self.tensors.values())
+
+    @property
+    def gib(self) -> float:
+        """Size of the tensors in the files."""
+        widths = {"BF16": 2, "F16": 2, "F32": 4}
+        return sum(
+            math.prod(one.shape) * widths.get(one.dtype, 8)
+            for one in self.tensors.values()
+        ) / (1 << 30)
 
     def plan(self, head: str) -> "Plan":
         """Which tensor each parameter of a model with `head` comes from."""

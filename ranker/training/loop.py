@@ -151,6 +151,26 @@ def _check_dev(settings: config.Train, prepared: Prepared) -> None:
         )
 
 
+def adopt(
+    settings: config.Train, workdir: pathlib.Path, *, replace: bool = False
+) -> manifest.Manifest:
+    """Makes a checkpoint a stage of no steps, by a manifest alone: reads no weights.
+
+    Raises:
+      ConfigError, DataError, ModelError, StageError: as `train`.
+    """
+    prepared = prepare(settings.data, settings.text, workdir, replace=replace)
+    origin = find_origin(settings, prepared)
+    account = describe(settings, origin, prepared, workdir)
+    folder = workdir / settings.name
+    leads = jax.process_index() == 0
+    claim = manifest.claim(folder, account, replace=replace, leads=leads, wait=True)
+    with claim as mine:
+        if mine and leads:
+            account.finish(folder, metrics={}, steps=0, checkpoint=0)
+    return manifest.require(workdir, settings.name, kinds=(account.kind,), by="score")
+
+
 def describe(
     settings: config.Train, origin: Origin, prepared: Prepared, workdir: pathlib.Path
 ) -> manifest.Manifest:

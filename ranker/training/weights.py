@@ -148,13 +148,14 @@ def first_params(
         parts = "weights" if with_head else "body"
         reporter.note(f"begins from the {parts} of {settings.parent!r}")
     elif origin.checkpoint:
+        source = origin.checkpoint
+        reporter.note(f"begins from {source.folder}, {source.gib:.2f} GiB")
         taken, notes = import_params(
             origin.checkpoint,
             head,
             nnx.merge_state(network.abstract, network.frozen),
             nnx.merge_state(network.shardings, network.frozen_shardings),
         )
-        reporter.note(f"begins from {origin.checkpoint.folder}")
         for note in notes:
             reporter.note(f"  {note}")
     else:

@@ -15,10 +15,12 @@ import transformers
 from ranker import config, manifest, run, sharding
 from ranker.data.prepare import prepare
 from ranker.data.records import DataError, Document
+from ranker.data.scores import load_scores
 from ranker.data.text import TEMPLATES, Tokenizer, train_bpe, train_wordpiece, words_of
-from ranker.models.huggingface import ModelError, open_checkpoint
-from ranker.training.loop import train
+from ranker.models.huggingface import ModelError, flat, open_checkpoint
+from ranker.training.loop import adopt, train
 from ranker.training.scoring import make_score, score_lists
+from ranker.training.teacher import score
 from ranker.training.trained import load_trained
 
 _path = pathlib.Path(__file__).with_name("test_huggingface.py")
@@ -181,6 +183,101 @@ def scores_of(stage, workdir, prepared):
         trained.encoder(prepared),
         rows=16,
     )
+
+
+def score_stage(folder, template, **fields):
+    """The settings that score a checkpoint as it is, on the smallest world."""
+    path = ROOT / "configs" / "qwen3_reranker_to_bert.py"
+    data = runpy.run_path(str(path))["get_config"]("smoke").data
+    text = config.Text(teacher_template=template, teacher_length=160)
+    return config.Score(data=data, text=text, teacher=str(folder), rows=16, **fields)
+
+
+def save_encoder_teacher(folder):
+    save_student(folder, "Bert")
+    return "pair", lambda query, document: (query, f"{document.title} {document.text}")
+
+
+def save_decoder_teacher(folder):
+    train_bpe(iter(["query document bota kela mifo rudi"] * 3), 300, folder)
+    torch.manual_seed(0)
+    settings = transformers.LlamaConfig(
+        vocab_size=300,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        num_labels=1,
+        pad_token_id=0,
+    )
+    model = transformers.LlamaForSequenceClassification(settings)
+    model.save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def tokens(query, document):
+        text = f"query: {query} document: {document.title} {document.text}</s>"
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    return "query: {query}||| document: {title} {text}|||", tokens
+
+
+@pytest.mark.parametrize("save", [save_encoder_teacher, save_decoder_teacher])
+def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
+    template, form = save(tmp_path / "teacher")
+    monkeypatch.chdir(tmp_path)
+    settings = score_stage("./teacher", template, splits=("unlabelled",))
+    account = score(settings, tmp_path / "run")
+    assert account.facts["teacher"] == "teacher"
+    text = dataclasses.replace(settings.text, teacher_tokenizer="./teacher")
+    prepared = prepare(settings.data, text, tmp_path / "run")
+    lists, corpus = prepared.lists("unlabelled"), prepared.corpus()
+    found = np.concatenate(
+        load_scores(tmp_path / "run" / "scores", "unlabelled", lists)
+    )
+    stock = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "teacher"
+    ).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "teacher")
+    expected = []
+    for i in range(len(lists)):
+        for row in lists[i].documents.tolist():
+            formed = form(lists[i].query, corpus[row])
+            if isinstance(formed, tuple):
+                inputs = tokenizer(*formed, return_tensors="pt")
+            else:
+                inputs = {"input_ids": torch.tensor([formed])}
+            with torch.no_grad():
+                expected.append(float(stock(**inputs).logits))
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    # It is a stage like any other, and is not made twice.
+    scores_again = score(settings, tmp_path / "run")
+    assert scores_again.key == account.key
+    with pytest.raises(ModelError, match="no such folder, and no hub name"):
+        score(dataclasses.replace(settings, teacher="./no/where"), tmp_path / "two")
+
+
+def test_a_bfloat16_teacher_takes_half_the_memory(tmp_path):
+    qwen, _ = save_qwen(tmp_path / "teacher")
+    qwen.to(torch.bfloat16).save_pretrained(tmp_path / "teacher")
+    settings = qwen_to_bert(tmp_path, "Bert")
+    half = dataclasses.replace(settings.teacher, dtype="bfloat16")
+    text = dataclasses.replace(settings.text, teacher_tokenizer=half.path)
+    stage = dataclasses.replace(settings, teacher=half, student=BERT, text=text)
+    stage = stage.stages()["sft"]
+    adopt(stage, tmp_path / "run")
+    prepared = prepare(stage.data, stage.text, tmp_path / "run")
+    mesh = sharding.make_mesh(config.Mesh(tensor=2))
+    trained = load_trained(
+        tmp_path / "run", "sft", prepared, mesh, kinds=("sft",), by="the test"
+    )
+    _, whole, _ = helpers.load(tmp_path / "teacher", "language")
+    for path, value in flat(trained.params):
+        matrix = "layers" in path and "norm" not in path
+        assert value.dtype == ("bfloat16" if matrix else "float32"), path
+        if path in whole:
+            np.testing.assert_array_equal(np.asarray(value, np.float32), whole[path])
 
 
 def test_a_teacher_without_a_score_is_refused(tmp_path):
