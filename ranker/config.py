@@ -673,7 +673,8 @@ class Score(Stage):
     """The teacher scores the candidates of many queries."""
 
     name: str = "scores"  # folder of the scores in the workdir
-    teacher: str = "sft"  # stage folder of the model that scores
+    teacher: str = "sft"  # stage that scores; OWNER/NAME, ./FOLDER: as it is
+    dtype: DType = "float32"  # of the computation, of a checkpoint as it is
     # Whose candidates are scored.
     splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
     rows: int = 128  # rows of the text length a batch, over all devices

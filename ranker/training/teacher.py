@@ -1,6 +1,7 @@
 """`score`: the teacher scores the candidates of many queries, offline."""
 
 import contextlib
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -9,6 +10,8 @@ from ranker import config, manifest, sharding
 from ranker.data.prepare import prepare
 from ranker.data.scores import load_scores, path_of, save_scores
 from ranker.manifest import Manifest
+from ranker.models.folder import resolve_folder
+from ranker.training.loop import adopt
 from ranker.training.report import Reporter
 from ranker.training.scoring import make_score, score_lists
 from ranker.training.trained import load_trained
@@ -28,6 +31,7 @@ def score(
       ConfigError, DataError, StageError: with what is wrong and what to do.
       FloatingPointError: at a score that is not finite.
     """
+    settings = with_teacher(settings, workdir, replace=replace)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     by = f"the score stage {settings.name!r}"
     parent = manifest.require(
@@ -102,3 +106,34 @@ def _every(reporter: Reporter, pairs: int):
             reported, tokens_since = done, 0
 
     return progress
+
+
+def with_teacher(
+    settings: config.Score, workdir: pathlib.Path, *, replace: bool
+) -> config.Score:
+    """The settings with a stage as the teacher, where they name a checkpoint.
+
+    The stage `teacher` is a manifest alone; evaluate and export know it like any other.
+
+    Raises:
+      ConfigError, DataError, ModelError, StageError: as `train`.
+    """
+    if "/" not in settings.teacher:
+        return settings
+    resolve_folder(settings.teacher)  # a wrong name is not its tokenizer's fault
+    tokenizer = settings.text.teacher_tokenizer or settings.teacher
+    text = dataclasses.replace(settings.text, teacher_tokenizer=tokenizer)
+    stage = config.Train(
+        data=settings.data,
+        text=text,
+        mesh=settings.mesh,
+        name="teacher",
+        model=config.Pretrained(path=settings.teacher, dtype=settings.dtype),
+        role="teacher",
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1.0, warmup=0),  # no step is made
+        batch=config.Batch(size=1),
+        loop=config.Loop(steps=0),
+    )
+    adopt(stage, workdir, replace=replace)
+    return dataclasses.replace(settings, text=text, teacher=stage.name)
