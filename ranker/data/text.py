@@ -13,7 +13,7 @@ tokenised on their own and joined as ids, so a query costs once for all its docu
 
 import hashlib
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import tokenizers
@@ -37,6 +37,7 @@ _WORDPIECE_SPECIALS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
+_PRIVATE = 0xF0000  # first of the characters that no text has a meaning for
 
 
 @dataclass(frozen=True)
@@ -285,17 +286,51 @@ def train_bpe(texts: Iterable[str], vocab_size: int, folder: pathlib.Path) -> No
 def train_wordpiece(
     texts: Iterable[str], vocab_size: int, folder: pathlib.Path
 ) -> None:
-    """Trains a lower-case WordPiece for an encoder; saves a Hugging Face folder."""
-    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))  # type: ignore
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
+    """Trains a lower-case WordPiece for an encoder; saves a Hugging Face folder.
+
+    The library's own trainer for it breaks ties by an order that changes from process
+    to process. Its BPE trainer does not, and finds the same merges where a character
+    inside of a word is another one than at its beginning.
+    """
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    inner: dict[str, str] = {}  # character inside of a word -> private character
+    spelled: dict[str, str] = {}  # word -> as it is trained on
+
+    def spell(word: str) -> str:
+        if word not in spelled:
+            for c in word[1:]:
+                inner.setdefault(c, chr(_PRIVATE + len(inner)))
+            spelled[word] = word[0] + "".join(inner[c] for c in word[1:])
+        return spelled[word]
+
+    def words() -> Iterator[str]:
+        for text in texts:
+            found = splitter.pre_tokenize_str(normalizer.normalize_str(text))
+            yield " ".join(spell(word) for word, _ in found)
+
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore
+    trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(_WORDPIECE_SPECIALS.values()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    trained.train_from_iterator(words(), trainer)
+    outer = {private: c for c, private in inner.items()}
+
+    def plain(token: str) -> str:
+        prefix = "##" if token[0] in outer else ""
+        return prefix + "".join(outer.get(c, c) for c in token)
+
+    vocabulary = {plain(token): i for token, i in trained.get_vocab().items()}
+    tokenizer = tokenizers.Tokenizer(
+        models.WordPiece(vocabulary, unk_token="[UNK]")  # type: ignore
+    )
+    tokenizer.normalizer = normalizer  # type: ignore
+    tokenizer.pre_tokenizer = splitter  # type: ignore
+    tokenizer.decoder = decoders.WordPiece()  # type: ignore
+    tokenizer.add_special_tokens(list(_WORDPIECE_SPECIALS.values()))
     pair = [(name, tokenizer.token_to_id(name)) for name in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = processors.BertProcessing(*pair)  # type: ignore
     _save(tokenizer, folder, _WORDPIECE_SPECIALS, types=True)

@@ -1,3 +1,9 @@
+import hashlib
+import json
+import pathlib
+import subprocess
+import sys
+
 import pytest
 from transformers import AutoTokenizer
 
@@ -82,3 +88,33 @@ def test_folders_that_are_no_tokenizer(folders, tmp_path):
         Tokenizer(folders / "decoder", "pair")
     with pytest.raises(DataError, match="has no eos_token"):
         Tokenizer(folders / "encoder", "prompt")
+
+
+def _wordpiece_digest(folder):
+    texts = [f"Word{i % 37} naïve 東京 unfold-{i % 11}ing #{i}!" for i in range(300)]
+    train_wordpiece(texts, 200, folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest(), vocabulary
+
+
+def test_a_trained_wordpiece_is_the_same_in_every_process(tmp_path):
+    """A stage that is prepared again after a kill must read text as before."""
+    here, vocabulary = _wordpiece_digest(tmp_path / "a")
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_text as t\n"
+        "print(t._wordpiece_digest(pathlib.Path(sys.argv[2]))[0])"
+    )
+    folder = pathlib.Path(__file__).parent
+    there = subprocess.run(
+        [sys.executable, "-c", code, str(folder), str(tmp_path / "b")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert there.stdout.strip() == here
+    assert list(vocabulary)[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert {"word", "naive", "東", "##o", "w", "!"} <= vocabulary.keys()
+    assert len(vocabulary) == 200
+    loaded = Tokenizer(str(tmp_path / "a"), "pair").loaded
+    assert loaded.tokenize("WORD3 naïve!") == ["word3", "naive", "!"]
+    assert "[UNK]" not in loaded.tokenize("unfold wold")
