@@ -119,7 +119,8 @@ def _join(processes: str) -> None:
         if processes == "auto":
             jax.distributed.initialize()
         else:
-            jax.distributed.initialize(address, *map(int, numbers))
+            count, index = map(int, numbers)
+            jax.distributed.initialize(address, count, index)
     except (RuntimeError, ValueError) as error:
         raise config.ConfigError(
             f"{how}: the processes did not come together ({error}); leave the variable "

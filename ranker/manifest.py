@@ -233,8 +233,9 @@ class Decision(Exception):
     @property
     def done(self) -> bool:
         """Whether there is nothing to do."""
-        same = self.found is not None and self.found.key == self.account.key
-        return same and self.found.done and not self.damage
+        if self.found is None or self.found.key != self.account.key:
+            return False
+        return self.found.done and not self.damage
 
 
 # In a dry run, the stages as they would be afterwards; they stand in for the folders.

@@ -167,11 +167,12 @@ def _results(summary: tables.Summary) -> str:
         charts.Interval(
             name,
             system["difference"][measure],
-            *system["interval"][measure],
-            system["p_holm"][measure] < tables.SIGNIFICANT,
+            low=interval[0],
+            high=interval[1],
+            strong=system["p_holm"][measure] < tables.SIGNIFICANT,
         )
         for name, system in summary["systems"].items()
-        if system["interval"][measure] is not None
+        if (interval := system["interval"][measure]) is not None
     ]
     body = _table(tables.means(summary))
     if rows:
