@@ -10,7 +10,7 @@ import itertools
 import json
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ import pyarrow.compute
 from pyarrow import csv
 
 from ranker.data import formats
-from ranker.data.records import MAX_ID, DataError
+from ranker.data.records import MAX_ID, Candidate, DataError
 
 _compute: Any = pyarrow.compute  # makes its functions while it is imported
 _REMEDY = "correct that line"
@@ -64,23 +64,31 @@ def load_run(path: pathlib.Path) -> LoadedRun:
         finite number or a document twice for one query, naming the line.
     """
     columns = _regular_run(path)
-    scores = _as_run(*columns[:2], columns[3]) if columns else None
+    scores = _as_run(columns) if columns else None
     if columns is None or scores is None:
         try:
             columns = _columns(formats.read_run(path, remedy=_REMEDY))
         except DataError as error:
             raise DataError(f"{error}; {_RUN}{_mistaken(path, 3, 4)}") from error
-        scores = _as_run(*columns[:2], columns[3])
+        scores = _as_run(columns)
         assert scores is not None
     if not scores:
         raise DataError(f"{path}: holds no line; {_RUN}")
     return LoadedRun(path, scores, _oddities(path, columns))
 
 
-Columns = tuple[Sequence[str], Sequence[str], np.ndarray, np.ndarray]
+@dataclass(frozen=True)
+class _Columns:
+    """A run by line."""
+
+    names: list[str]  # different queries
+    queries: np.ndarray  # [lines], places in `names`
+    documents: list[str]
+    ranks: np.ndarray
+    scores: np.ndarray
 
 
-def _regular_run(path: pathlib.Path) -> Columns | None:
+def _regular_run(path: pathlib.Path) -> _Columns | None:
     """Queries, documents, ranks and scores by line; None for a file to look into."""
     with formats.open_file(path) as file:
         try:
@@ -123,45 +131,48 @@ def _regular_run(path: pathlib.Path) -> Columns | None:
             return None
         if _compute.any(_compute.match_substring_regex(ids, _BAD_ID)).as_py():
             return None
-    names = np.array(queries.dictionary.to_pylist(), object)
-    rows = names[queries.indices.to_numpy()].tolist()
-    return rows, documents.to_pylist(), ranks, scores
+    return _Columns(
+        queries.dictionary.to_pylist(),
+        queries.indices.to_numpy(),
+        documents.to_pylist(),
+        ranks,
+        scores,
+    )
 
 
-def _columns(candidates: Any) -> Columns:
+def _columns(candidates: Iterable[Candidate]) -> _Columns:
     rows = list(candidates)
-    return (
-        [one.query_id for one in rows],
+    names = list(dict.fromkeys(one.query_id for one in rows))
+    places = {name: place for place, name in enumerate(names)}
+    return _Columns(
+        names,
+        np.array([places[one.query_id] for one in rows], np.int64),
         [one.document_id for one in rows],
         np.array([one.rank for one in rows], np.int64),
         np.array([one.score for one in rows], np.float64),
     )
 
 
-def _as_run(
-    queries: Sequence[str], documents: Sequence[str], scores: np.ndarray
-) -> dict[str, dict[str, float]] | None:
+def _as_run(columns: _Columns) -> dict[str, dict[str, float]] | None:
     """The dicts; None when a document is listed twice for a query."""
     run: dict[str, dict[str, float]] = {}
-    values = scores.tolist()
-    at = 0
-    for query, lines in itertools.groupby(queries):
-        end = at + sum(1 for _ in lines)
-        listed = run.setdefault(query, {})
-        expected = len(listed) + end - at
-        listed.update(zip(documents[at:end], values[at:end], strict=True))
+    scores = columns.scores.tolist()
+    # Where another query begins; its lines need not lie together.
+    begins = np.flatnonzero(np.diff(columns.queries, prepend=-1)).tolist()
+    for start, end in itertools.pairwise([*begins, len(scores)]):
+        listed = run.setdefault(columns.names[columns.queries[start]], {})
+        expected = len(listed) + end - start
+        listed.update(zip(columns.documents[start:end], scores[start:end], strict=True))
         if len(listed) != expected:
             return None
-        at = end
     return run
 
 
-def _oddities(path: pathlib.Path, columns: Columns) -> list[str]:
+def _oddities(path: pathlib.Path, columns: _Columns) -> list[str]:
     """What no rule forbids and nobody means."""
-    queries, _, ranks, scores = columns
-    same = np.array([a == b for a, b in itertools.pairwise(queries)], bool)
-    down = (np.diff(ranks) > 0) & same
-    rising = int(np.sum(np.diff(scores)[down] > 0))
+    same = np.diff(columns.queries) == 0
+    down = (np.diff(columns.ranks) > 0) & same
+    rising = int(np.sum(np.diff(columns.scores)[down] > 0))
     if rising > 0.9 * max(int(down.sum()), 1) and rising > 1:
         return [
             f"{path}: scores rise from rank to rank; the order is by score alone and "

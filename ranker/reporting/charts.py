@@ -13,7 +13,8 @@ import numpy as np
 
 _PAGE, _HALF, _CARD = 1000, 480, 320  # widths, pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 14, 40
-COLOURS = 6  # the style sheet's classes c0, c1, ... go round after so many
+GREY = 5  # of these, what is not significant
+COLOURS = 10  # the style sheet's classes c0, c1, ... go round after so many
 
 
 @dataclass(frozen=True)
@@ -218,10 +219,10 @@ def forest(rows: Sequence[Interval], label: str) -> str:
         ends,
         label,
         lambda at, x, y: (
-            f'<line class="whisker c{0 if rows[at].strong else 5}" '
+            f'<line class="whisker c{0 if rows[at].strong else GREY}" '
             f'x1="{x(rows[at].low)}" '
             f'x2="{x(rows[at].high)}" y1="{y}" y2="{y}"/>'
-            f'<circle class="dot c{0 if rows[at].strong else 5}" '
+            f'<circle class="dot c{0 if rows[at].strong else GREY}" '
             f'cx="{x(rows[at].mean)}" cy="{y}" r="4.5">'
             f"<title>{rows[at].mean:+.4f} [{rows[at].low:+.4f}, {rows[at].high:+.4f}]"
             "</title></circle>"

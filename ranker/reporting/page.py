@@ -391,10 +391,13 @@ _STYLE = (
 :root{--bg:#fbfaf8;--card:#fff;--ink:#1d1e22;--dim:#676b74;--line:#e3e1dc;
 --soft:#f3f1ec;
 --c0:#2f6fdf;--c1:#c2571a;--c2:#2a8a5b;--c3:#8a4fc4;--c4:#b0912a;--c5:#8b8f98;
+--c6:#c23b6b;--c7:#1d8a96;--c8:#6b7a1f;--c9:#7a5230;
 --warn:#8a5a00;--warnbg:#fff4d6;--good:#1f7a4d;--goodbg:#e2f4ea}
 @media(prefers-color-scheme:dark){:root{--bg:#141518;--card:#1c1e22;--ink:#e8e8ea;
 --dim:#9a9ea8;--line:#31343b;--soft:#24262b;--c0:#7aa7ff;--c1:#f0935a;--c2:#63c796;
---c3:#bd92ef;--c4:#dcc06a;--c5:#7d828d;--warn:#ffd27a;--warnbg:#3a2f14;--good:#83dcae;
+--c3:#bd92ef;--c4:#dcc06a;--c5:#7d828d;
+--c6:#f08ab0;--c7:#62c8d3;--c8:#b9c96a;--c9:#c99f7a;
+--warn:#ffd27a;--warnbg:#3a2f14;--good:#83dcae;
 --goodbg:#173527}}
 *{box-sizing:border-box}html{scroll-behavior:smooth}
 body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,

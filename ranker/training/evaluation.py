@@ -1,7 +1,9 @@
 """Systems against each other on held-out queries: runs, metrics, tests, the table."""
 
+import contextlib
 import pathlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +18,11 @@ from ranker.data.records import DataError, Document, RankedList
 from ranker.metrics import comparison, ranking
 from ranker.reporting import tables
 from ranker.reporting.files import agreements
+from ranker.training.report import Reporter
 from ranker.training.scoring import make_score, score_lists
 from ranker.training.trained import load_trained
+
+_REPORT_EVERY = 10.0  # seconds
 
 
 def qrels_of(lists: Source[RankedList]) -> ranking.Qrels:
@@ -152,14 +157,18 @@ def _measure(
         trained = load_trained(
             workdir, name, prepared, mesh, kinds=("sft", "distill"), by=by
         )
-        scores = score_lists(
-            make_score(trained.network),
-            trained.params,
-            trained.network,
-            lists,
-            trained.encoder(prepared),
-            rows=settings.rows,
-        )
+        total = sum(len(one.documents) for one in _records(lists))
+        reporter = Reporter(folder, f"evaluate/{name}", total=total, unit="pair")
+        with contextlib.closing(reporter):
+            scores = score_lists(
+                make_score(trained.network),
+                trained.params,
+                trained.network,
+                lists,
+                trained.encoder(prepared),
+                rows=settings.rows,
+                progress=_now_and_then(reporter),
+            )
         runs[name] = run_of(lists, corpus, scores)
     if jax.process_index() == 0:
         for name, run in runs.items():
@@ -185,6 +194,21 @@ def _measure(
         (folder / "per_query.tsv").write_text(lines, encoding="utf-8")
         (folder / "table.md").write_text(tables.markdown_page(summary), "utf-8")
     return summary
+
+
+def _now_and_then(reporter: Reporter) -> Callable[[int, int], None]:
+    """A progress function that reports every few seconds, and at the end."""
+    reporter.start(0)
+    last, tokens_since = time.monotonic(), 0
+
+    def progress(done: int, tokens: int) -> None:
+        nonlocal last, tokens_since
+        tokens_since += tokens
+        if time.monotonic() - last > _REPORT_EVERY or done == reporter.total:
+            reporter.progress(done, tokens=tokens_since, values={})
+            last, tokens_since = time.monotonic(), 0
+
+    return progress
 
 
 def teachers_of(
