@@ -1,7 +1,7 @@
 """What users give by mistake, through the entry: a sentence that they can act on.
 
-And what is odd but sound (no candidate, one candidate, a document of a book's length,
-any script) goes through every stage.
+And what is odd but sound: no candidate, one candidate, a document of a book's length,
+any script.
 """
 
 import gzip
@@ -13,6 +13,7 @@ import shutil
 import pytest
 
 from ranker import cli, config, run
+from ranker.data.prepare import prepare
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 HEAD = "query-id\tcorpus-id\tscore\n"
@@ -29,8 +30,8 @@ DOCUMENTS = {
     "long": ("A book", "a word of many and another one " * 20_000),  # 0.6 MB
 }
 QUERIES = {
-    "q1": "cats that sleep",
-    "q2": "dogs that bark",
+    "q1": "cats and dogs that sleep",
+    "q2": "dogs and cats that bark",
     "q3": "שלום",
     "q4": "🦄 𝔘𝔫𝔦",
     "q5": "a word of many",
@@ -199,3 +200,27 @@ def test_settings_that_name_nothing(folder, tmp_path):
         assert "write it like runs/*.{split}.*" in said
     said = start(folder, "--config.text.teacher_tokenizer=nowhere")
     assert "nowhere: no such folder" in said
+
+
+def test_what_is_odd_but_sound_is_prepared(sound, tmp_path):
+    data = config.Data(path=str(sound), candidates=4)
+    text = config.Text(teacher_length=40, student_length=32)
+    prepared = prepare(data, text, tmp_path)
+    corpus = list(prepared.corpus())
+    assert {one.id: (one.title, one.text) for one in corpus} == {
+        name: (title, text.strip()) for name, (title, text) in DOCUMENTS.items()
+    }
+    # Test keeps the query without a candidate, which counts as 0; train adds to it the
+    # relevant document that the first stage has missed.
+    found = {one.query_id: len(one.documents) for one in prepared.lists("test")}
+    assert found["none"] == 0 and found["one"] == 1 and len(found) == 5
+    train = {one.query_id: one for one in prepared.lists("train")}
+    assert [corpus[row].id for row in train["none"].documents] == ["d4"]
+    for role, length in (("teacher", 40), ("student", 32)):
+        tokenizer = prepared.tokenizer(role)
+        documents = tokenizer.documents(corpus)
+        for query in tokenizer.queries(list(QUERIES.values())):
+            for document in documents:
+                segment = tokenizer.segment(query, document, length)
+                assert len(segment.tokens) <= length
+                assert segment.tokens[: len(query)] == query  # never cut
