@@ -15,7 +15,6 @@ import transformers
 from ranker import config, manifest, run, sharding
 from ranker.data.prepare import prepare
 from ranker.data.records import DataError, Document
-from ranker.data.scores import load_scores
 from ranker.data.text import TEMPLATES, Tokenizer, train_bpe, train_wordpiece, words_of
 from ranker.models.huggingface import ModelError, flat, open_checkpoint
 from ranker.training.loop import adopt, train
@@ -233,9 +232,6 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
     text = dataclasses.replace(settings.text, teacher_tokenizer="./teacher")
     prepared = prepare(settings.data, text, tmp_path / "run")
     lists, corpus = prepared.lists("unlabelled"), prepared.corpus()
-    found = np.concatenate(
-        load_scores(tmp_path / "run" / "scores", "unlabelled", lists)
-    )
     stock = transformers.AutoModelForSequenceClassification.from_pretrained(
         tmp_path / "teacher"
     ).eval()
@@ -250,7 +246,12 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
                 inputs = {"input_ids": torch.tensor([formed])}
             with torch.no_grad():
                 expected.append(float(stock(**inputs).logits))
+    found = scores_of("teacher", tmp_path / "run", prepared)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    facts = account.facts  # of the scores that were written
+    written = [facts["pairs"], facts["min"], facts["mean"], facts["max"]]
+    wanted = [len(expected), min(expected), np.mean(expected), max(expected)]
+    np.testing.assert_allclose(written, wanted, atol=1e-4)
     # It is a stage like any other, and is not made twice.
     scores_again = score(settings, tmp_path / "run")
     assert scores_again.key == account.key
