@@ -36,7 +36,7 @@ _CACHED_DOCUMENTS = 1 << 17
 _THREADS = 2  # that read and tokenise
 _AHEAD = 64  # examples a shard that they work ahead of what is packed
 _BATCHES_AHEAD = 2  # batches that are packed while the devices compute
-_WAITING = 3  # shards' worth of tokens that wait, for packing to choose from
+_WAITING = 8  # shards' worth of tokens that wait, for packing to choose from
 
 Record = TypeVar("Record", covariant=True)
 

@@ -1,0 +1,259 @@
+"""What the speed benchmarks share: texts, weights, our step, timing and the report."""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ranker import config, sharding
+from ranker.data import pipeline
+from ranker.data.prepare import Prepared, prepare
+from ranker.models.huggingface import import_params, open_checkpoint
+from ranker.training import objectives, optim, scoring, state, step, weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Queries of Google users and paragraphs of Wikipedia; the made world where absent.
+REAL = ROOT.parent / "shared" / "data" / "nqqed"
+
+
+def make_parser(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """The flags that all speed benchmarks take."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--workdir", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
+    add("--data", default=str(REAL) if REAL.is_dir() else "", help="BEIR folder")
+    add("--queries", type=int, default=400, help="queries read")
+    add("--model", default="", help="Hugging Face folder; empty: random weights")
+    add("--length", type=int, default=512, help="tokens a text, at most")
+    add("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add("--rounds", type=int, default=3, help="times that both are measured")
+    for name, (value, meaning) in defaults.items():
+        add(f"--{name}", type=type(value), default=value, help=meaning)
+    return parser
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Texts and weights that both sides get."""
+
+    prepared: Prepared
+    folder: pathlib.Path  # model and tokenizer, as Hugging Face reads them
+    role: config.Role
+    length: int
+    dtype: config.DType
+
+    @property
+    def encoder(self) -> pipeline.ListEncoder:
+        """Our tokenised texts."""
+        tokenizer = self.prepared.tokenizer(self.role)
+        return pipeline.ListEncoder(self.prepared.corpus(), tokenizer, self.length)
+
+
+def set_up(args: argparse.Namespace, role: config.Role, make: Callable) -> Setting:
+    """Prepares texts; `make(vocab_size)` gives a random torch model without `--model`.
+
+    Without a model the tokenizer is trained on the texts.
+    """
+    name = pathlib.Path(args.data).name or "world"
+    workdir = args.workdir / f"{name}-{role}-{pathlib.Path(args.model).name or 'made'}"
+    size = 8192 if role == "teacher" else 30522
+    given: dict[str, Any] = {
+        f"{role}_length": args.length,
+        f"{role}_vocab_size": size,
+        f"{role}_tokenizer": args.model,
+    }
+    data = config.Data(
+        path=args.data, candidates=20, max_queries=args.queries, on_error="skip"
+    )
+    prepared = prepare(data, config.Text(**given), workdir, replace=True)
+    folder = pathlib.Path(args.model) if args.model else workdir / "model"
+    if not args.model:
+        loaded = prepared.tokenizer(role).loaded
+        loaded.save_pretrained(str(folder))
+        make(len(loaded), loaded.pad_token_id).save_pretrained(str(folder))
+    return Setting(prepared, folder, role, args.length, args.dtype)
+
+
+class Ours:
+    """Our model from the same folder, on all devices of this machine."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        *,
+        folder: pathlib.Path | None = None,
+        dropout: float = -1.0,
+        remat: bool = False,
+    ):
+        self.setting = setting
+        self.mesh = sharding.make_mesh(config.Mesh())
+        described = config.Pretrained(
+            path=str(folder or setting.folder),
+            dtype=setting.dtype,
+            dropout=dropout,
+            remat="full" if remat else "none",
+        )
+        checkpoint = open_checkpoint(described)
+        self.model, vocab = checkpoint.model, checkpoint.vocab_size
+        self.network = state.make_network(self.model, vocab, "score", self.mesh)
+        taken, _ = import_params(
+            checkpoint, "score", self.network.abstract, self.network.shardings
+        )
+        self.params = weights.complete(
+            taken, self.network, self.model, vocab, "score", seed=0
+        )
+
+    def train_steps(
+        self, objective: config.Objective, batch: config.Batch, rate: float
+    ) -> Callable[[int], tuple[int, float]]:
+        """What makes so many steps and returns (real tokens, seconds)."""
+        made = objectives.make_objective(
+            objective, groups=sharding.num_shards(self.mesh)
+        )
+        settings = config.Optim(learning_rate=rate, warmup=1)
+        tx = optim.make_optimizer(settings, 1000, self.network.abstract)
+        current = [state.init_state(self.network, self.params, tx, 0)]
+        compiled = step.make_step(self.network, made, tx, current[0])
+        batches = pipeline.list_batches(
+            self.setting.prepared.lists("train"),
+            self.setting.encoder,
+            batch=batch,
+            seed=0,
+            shards=scoring.shards_of(self.network),
+        )
+
+        def run(steps: int) -> tuple[int, float]:
+            tokens, loss = 0, jnp.zeros(())
+            start = time.perf_counter()
+            with jax.set_mesh(self.mesh):
+                for _ in range(steps):
+                    given = next(batches)
+                    tokens += int((given.segments > 0).sum())
+                    placed = scoring.device_batch(given, self.network, leading=1)
+                    current[0], metrics = compiled(current[0], placed)
+                    loss = metrics["loss"]
+                assert np.isfinite(float(loss))
+            return tokens, time.perf_counter() - start
+
+        return run
+
+
+def matmul_flops(size: int, dtype: str) -> float:
+    """FLOP/s of this machine in a product of two square matrices, the best of five."""
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype)
+    multiply = jax.jit(lambda x, y: x @ y)
+    multiply(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        multiply(a, a).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def model_flops(model: config.Decoder | config.Encoder, context: float) -> float:
+    """FLOP a token of one forward pass: matrix products and attention, no embeddings.
+
+    Args:
+      model: its sizes.
+      context: tokens that a token attends to, on average.
+    """
+    D, F, L = model.embed_dim, model.mlp_dim, model.num_layers
+    if isinstance(model, config.Decoder):
+        width = model.num_heads * model.head_dim
+        narrow = model.num_kv_heads * model.head_dim
+        matrices = 2 * D * width + 2 * D * narrow + 3 * D * F
+        context = context / 2  # causal
+    else:
+        width = D
+        matrices = 4 * D * D + (3 if model.gated else 2) * D * F
+    return 2 * L * (matrices + 2 * width * context)
+
+
+def mean_context(lengths: np.ndarray) -> float:
+    """Tokens that a token attends to, on average over the tokens of texts."""
+    return float((lengths.astype(np.float64) ** 2).sum() / lengths.sum())
+
+
+Run = Callable[[], tuple[int, float]]  # -> (real tokens, seconds)
+
+
+def compare(ours: Run, theirs: dict[str, Run], rounds: int) -> dict[str, Any]:
+    """Runs both in turn; rates in real tokens a second, and their ratios."""
+    rates: dict[str, list[float]] = {"ours": [], **{name: [] for name in theirs}}
+    for number in range(rounds):
+        for name, run in {"ours": ours, **theirs}.items():
+            tokens, seconds = run()
+            rates[name].append(tokens / seconds)
+            print(
+                f"round {number + 1}  {name}: {tokens:,} real tokens in {seconds:.1f} s"
+                f" = {tokens / seconds:,.0f} tokens/s",
+                flush=True,
+            )
+    found: dict[str, Any] = {
+        "tokens_per_second": {
+            name: {
+                "median": statistics.median(values),
+                "min": min(values),
+                "max": max(values),
+            }
+            for name, values in rates.items()
+        }
+    }
+    for name in theirs:
+        ratios = [a / b for a, b in zip(rates["ours"], rates[name], strict=True)]
+        found[f"ratio_{name}"] = {
+            "median": statistics.median(ratios),
+            "min": min(ratios),
+            "max": max(ratios),
+        }
+    return found
+
+
+def report(found: dict[str, Any], args: argparse.Namespace, **facts: Any) -> None:
+    """Prints the ratios, and one JSON object as the last line."""
+    names = [name for name in found if name.startswith("ratio_")]
+    for name in names:
+        one = found[name]
+        print(
+            f"{name.removeprefix('ratio_')}: ours is {one['median']:.2f} times as fast "
+            f"({one['min']:.2f} to {one['max']:.2f} over {args.rounds} rounds)"
+        )
+    settings = {
+        key: str(value) if isinstance(value, pathlib.Path) else value
+        for key, value in vars(args).items()
+    }
+    ratio = found[names[0]]["median"]
+    device = jax.devices()[0]
+    print(
+        json.dumps(
+            {
+                "ratio": ratio,
+                **found,
+                **facts,
+                "device": f"{len(jax.devices())} x {device.device_kind}",
+                "settings": settings,
+            }
+        )
+    )
+
+
+def context_of(setting: Setting, size: int) -> float:
+    """`mean_context` of the first documents of the lists that are trained on."""
+    lists, encoder = setting.prepared.lists("train"), setting.encoder
+    lengths = [
+        len(segment.tokens)
+        for number in range(min(len(lists), 200))
+        for segment in encoder(lists[number].query, lists[number].documents[:size])
+    ]
+    return mean_context(np.array(lengths))

@@ -1,0 +1,149 @@
+"""Training a BERT student, beside sentence-transformers' CrossEncoder.
+
+    python benchmarks/train_student.py --model MINILM
+    python benchmarks/train_student.py --dtype bfloat16 --embed 768 --layers 12 --size 8
+
+Both train the same weights on the same pairs: ours in packed rows, CrossEncoder by its
+trainer at its defaults (batches of 32, padded to their longest text). Each has the
+checkpoint's dropout; ours has none on attention weights, and `--dropout 0` turns it off
+for both. A round is so many steps of ours, then of theirs; compiling and the first step
+are not counted. Needs `datasets` and `accelerate` for the peer's trainer. The last line
+is one JSON object.
+"""
+
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import (
+    CrossEncoderTrainer,
+    CrossEncoderTrainingArguments,
+)
+from side_by_side import (
+    Ours,
+    compare,
+    context_of,
+    make_parser,
+    matmul_flops,
+    model_flops,
+    report,
+    set_up,
+)
+from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
+
+from ranker import config
+
+
+class _Clock(TrainerCallback):
+    """Time from the end of the first step to the end of the last."""
+
+    def __init__(self):
+        self.start = self.end = 0.0
+
+    def on_step_end(self, args, state, control, **_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.end = time.perf_counter()
+        self.start = self.start or self.end
+
+
+def main() -> None:
+    """Measures, and prints the ratio."""
+    parser = make_parser(
+        __doc__,
+        size=(2, "batch.size of ours: lists of full length a step"),
+        list_size=(8, "documents a list"),
+        steps=(4, "steps of ours a round"),
+        their_steps=(6, "steps of theirs a round"),
+        their_batch=(32, "pairs a batch of theirs"),
+        dropout=(-1.0, "rate of both; -1: the checkpoint's"),
+        layers=(6, "of random weights"),
+        embed=(384, "width of random weights"),
+    )
+    args = parser.parse_args()
+
+    def make(vocab: int, pad: int) -> Any:
+        return BertForSequenceClassification(
+            BertConfig(
+                vocab_size=vocab,
+                pad_token_id=pad,
+                num_hidden_layers=args.layers,
+                hidden_size=args.embed,
+                num_attention_heads=args.embed // (64 if args.embed >= 768 else 32),
+                intermediate_size=4 * args.embed,
+                num_labels=1,
+            )
+        )
+
+    setting = set_up(args, "student", make)
+    ours = Ours(setting, dropout=args.dropout)
+    batch = config.Batch(size=args.size, list_size=args.list_size)
+    objective = config.Rank(loss=("sigmoid_cross_entropy",))
+    run_ours = ours.train_steps(objective, batch, 2e-5)
+    run_ours(2)
+
+    lists, corpus = setting.prepared.lists("train"), setting.prepared.corpus()
+    rows: dict[str, list] = {"query": [], "document": [], "label": []}
+    for number in range(len(lists)):
+        record = lists[number]
+        for row, label in list(zip(record.documents, record.labels, strict=True))[
+            : args.list_size
+        ]:
+            document = corpus[int(row)]
+            rows["query"].append(record.query)
+            rows["document"].append(f"{document.title} {document.text}".strip())
+            rows["label"].append(float(label > 0))
+    pairs = Dataset.from_dict(rows)
+    theirs = CrossEncoder(str(setting.folder), num_labels=1, max_length=args.length)
+    if args.dropout >= 0:
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = args.dropout
+    seen: list[int] = []
+
+    def count(module, positional, named):
+        mask = named.get("attention_mask")
+        mask = positional[0]["attention_mask"] if mask is None else mask
+        seen.append(int(mask.sum()))
+
+    theirs.register_forward_pre_hook(count, with_kwargs=True)
+
+    def run_theirs() -> tuple[int, float]:
+        seen.clear()
+        clock = _Clock()
+        trainer = CrossEncoderTrainer(
+            model=theirs,
+            args=CrossEncoderTrainingArguments(
+                output_dir=str(args.workdir / "theirs"),
+                max_steps=args.their_steps + 1,
+                per_device_train_batch_size=args.their_batch,
+                bf16=args.dtype == "bfloat16",
+                report_to="none",
+                disable_tqdm=True,
+                save_strategy="no",
+                logging_strategy="no",
+            ),
+            train_dataset=pairs,
+            callbacks=[clock],
+        )
+        trainer.train()
+        return sum(seen[1:]), clock.end - clock.start
+
+    found = compare(
+        lambda: run_ours(args.steps), {"cross_encoder": run_theirs}, args.rounds
+    )
+    peak = matmul_flops(4096 if args.dtype == "bfloat16" else 2048, args.dtype)
+    flops = 3 * model_flops(ours.model, context_of(setting, args.list_size))
+    rate = found["tokens_per_second"]["ours"]["median"]
+    print(
+        f"ours: {flops / 1e6:.1f} MFLOP a real token, {rate * flops / 1e9:,.0f} of the "
+        f"{peak / 1e9:,.0f} GFLOP/s that a matrix product reaches here "
+        f"({rate * flops / peak:.0%})"
+    )
+    report(found, args, mfu=rate * flops / peak, matmul_flops=peak)
+
+
+if __name__ == "__main__":
+    main()
