@@ -407,6 +407,8 @@ class Optim:
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # not applied to norms and biases
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+    # The second moment is float32: bfloat16 would lose what b2 lets in at each step.
+    mu_dtype: DType = "float32"  # of the first moment as it is kept; bfloat16 halves it
 
     def __post_init__(self):
         _positive(self, "learning_rate", "eps")

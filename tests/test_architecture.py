@@ -22,6 +22,7 @@ ROWS = {
     "models": 2,
     "reporting": 2,
     "training": 3,
+    "planning": 4,
     "serving": 4,
 }
 ENTRY = 5

@@ -50,6 +50,7 @@ def make_optimizer(
             b1=settings.b1,
             b2=settings.b2,
             eps=settings.eps,
+            mu_dtype=settings.mu_dtype,
             weight_decay=settings.weight_decay,
             mask=decay_mask(params),
         ),

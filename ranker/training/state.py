@@ -90,6 +90,37 @@ def init_state(
     )
 
 
+def abstract_state(network: Network, tx: optax.GradientTransformation) -> TrainState:
+    """What `init_state` returns, by shapes, dtypes and shardings alone."""
+    everywhere = NamedSharding(network.mesh, PartitionSpec())
+    opt_state = jax.eval_shape(tx.init, network.abstract)
+    opt_shardings = sharding.optimizer_shardings(
+        tx, network.abstract, network.shardings, network.mesh
+    )
+
+    def scalar(dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((), dtype, sharding=everywhere)
+
+    return TrainState(
+        step=scalar(jnp.int32),  # type: ignore[arg-type]
+        params=placed(network.abstract, network.shardings),
+        opt_state=placed(opt_state, opt_shardings),
+        key=scalar(jax.eval_shape(lambda: jax.random.key(0)).dtype),  # type: ignore[arg-type]
+        sound=scalar(jnp.bool_),  # type: ignore[arg-type]
+    )
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes and dtypes, with the shardings of a tree like theirs."""
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=where
+        ),
+        shapes,
+        shardings,
+    )
+
+
 def abstract_like(state: Any) -> Any:
     """Shapes, dtypes and shardings of a tree of arrays, to restore one like it."""
     return jax.tree.map(

@@ -1,0 +1,29 @@
+r"""Llama-2-7B scores the candidates of the train and unlabelled queries.
+
+    python -m ranker.score --config configs/score_llama2_7b.py --workdir runs/llama2 \
+      --config.data.path=DATA
+
+Reads the stage `sft` of the same workdir (configs/sft_llama2_7b.py).
+
+On one v5e:4x4 (16 chips of 16 GB) `ranker.plan --teacher configs/sft_llama2_7b.py` finds
+2.6 GiB a chip of the 15.75 that a program may use, and at least 0.27 s a batch (compute):
+at most 238,000 tokens/s, and at least 9.5 chip-hours for a million pairs of 512 tokens.
+"""
+
+from ranker import config
+
+
+def get_config(variant: str = "") -> config.Score:
+    """The stage; a batch holds 65,536 tokens, in rows that several pairs share."""
+    del variant
+    return config.Score(
+        data=config.Data(path="data"),
+        text=config.Text(
+            teacher_tokenizer="meta-llama/Llama-2-7b-hf",
+            student_tokenizer="google-bert/bert-base-uncased",
+            teacher_length=512,
+            student_length=512,
+        ),
+        mesh=config.Mesh(data=1, fsdp=16),
+        rows=128,
+    )

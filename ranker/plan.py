@@ -1,0 +1,238 @@
+r"""Says whether a stage fits TPUs that are not here, and what it will take of them.
+
+    python -m ranker.plan --config configs/sft_llama2_7b.py --topology v5e:4x4 \
+      [--num-slices 2] [--json FILE] [--search] [--config.FIELD=VALUE ...]
+
+The stage's own step is compiled by the TPU compiler (libtpu) on this machine, which
+needs no TPU. docs/plan.md explains what is printed.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from ranker import cli, config
+
+_HELP = "Compiles a stage for TPUs that are not here, and says what it needs of them."
+
+
+def _prepare_compiler() -> None:
+    """Lets libtpu compile where there is no TPU; before jax starts a backend."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise config.ConfigError(
+            "plan needs the TPU compiler, libtpu, and no TPU; on Linux x86-64: "
+            "pip install 'ranker[tpu]' (in a checkout: pip install -e '.[tpu]')"
+        )
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",  # do not ask for the machine's own TPU
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",  # several plans may run at once
+        TPU_STDERR_LOG_LEVEL="3",
+        TF_CPP_MIN_LOG_LEVEL="3",
+        TPU_ACCELERATOR_TYPE="v5litepod-1",  # not asked for, but missed in a warning
+        TPU_WORKER_HOSTNAMES="localhost",
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ranker.plan",
+        description=_HELP,
+        add_help=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", help="config of a cpt, sft, distill or score stage")
+    parser.add_argument("--topology", help="chip and shape of a slice, e.g. v5e:4x4")
+    parser.add_argument("--num-slices", type=int, default=1, help="slices (default 1)")
+    parser.add_argument("--teacher", help="score: the config that trains the teacher")
+    parser.add_argument(
+        "--pairs", type=int, help="score: pairs, for the chip-hours of all of them"
+    )
+    parser.add_argument("--json", type=pathlib.Path, help="file to write it all to")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="try other meshes, batch sizes and remat policies, and rank what fits",
+    )
+    parser.add_argument(
+        "--max-programs", type=int, default=12, help="search: programs to compile"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the flags and plans one stage."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    known, rest = parser.parse_known_args(arguments)
+    if known.config is None:
+        parser.print_help()
+        raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
+
+    def run() -> None:
+        settings = config.load(known.config, rest, of=(config.Train, config.Score))
+        teacher = None
+        if known.teacher:
+            teacher = config.load(known.teacher, [], of=config.Train)
+        if known.topology is None:
+            raise config.ConfigError(
+                "--topology is missing: the chip and the shape of a slice, e.g. "
+                "--topology v5e:4x4"
+            )
+        _prepare_compiler()
+        plan(settings, teacher, known)
+
+    cli.sentences(run, where=known.json)
+
+
+def plan(
+    settings: config.Train | config.Score,
+    teacher: config.Train | None,
+    known: argparse.Namespace,
+) -> None:
+    """Prints the plan of one stage, or searches; exits with 1 when nothing fits."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from ranker.planning import chips, estimate, search
+    from ranker.planning.job import make_job
+
+    # A program for chips that are not here cannot be read back from a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    slices = chips.describe(known.topology, known.num_slices)
+    if known.search:
+        ranked = search.search(
+            settings,
+            teacher,
+            slices,
+            pairs=known.pairs,
+            most=known.max_programs,
+            note=lambda line: print(f"[search] {line}", flush=True),
+        )
+        plans = [
+            {
+                "flags": " ".join(one.candidate.flags),
+                **estimate.to_dict(one.job, slices, one.estimate),
+            }
+            for one in ranked
+        ]
+        for place, one in enumerate(plans, 1):
+            print(
+                f"{place:>2}. {one['tokens_per_second']:>11,.0f} tokens/s  "
+                f"{one['memory']['total'] / chips.GIB:6.2f} GiB  "
+                f"{one['bound']:<7}  {one['flags']}"
+            )
+        _write(known.json, plans)
+        fits = bool(plans)
+        if not fits:
+            print(_way_out(slices))
+    else:
+        job = make_job(settings, teacher, slices.devices, known.pairs)
+        found = estimate.estimate(job, slices)
+        numbers = estimate.to_dict(job, slices, found)
+        print(_text(numbers, slices))
+        _write(known.json, numbers)
+        fits = found.memory.fits
+    if not fits:
+        raise SystemExit(1)
+
+
+def _write(path: pathlib.Path | None, numbers: Any) -> None:
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.2f} GiB"
+
+
+def _text(n: dict[str, Any], slices: Any) -> str:
+    memory, chip = n["memory"], slices.chip
+    mesh = " x ".join(f"{axis} {size}" for axis, size in n["mesh"].items())
+    device = "chip" if chip.devices == 1 else "core (a device; two are a chip)"
+    lines = [
+        f"{n['stage']}: {n['parameters']:,} parameters, {n['tokens_per_step']:,} tokens"
+        f" a step (padding included)",
+        f"{n['chips']} chips: {n['num_slices']} x {n['topology']}, mesh {mesh}; "
+        f"compiled in {n['compile_seconds']:.0f} s",
+        "",
+        f"memory of a {device}",
+        f"  arguments    {_size(memory['arguments']):>12}   parameters, moments, batch",
+        f"  temporaries  {_size(memory['temporaries']):>12}   activations, gradients, "
+        "gathered weights",
+        f"  together     {_size(memory['total']):>12}   of {_size(memory['limit'])} "
+        f"that a program may use: {'fits' if memory['fits'] else 'DOES NOT FIT'}",
+        "",
+        "operations of a step, all chips",
+        f"  model        {n['model_flops'] / 1e12:>12,.2f}   TFLOP",
+        f"  hardware     {n['hardware_flops'] / 1e12:>12,.2f}   TFLOP, what is "
+        "recomputed included",
+        f"  ratio        {n['flops_ratio']:>12.3f}",
+    ]
+    if not memory["fits"]:
+        return "\n".join([*lines, "", _way_out(slices)])
+    lines += ["", f"sent by each {device.split()[0]} in a step     ICI          DCN"]
+    for kind, moved in sorted(n["collectives"].items()):
+        lines.append(
+            f"  {kind:<19}{_size(moved['ici_bytes']):>12} "
+            f"{_size(moved['dcn_bytes']):>12}   {moved['operations']:,} operations"
+        )
+    if not n["collectives"]:
+        lines.append("  nothing")
+    lines += ["", "a step takes at least"]
+    for name, seconds in n["terms"].items():
+        mark = "  <- the largest" if name == n["bound"] else ""
+        lines.append(f"  {name:<8} {seconds * 1e3:>12,.2f} ms{mark}")
+    lines += [
+        "",
+        f"at that bound: {n['tokens_per_second']:,.0f} tokens/s, "
+        f"{n['tokens_per_second'] / n['chips']:,.0f} a chip; model FLOPs utilisation "
+        f"{n['model_flops_utilisation']:.0%}",
+    ]
+    if n["chip_hours"] is None:
+        lines.append(
+            "chip-hours: not known, since the number of pairs is not; give --pairs N"
+        )
+    else:
+        most = (
+            ", with one pair a row: less when packed" if n["stage"] == "score" else ""
+        )
+        lines.append(
+            f"the whole stage: {n['steps']:,} steps, at least {n['chip_hours']:,.1f} "
+            f"chip-hours{most}"
+        )
+    if n["unknown_loops"]:
+        lines.append(
+            f"{len(n['unknown_loops'])} loops of unknown length are counted once: "
+            + ", ".join(n["unknown_loops"][:3])
+        )
+    lines += [
+        "",
+        "Memory is the compiler's own figure. Times are bounds at the chips' published",
+        "peaks: what overlaps, how well kernels run, reading data, evaluation and",
+        "saving can't be known without the chips.",
+    ]
+    return "\n".join(lines)
+
+
+def _way_out(slices: Any) -> str:
+    return (
+        f"It does not fit {slices.count} x {slices.topology}: set model.remat to full, "
+        "raise mesh.fsdp, lower batch.size (or raise batch.accumulate), or take a "
+        "larger slice; --search tries the first three."
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a stage will need of chips that are not here."""

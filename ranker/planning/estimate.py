@@ -1,0 +1,186 @@
+"""A stage's step compiled for chips that are not here, and what follows from it."""
+
+import collections
+import dataclasses
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from ranker.planning import chips, flops, hlo
+from ranker.planning.job import Job
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """HBM of one device, in bytes, as the compiler has laid it out."""
+
+    arguments: float  # parameters, moments, batch
+    temporaries: float  # activations, gradients, gathered weights
+    total: float
+    limit: float  # that a program may use
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one step takes. Bytes and seconds are of one device, FLOPs of all."""
+
+    memory: Memory
+    compile_seconds: float
+    model_flops: float
+    hardware_flops: float
+    hbm_bytes: float | None  # None, as all below: it does not fit
+    collectives: tuple[hlo.Collective, ...]
+    unknown_loops: tuple[str, ...]
+    terms: dict[str, float]  # seconds of each bound: compute, HBM, ICI, DCN
+
+    @property
+    def seconds(self) -> float:
+        """The roofline's step time: the largest term, all others hidden behind it."""
+        return max(self.terms.values())
+
+    @property
+    def bound(self) -> str:
+        """The largest term."""
+        return max(self.terms, key=self.terms.__getitem__)
+
+
+def estimate(job: Job, slices: chips.Slices) -> Estimate:
+    """Compiles the job's step, and reads off what it needs.
+
+    Raises:
+      ConfigError: when the kernels cannot take the shapes.
+    """
+    started = time.monotonic()
+    limit = slices.chip.usable
+    with jax.set_mesh(job.mesh):
+        traced = job.function.trace(*job.arguments)
+        hardware = flops.program_flops(traced.jaxpr)
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed, limit = _too_large(str(error), limit)
+            return Estimate(
+                memory=Memory(
+                    arguments=job.argument_bytes,
+                    temporaries=max(0.0, needed - job.argument_bytes),
+                    total=needed,
+                    limit=limit,
+                    fits=False,
+                ),
+                compile_seconds=time.monotonic() - started,
+                model_flops=job.flops,
+                hardware_flops=hardware,
+                hbm_bytes=None,
+                collectives=(),
+                unknown_loops=(),
+                terms={},
+            )
+    seconds = time.monotonic() - started
+    devices = len(slices.devices)
+    traffic = hlo.Program(compiled.as_text()).traffic(devices, slices.count)
+    share = slices.chip.share
+    chip = slices.chip
+    return Estimate(
+        memory=_memory(compiled.memory_analysis(), limit),
+        compile_seconds=seconds,
+        model_flops=job.flops,
+        hardware_flops=hardware,
+        hbm_bytes=traffic.hbm,
+        collectives=traffic.collectives,
+        unknown_loops=traffic.unknown_loops,
+        terms={
+            "compute": hardware / devices / share(chip.flops),
+            "HBM": traffic.hbm / share(chip.hbm_bandwidth),
+            "ICI": sum(c.count * c.ici for c in traffic.collectives) / share(chip.ici),
+            "DCN": sum(c.count * c.dcn for c in traffic.collectives) / share(chip.dcn),
+        },
+    )
+
+
+def _memory(found: Any, limit: float) -> Memory:
+    total = found.argument_size_in_bytes + found.temp_size_in_bytes
+    total += found.output_size_in_bytes - found.alias_size_in_bytes
+    total += found.generated_code_size_in_bytes
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        total=total,
+        limit=limit,
+        fits=total <= limit,
+    )
+
+
+def _too_large(message: str, limit: float) -> tuple[float, float]:
+    """(bytes needed, bytes there) of the compiler's message."""
+    size = r"([\d.]+)([KMGT]?)i?B?"
+    for pattern in (
+        rf"[Uu]sed {size} of {size} hbm",
+        rf"\({size}\) exceeds available HBM \({size}\)",
+    ):
+        found = re.search(pattern, message)
+        if found:
+            needed, there = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
+            return needed, there
+    return float("inf"), limit
+
+
+def totals(collectives: tuple[hlo.Collective, ...]) -> dict[str, dict[str, float]]:
+    """By kind: operations a step, and bytes that a device sends over ICI and DCN."""
+    found: dict[str, dict[str, float]] = collections.defaultdict(
+        lambda: {"operations": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
+    )
+    for one in collectives:
+        found[one.kind]["operations"] += one.count
+        found[one.kind]["ici_bytes"] += one.count * one.ici
+        found[one.kind]["dcn_bytes"] += one.count * one.dcn
+    return dict(found)
+
+
+def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
+    """Everything as plain numbers, for JSON."""
+    fits = found.memory.fits
+    seconds = found.seconds if fits and found.terms else None
+    peak = slices.chips * slices.chip.flops
+    hours = None
+    if seconds is not None and job.steps is not None:
+        hours = job.steps * seconds * slices.chips / 3600
+    return {
+        "stage": job.kind,
+        "topology": slices.topology,
+        "num_slices": slices.count,
+        "chips": slices.chips,
+        "mesh": dict(job.mesh.shape),
+        "parameters": job.parameters,
+        "tokens_per_step": job.tokens,
+        "compile_seconds": found.compile_seconds,
+        "memory": dataclasses.asdict(found.memory),
+        "model_flops": found.model_flops,
+        "hardware_flops": found.hardware_flops,
+        "flops_ratio": found.model_flops / found.hardware_flops,
+        "hbm_bytes": found.hbm_bytes,
+        "collectives": totals(found.collectives),
+        "largest_collectives": [
+            dataclasses.asdict(one)
+            for one in sorted(
+                found.collectives, key=lambda c: -c.count * (c.ici + c.dcn)
+            )[:10]
+        ],
+        "unknown_loops": list(found.unknown_loops),
+        "terms": found.terms,
+        "step_seconds": seconds,
+        "bound": found.bound if seconds else None,
+        "tokens_per_second": job.tokens / seconds if seconds else None,
+        "model_flops_utilisation": (
+            found.model_flops / (seconds * peak) if seconds else None
+        ),
+        "steps": job.steps,
+        "chip_hours": hours,
+    }

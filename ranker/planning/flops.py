@@ -1,0 +1,95 @@
+"""Floating-point operations of a step: those a model needs, and those a program does.
+
+A multiplication and an addition are two. Only matrix products count; all else is a few
+per cent of a transformer.
+"""
+
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from ranker import config
+
+
+def model_flops(
+    model: config.Decoder | config.Encoder,
+    *,
+    vocab_size: int,
+    rows: int,
+    length: int,
+    scored: int,
+    language: bool,
+    train: bool,
+) -> float:
+    """What a step cannot do without: no recomputation, no half that a mask hides.
+
+    As in PaLM (Chowdhery et al., 2022, appendix B), but causal attention counts half.
+    A row counts as one text: of several in a row, attention needs less.
+
+    Args:
+      model: the network.
+      vocab_size: rows of the embeddings.
+      rows: rows of the batch.
+      length: tokens a row.
+      scored: documents that are scored.
+      language: whether every token predicts the next.
+      train: whether there is a backward pass, of twice the forward's work.
+    """
+    D, N, H, F = model.embed_dim, model.num_heads, model.head_dim, model.mlp_dim
+    decoder = isinstance(model, config.Decoder)
+    K = model.num_kv_heads if decoder else N
+    matrices = 3 if decoder or model.gated else 2
+    layer = 2 * D * H * (N + K) + matrices * D * F  # weights
+    tokens = rows * length
+    far = length / 2 if decoder else length
+    near = min(far, model.window * (1 if decoder else 2)) if model.window else far
+    local = len(model.local_layers)
+    seen = local * near + (model.num_layers - local) * far  # keys a query, all layers
+    forward = 2 * tokens * (model.num_layers * layer) + 4 * tokens * seen * N * H
+    if language:
+        forward += 2 * tokens * D * vocab_size
+    elif not decoder:
+        forward += 2 * scored * D * D
+    return forward * (3 if train else 1)
+
+
+def program_flops(jaxpr: Any) -> float:
+    """What a traced function does on all devices, recomputation included.
+
+    Loops count as often as they run; a kernel counts its whole grid, with blocks that a
+    mask lets it leave out.
+    """
+    if isinstance(jaxpr, core.ClosedJaxpr):
+        jaxpr = jaxpr.jaxpr
+    return sum(_equation(one) for one in jaxpr.eqns)
+
+
+def _equation(one: Any) -> float:
+    name, params = one.primitive.name, one.params
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        shape = one.invars[0].aval.shape
+        inner = math.prod(shape[i] for i in contracted)
+        return 2.0 * inner * math.prod(one.outvars[0].aval.shape)
+    if name == "scan":
+        return params["length"] * program_flops(params["jaxpr"])
+    if name == "cond":
+        return max(program_flops(branch) for branch in params["branches"])
+    if name == "shard_map":
+        return params["mesh"].size * program_flops(params["jaxpr"])
+    if name == "pallas_call":
+        grid = params["grid_mapping"].grid
+        return math.prod(grid) * program_flops(params["jaxpr"])
+    inner = [
+        leaf
+        for value in params.values()
+        for leaf in jax.tree.leaves(value, is_leaf=_is_jaxpr)
+        if _is_jaxpr(leaf)
+    ]
+    return sum(program_flops(leaf) for leaf in inner)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return isinstance(value, core.ClosedJaxpr | core.Jaxpr)

@@ -1,0 +1,217 @@
+"""The step of a stage as the run compiles it, for devices that are not here."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from ranker import config, sharding
+from ranker.batch import Batch
+from ranker.data.packing import Layout, empty_batch
+from ranker.data.pipeline import make_layout
+from ranker.models.huggingface import open_checkpoint
+from ranker.planning.flops import model_flops
+from ranker.planning.known import KNOWN
+from ranker.training.objectives import make_objective
+from ranker.training.optim import make_optimizer
+from ranker.training.scoring import make_score
+from ranker.training.state import abstract_state, make_network, placed
+from ranker.training.step import make_step
+from ranker.training.trained import KINDS
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function, what it is called with, and what a call does."""
+
+    kind: str  # cpt, sft, distill or score
+    function: Any  # jitted
+    arguments: tuple[Any, ...]  # trees of jax.ShapeDtypeStruct with shardings
+    mesh: Mesh
+    parameters: int  # of the model
+    tokens: int  # a step, padding included
+    flops: float  # that the model needs, a step, on all devices
+    steps: int | None  # of the whole stage; None: not known
+
+    @property
+    def argument_bytes(self) -> float:
+        """What the arguments take on one device."""
+        return sum(
+            jax.dtypes.itemsize_bits(leaf.dtype)
+            // 8
+            * _size(leaf.sharding.shard_shape(leaf.shape))
+            for leaf in jax.tree.leaves(self.arguments)
+            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        )
+
+
+def _size(shape: Sequence[int]) -> int:
+    size = 1
+    for one in shape:
+        size *= one
+    return size
+
+
+def find_model(
+    settings: config.Train,
+) -> tuple[config.Decoder | config.Encoder, int]:
+    """The stage's network and the rows of its embeddings.
+
+    Raises:
+      ConfigError: for a checkpoint that is neither here nor known.
+      ModelError: for one that is here and cannot be read.
+    """
+    model = settings.model
+    if not isinstance(model, config.Pretrained):
+        role = role_of(settings)
+        return model, settings.text.of(role, "vocab_size")
+    if pathlib.Path(model.path).is_dir():
+        checkpoint = open_checkpoint(model)
+        return checkpoint.model, checkpoint.vocab_size
+    if model.path not in KNOWN:
+        raise config.ConfigError(
+            f"model.path {model.path}: no such folder, and not among the checkpoints "
+            f"whose sizes plan knows ({', '.join(KNOWN)}); download it and name its "
+            "folder, or describe the network with config.Decoder or config.Encoder"
+        )
+    network, vocab_size = KNOWN[model.path]
+    count = len(model.kept(network.num_layers))
+    changes: dict[str, Any] = dict(
+        num_layers=count, dtype=model.dtype, remat=model.remat
+    )
+    if model.dropout >= 0 and isinstance(network, config.Encoder):
+        changes["dropout"] = model.dropout
+    return dataclasses.replace(network, **changes), vocab_size
+
+
+def role_of(settings: config.Train) -> config.Role:
+    """Whose tokenizer and length the stage reads with."""
+    if settings.role != "auto":
+        return settings.role
+    model = settings.model
+    if isinstance(model, config.Pretrained):
+        model = find_model(dataclasses.replace(settings, role="teacher"))[0]
+    return "teacher" if isinstance(model, config.Decoder) else "student"
+
+
+def make_job(
+    settings: config.Train | config.Score,
+    teacher: config.Train | None,
+    devices: Sequence[Any],
+    pairs: int | None = None,
+) -> Job:
+    """The stage's step on a mesh over `devices`.
+
+    Args:
+      settings: of the stage.
+      teacher: for scoring: the stage that trains the model that scores.
+      devices: of all slices.
+      pairs: for scoring: how many there are; None: as the made world has.
+
+    Raises:
+      ConfigError: when the mesh, the batch or the model do not go together.
+      ModelError: when the checkpoint cannot be read.
+    """
+    mesh = sharding.make_mesh(settings.mesh, devices)
+    if isinstance(settings, config.Train):
+        return _train(settings, mesh)
+    if teacher is None:
+        raise config.ConfigError(
+            f"a score stage says where its teacher is ({settings.teacher!r}) and not "
+            "what it is; name the config that trains it: --teacher configs/sft.py"
+        )
+    return _score(settings, teacher, mesh, pairs)
+
+
+def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
+    """Shapes of a whole batch; a leading dimension of micro-batches where above 0."""
+    shards = sharding.num_shards(mesh)
+    where = sharding.batch_sharding(mesh, leading=int(micro > 0))
+
+    def whole(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape = (leaf.shape[0] * shards, *leaf.shape[1:])
+        shape = (micro, *shape) if micro else shape
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=where)
+
+    return jax.tree.map(whole, empty_batch(layout, 0))
+
+
+def _train(settings: config.Train, mesh: Mesh) -> Job:
+    model, vocab_size = find_model(settings)
+    shards = sharding.num_shards(mesh)
+    objective = make_objective(settings.objective, groups=shards)
+    network = make_network(model, vocab_size, objective.head, mesh, settings.lora)
+    tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
+    state = abstract_state(network, tx)
+    language = isinstance(settings.objective, config.Language)
+    layout = make_layout(
+        settings.batch,
+        size=0 if language else settings.batch.list_size,
+        length=settings.text.of(role_of(settings), "length"),
+        shards=shards,
+    )
+    batch = _batch(mesh, layout, micro=settings.batch.accumulate)
+    arguments: tuple[Any, ...] = (state, batch)
+    if settings.lora.rank:
+        arguments += (placed(network.frozen, network.frozen_shardings),)
+    rows = settings.batch.accumulate * shards * layout.rows
+    everything = jax.tree.leaves((network.abstract, network.frozen))
+    return Job(
+        kind=KINDS[type(settings.objective)],
+        function=make_step(network, objective, tx, state),
+        arguments=arguments,
+        mesh=mesh,
+        parameters=sum(_size(leaf.shape) for leaf in everything),
+        tokens=rows * layout.length,
+        flops=model_flops(
+            model,
+            vocab_size=vocab_size,
+            rows=rows,
+            length=layout.length,
+            scored=rows,
+            language=language,
+            train=True,
+        ),
+        steps=settings.loop.steps,
+    )
+
+
+def _score(
+    settings: config.Score, teacher: config.Train, mesh: Mesh, pairs: int | None
+) -> Job:
+    model, vocab_size = find_model(teacher)
+    shards = sharding.num_shards(mesh)
+    network = make_network(model, vocab_size, "score", mesh)
+    rows = -(-settings.rows // shards) * shards
+    length = settings.text.of(role_of(teacher), "length")
+    layout = Layout(rows=rows // shards, length=length, size=1)
+    if pairs is None and not settings.data.path:
+        world = settings.data.world
+        queries = {"train": world.labelled_queries}
+        queries["unlabelled"] = world.unlabelled_queries
+        pairs = world.candidates * sum(queries[split] for split in settings.splits)
+    return Job(
+        kind="score",
+        function=make_score(network),
+        arguments=(
+            placed(network.abstract, network.shardings),
+            _batch(mesh, layout, micro=0),
+        ),
+        mesh=mesh,
+        parameters=sum(_size(x.shape) for x in jax.tree.leaves(network.abstract)),
+        tokens=rows * length,
+        flops=model_flops(
+            model,
+            vocab_size=vocab_size,
+            rows=rows,
+            length=length,
+            scored=rows,
+            language=False,
+            train=False,
+        ),
+        steps=None if pairs is None else -(-pairs // rows),
+    )

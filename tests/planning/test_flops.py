@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ranker import config
+from ranker.planning.flops import model_flops, program_flops
+
+
+def test_loops_and_branches_count_as_they_run():
+    x, w = jnp.ones((4, 8)), jnp.ones((6, 8, 8))
+
+    @jax.checkpoint
+    def layer(x, w):
+        return jax.lax.cond(jnp.sum(x) > 0, lambda: jnp.tanh(x @ w), lambda: x)
+
+    def forward(w):
+        return jnp.sum(jax.lax.scan(lambda x, w: (layer(x, w), None), x, w)[0])
+
+    once = 6 * 2 * 4 * 8 * 8
+    assert program_flops(jax.make_jaxpr(forward)(w)) == once
+    # Forward, again for the backward pass, and two products there.
+    assert program_flops(jax.make_jaxpr(jax.grad(forward))(w)) == 4 * once
+
+
+SIZES = dict(vocab_size=100, rows=2, length=16, scored=2)
+
+
+@pytest.mark.parametrize("window", [0, 4])
+def test_a_decoder_by_hand(window):
+    model = config.Decoder(
+        num_layers=2,
+        embed_dim=8,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        mlp_dim=32,
+        window=window,
+        local_layers=(0,) if window else (),
+    )
+    tokens, weights = 32, 8 * 16 * 2 + 8 * 8 * 2 + 3 * 8 * 32
+    seen = 8 + (window or 8)  # keys a query, over both layers
+    forward = 2 * tokens * 2 * weights + 4 * tokens * seen * 16
+    found = model_flops(model, **SIZES, language=False, train=False)
+    assert found == forward
+    found = model_flops(model, **SIZES, language=True, train=True)
+    assert found == 3 * (forward + 2 * tokens * 8 * 100)
+
+
+def test_an_encoder_sees_all_its_tokens():
+    model = config.Encoder(num_layers=1, embed_dim=8, num_heads=2, mlp_dim=32)
+    found = model_flops(model, **SIZES, language=False, train=False)
+    weights = 4 * 8 * 8 + 2 * 8 * 32
+    assert found == 2 * 32 * weights + 4 * 32 * 16 * 8 + 2 * 2 * 8 * 8

@@ -1,0 +1,149 @@
+"""Plans of tiny stages for TPUs that are not here, by the real compiler."""
+
+import importlib.util
+import json
+import os
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from ranker import config
+from ranker import plan as entry
+from ranker.planning import chips, estimate, search
+
+compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu, the TPU compiler, is not installed (pip install 'ranker[tpu]')",
+)
+
+CONFIG = """
+from ranker import config
+
+def get_config(variant=""):
+    model = config.Decoder(num_layers=2, embed_dim=256, num_heads=2, num_kv_heads=2,
+        head_dim=128, mlp_dim=512, dtype="bfloat16", remat="full")
+    text = config.Text(teacher_length=128)
+    if variant == "score":
+        return config.Score(text=text, rows=8, mesh=config.Mesh(fsdp=4))
+    return config.Train(name="sft", model=model, text=text, objective=config.Rank(),
+        mesh=config.Mesh(data=1, fsdp=4), loop=config.Loop(steps=100),
+        optim=config.Optim(learning_rate=1e-3, warmup=1),
+        batch=config.Batch(size=8, list_size=2))
+"""
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch, capsys):
+    """Runs the entry in this process; returns what it prints or ends with."""
+    (tmp_path / "stage.py").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):  # puts back what the entry changes
+        monkeypatch.setenv(name, os.environ[name])
+
+    def run(*arguments, variant="", fails=False):
+        try:
+            entry.main(["--config", f"stage.py{variant}", *arguments])
+        except SystemExit as error:
+            assert fails, error
+            return str(error)
+        assert not fails
+        return capsys.readouterr().out
+
+    before = jax.config.jax_enable_compilation_cache
+    yield run
+    jax.config.update("jax_enable_compilation_cache", before)
+    compilation_cache.reset_cache()
+
+
+@compiler
+def test_a_training_stage_on_two_slices(plan, tmp_path):
+    where = ("--topology", "v5e:2x2", "--num-slices", "2")
+    where += ("--config.text.teacher_length=64",)  # splash takes longer to compile
+    text = plan(*where, "--json", "plan.json")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert "15.75 GiB that a program may use: fits" in text
+    assert found["stage"] == "sft" and found["chips"] == 8
+    assert found["tokens_per_step"] == 16 * 64
+    # Parameters, two moments of them, over four chips, in float32.
+    least = 3 * 4 * found["parameters"] / 4
+    assert least < found["memory"]["arguments"] < 1.2 * least
+    assert found["memory"]["temporaries"] > 0
+    assert 0.5 < found["flops_ratio"] < 1
+    moved = found["collectives"]
+    assert moved["all-reduce"]["dcn_bytes"] > 0
+    assert moved["all-gather"]["ici_bytes"] > 0
+    # Parameters are whole in each slice: what crosses is token ids and the like.
+    gathered = moved["all-gather"]
+    assert gathered["dcn_bytes"] < 0.05 * gathered["ici_bytes"]
+    assert not found["unknown_loops"]
+    assert found["step_seconds"] == max(found["terms"].values())
+    hours = 100 * found["step_seconds"] * 8 / 3600
+    assert found["chip_hours"] == pytest.approx(hours)
+
+
+@compiler
+def test_a_scoring_stage(plan, tmp_path):
+    arguments = ("--topology", "v5e:2x2", "--json", "plan.json")
+    text = plan(*arguments, variant=":score", fails=True)
+    assert "name the config that trains it: --teacher" in text
+    plan(*arguments, "--teacher", "stage.py", "--pairs", "8000", variant=":score")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["stage"] == "score" and found["steps"] == 1000
+    assert set(found["collectives"]) == {"all-gather"}  # weights; no score, no gradient
+
+
+@compiler
+def test_what_does_not_go(plan):
+    for topology, words in {
+        "v5e": "no chip and shape; write it like",
+        "v9:2x2": "unknown chip 'v9'; known are v4, v5e",
+        "v5e:2x2x1": "has 3 dimensions, and a slice of v5e has 2",
+        "v5e:3x3": "the TPU compiler knows no such slice",
+        "v5e:2x4": "does not use the 8 devices here",
+    }.items():
+        text = plan("--topology", topology, fails=True)
+        assert text.startswith("error: ") and words in text, text
+    length = "--config.text.teacher_length=200"
+    text = plan("--topology", "v5e:2x2", length, fails=True)
+    assert "rows of 200 tokens" in text and "128 or 256" in text
+
+
+def test_the_message_of_a_program_that_is_too_large():
+    new = "total memory required (1.00T) exceeds available HBM (15.75G)"
+    old = "Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G."
+    gib = 2**30
+    assert estimate._too_large(new, 0) == (1024 * gib, 15.75 * gib)
+    assert estimate._too_large(old, 0) == (17.5 * gib, 15.75 * gib)
+
+
+def test_without_the_compiler(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(config.ConfigError, match=r"pip install 'ranker\[tpu\]'"):
+        entry._prepare_compiler()
+
+
+def test_every_chip_has_sensible_figures():
+    for chip in chips.CHIPS.values():
+        assert 0.9 < chip.usable / chip.share(chip.hbm) < 1.02, chip
+        assert chip.dcn < chip.ici < chip.hbm_bandwidth < chip.flops / 100, chip
+
+
+def test_search_leaves_out_what_needs_more_than_what_did_not_fit():
+    settings = config.Train(
+        name="x",
+        model=config.Encoder(num_layers=1, embed_dim=8, num_heads=2, mlp_dim=8),
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1e-3, warmup=0),
+        batch=config.Batch(size=8),
+        loop=config.Loop(steps=1),
+    )
+    found = list(search.candidates(settings, None, 4))
+    by = {one.flags[-2:]: one for one in found if one.settings.mesh.fsdp == 4}
+    dots = by["--config.batch.size=8", "--config.model.remat=dots"]
+    none = by["--config.batch.size=8", "--config.model.remat=none"]
+    larger = by["--config.batch.size=16", "--config.model.remat=dots"]
+    smaller = by["--config.batch.size=4", "--config.model.remat=none"]
+    assert search._needs_more(none, dots) and search._needs_more(larger, dots)
+    assert not search._needs_more(dots, none)
+    assert not search._needs_more(smaller, dots)
