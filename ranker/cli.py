@@ -137,12 +137,12 @@ def _stop(*_) -> None:
 
 def _is_ours(error: BaseException) -> bool:
     """True for errors whose message is a sentence for the user."""
+    from ranker.contract import ContractError
     from ranker.data.records import DataError
     from ranker.manifest import StageError
 
-    if isinstance(
-        error, config.ConfigError | DataError | StageError | FloatingPointError
-    ):
+    ours = config.ConfigError | DataError | StageError | ContractError
+    if isinstance(error, ours | FloatingPointError):
         return True
     from ranker.models.families import ModelError
 

@@ -195,7 +195,10 @@ def complete(
     lora: config.Lora = config.NO_LORA,
 ) -> Any:
     """All that trains: `taken` by path, and fresh ones elsewhere, made on the mesh."""
-    missing = [path for path, _ in flat(network.abstract) if path not in taken]
+    wanted = {path: leaf.dtype for path, leaf in flat(network.abstract)}
+    missing = [path for path in wanted if path not in taken]
+    # A parent that only scores may be kept in bfloat16, where small updates are lost.
+    taken = {p: v.astype(wanted[p]) for p, v in taken.items() if p in wanted}
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
         made = build.build(model, vocab_size, head, key=key, lora=lora)

@@ -203,6 +203,17 @@ def test_settings_that_cannot_work():
         )
 
 
+def test_what_trains_is_float32_whatever_it_comes_in():
+    network = helpers.network_of(helpers.DECODER, "one")
+    half = jnp.zeros((V, 16), jnp.bfloat16)
+    params = weights.complete(
+        {"body.embedding": half}, network, helpers.DECODER, V, "score", seed=0
+    )
+    found = dict(flat(params))
+    assert {value.dtype for value in found.values()} == {jnp.dtype("float32")}
+    assert not found["body.embedding"].any() and found["body.layers.q"].any()
+
+
 def test_decay_reaches_both_factors():
     network = network_of("score", "one", LORA)
     mask = dict(flat(optim.decay_mask(network.abstract)))
