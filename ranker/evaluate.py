@@ -34,6 +34,8 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="python -m ranker.evaluate",
+        usage="%(prog)s --qrels FILE --run [NAME=]FILE ... [flags]\n"
+        "   or: %(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
         description="Measures TREC runs against judgements, and tests the differences.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
