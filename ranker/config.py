@@ -670,19 +670,44 @@ class Train(Stage):
         )
 
 
+ScoreFormat = Literal["parquet", "array_record"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score(Stage):
-    """The teacher scores the candidates of many queries."""
+    """The teacher scores the candidates of many queries, or pairs of any input."""
 
     name: str = "scores"  # folder of the scores in the workdir
     teacher: str = "sft"  # stage that scores; OWNER/NAME, ./FOLDER: as it is
     dtype: DType = "float32"  # of the computation, of a checkpoint as it is
     # Whose candidates are scored.
     splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
+    input: str = ""  # pairs to score in place of splits; see data/pair_files.py
+    pairs: str = "runs/*"  # files below a BEIR folder (input) that list the pairs
+    output: str = ""  # folder of the shards, local or gs://; empty: that of the stage
+    format: ScoreFormat = "parquet"  # of the shards
+    shard_pairs: int = 32768  # pairs a shard: what a killed process loses at most
+    quarantine: int = 0  # bad pairs a shard that are set aside; more stop the run
     rows: int = 128  # rows of the text length a batch, over all devices
+    # Whole teachers: one on each process's devices (local), or one on those of all.
+    devices: Literal["local", "all"] = "local"
+    process_index: int = -1  # of this process, from 0; -1: jax's
+    process_count: int = 0  # processes that share the work; 0: jax's
+    cache: str = ""  # local folder for texts of an input; empty: the system's
 
     def __post_init__(self):
-        _positive(self, "rows")
+        _positive(self, "rows", "shard_pairs")
+        _require(
+            self.quarantine >= 0,
+            f"Score.quarantine must be 0 or more, found {self.quarantine}",
+        )
+        _require(
+            (self.process_index < 0) == (self.process_count < 1)
+            and self.process_index < max(self.process_count, 1),
+            f"Score.process_index is {self.process_index} and Score.process_count is "
+            f"{self.process_count}; give both, the index from 0 to process_count - 1, "
+            "or neither",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,89 @@
-"""Scores unlabelled pairs with the teacher.
+"""Scores pairs with the teacher: a job that any number of processes share and resume.
 
-python -m ranker.score --config configs/score.py --workdir DIR [--config.FIELD=VALUE
-...]
+    python -m ranker.score --config configs/score.py --workdir DIR
+        [--config.FIELD=VALUE ...]        scores what is missing
+        --verify                          proves the scores against their input
+    python -m ranker.score status FOLDER  how far the job is, its speed and its cost
+    python -m ranker.score verify FOLDER  proves the scores without their input
+
+FOLDER is where the shards are: WORKDIR/scores, or what --config.output names.
 """
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
 
 from ranker import cli, config
 
+_DESCRIPTION = "Scores pairs with the teacher; see also: status FOLDER, verify FOLDER."
 
-def _call():
-    from ranker.training.teacher import score
 
-    return score
+def _call(prove: bool):
+    def load():
+        from ranker.training import teacher
+
+        if not prove:
+            return teacher.score
+
+        def verify(settings, workdir):
+            _show_proof(teacher.verify(settings, workdir))
+
+        return verify
+
+    return load
+
+
+def _status(folder: str) -> None:
+    from rich.console import Console
+
+    from ranker.data import scores
+
+    job = scores.load_job(folder)
+    found = scores.status(job)
+    for line in scores.describe(job, found):
+        Console(highlight=False, soft_wrap=True).print(line, markup=False)
+
+
+def _verify(folder: str) -> None:
+    from ranker.data import scores
+
+    _show_proof(scores.verify(scores.load_job(folder), progress=_shown))
+
+
+def _shown(done: int) -> None:
+    if done % 1000 == 0:
+        print(f"{done:,} shards are proved", flush=True)
+
+
+def _show_proof(proof) -> None:
+    for one in proof.quarantined:
+        line = json.dumps(dataclasses.asdict(one), ensure_ascii=False)
+        print(f"set aside: {line}")
+    print(
+        f"proved: {proof.pairs:,} pairs have exactly one finite score each, "
+        f"{len(proof.quarantined):,} were set aside; mean {proof.mean:.4f}, standard "
+        f"deviation {proof.std:.4f}, from {proof.min:.4f} to {proof.max:.4f}"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores, tells how far a job is, or proves it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {"status": _status, "verify": _verify}
+    if arguments and arguments[0] in commands:
+        parser = argparse.ArgumentParser(
+            prog=f"python -m ranker.score {arguments[0]}", allow_abbrev=False
+        )
+        parser.add_argument("folder", help="of the shards, such as WORKDIR/scores")
+        folder = parser.parse_args(arguments[1:]).folder
+        cli.sentences(lambda: commands[arguments[0]](folder))
+        return
+    prove = "--verify" in arguments
+    rest = [one for one in arguments if one != "--verify"]
+    cli.main(config.Score, _call(prove), _DESCRIPTION, rest)
 
 
 if __name__ == "__main__":
-    cli.main(config.Score, _call, "Scores unlabelled pairs with the teacher.")
+    main()

@@ -78,8 +78,9 @@ class _Unzipped(io.RawIOBase):
     """What a gzip file unpacks to, up to a bound."""
 
     def __init__(self, path: pathlib.Path, file: Any):
+        self._left = FREE_EXPANSION + MAX_EXPANSION * file.seek(0, os.SEEK_END)
+        file.seek(0)
         self._path, self._zipped = path, gzip.GzipFile(fileobj=file)
-        self._left = FREE_EXPANSION + MAX_EXPANSION * path.stat().st_size
 
     def readable(self) -> bool:
         """True."""
@@ -223,9 +224,16 @@ def _once(parse: Callable[[str], T]) -> Callable[[str], T]:
 
 
 def read_corpus(
-    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
+    path: pathlib.Path,
+    *,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+    unique: bool = True,
 ) -> Iterator[Document]:
-    """Documents of a BEIR `corpus.jsonl[.gz]`: `_id`, `title`, `text`."""
+    """Documents of a BEIR `corpus.jsonl[.gz]`: `_id`, `title`, `text`.
+
+    With `unique`, an id that comes twice is malformed; it takes memory for every id.
+    """
 
     def parse(line: str) -> Document:
         row = _json(line)
@@ -235,13 +243,22 @@ def read_corpus(
             check_text("text", row.get("text"), empty=True).strip(),
         )
 
-    yield from _records(path, read_lines(path), _once(parse), on_error, skipped)
+    yield from _records(
+        path, read_lines(path), _once(parse) if unique else parse, on_error, skipped
+    )
 
 
 def read_queries(
-    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
+    path: pathlib.Path,
+    *,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+    unique: bool = True,
 ) -> Iterator[Query]:
-    """Queries of a BEIR `queries.jsonl[.gz]`: `_id`, `text`."""
+    """Queries of a BEIR `queries.jsonl[.gz]`: `_id`, `text`.
+
+    With `unique`, an id that comes twice is malformed; it takes memory for every id.
+    """
 
     def parse(line: str) -> Query:
         row = _json(line)
@@ -250,7 +267,9 @@ def read_queries(
             check_text("text", _want(row, "text")).strip(),
         )
 
-    yield from _records(path, read_lines(path), _once(parse), on_error, skipped)
+    yield from _records(
+        path, read_lines(path), _once(parse) if unique else parse, on_error, skipped
+    )
 
 
 # --- TREC ---

@@ -18,7 +18,7 @@ from ranker import config, manifest
 from ranker.batch import Batch
 from ranker.data import pipeline
 from ranker.data.prepare import Prepared
-from ranker.data.scores import Joined, load_scores
+from ranker.data.scores import Joined, Scores, load_scores
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
 from ranker.training.evaluation import mean_ndcg
@@ -165,23 +165,25 @@ def _encoder(
 
 def scored_lists(
     settings: config.Train, prepared: Prepared, workdir: pathlib.Path
-) -> tuple[Joined, list[np.ndarray]]:
+) -> tuple[Joined, Scores]:
     """Every list that the teacher has scored, and its scores on the scale asked for."""
     account = manifest.require(
         workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
     )
-    splits = account.settings["splits"]
+    splits = account.settings.get("splits")
+    if splits is None:
+        raise manifest.StageError(
+            f"the stage {settings.name!r} learns from the scores of prepared splits, "
+            f"and {settings.scores!r} holds those of another input; score the splits "
+            "too (without --config.input), or name their stage"
+        )
     lists = [prepared.lists(split) for split in splits]
-    targets = [
-        scores
-        for split, source in zip(splits, lists, strict=True)
-        for scores in load_scores(workdir / settings.scores, split, source)
-    ]
+    folder = account.facts["output"] or workdir / settings.scores
+    targets = load_scores(folder, dict(zip(splits, lists, strict=True)))
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
     scale, shift = _target_scale(objective, account, prepared, splits, targets)
-    targets = [(scores * scale + shift).astype(np.float32) for scores in targets]
-    return Joined(lists), targets
+    return Joined(lists), targets.scaled(scale, shift)
 
 
 def _target_scale(
@@ -189,7 +191,7 @@ def _target_scale(
     account: manifest.Manifest,
     prepared: Prepared,
     splits: list[str],
-    targets: list[np.ndarray],
+    targets: Scores,
 ) -> tuple[float, float]:
     """(scale, shift) that takes raw teacher scores to what the student learns.
 

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (
@@ -110,7 +111,7 @@ class Reporter:
         )
         self.note(
             f"{self.unit} {count}/{self.total}  {text}{rate:,.0f} tokens/s  "
-            f"ETA {_duration(eta)}"
+            f"ETA {duration(eta)}"
         )
         self.record(count, {**values, "tokens_per_second": rate})
 

@@ -69,8 +69,8 @@ def together(batches: Iterator[Tree], nothing: Tree) -> Iterator[Tree]:
 
 
 def _gathered(values: jax.Array) -> np.ndarray:
-    """A global array, whole, on every process."""
-    if jax.process_count() > 1:
+    """A global array, whole, on every process of its mesh."""
+    if not values.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(values, tiled=True))
     return np.asarray(jax.device_get(values))
 
@@ -84,6 +84,7 @@ def score_lists(
     *,
     rows: int,
     progress: Callable[[int, int], None] | None = None,
+    finite: bool = True,
 ) -> np.ndarray:
     """Scores of all candidates of all lists, in order, float32 [pairs].
 
@@ -99,6 +100,7 @@ def score_lists(
       rows: rows a batch, over all devices; each holds one pair of full length, or
         several that are shorter.
       progress: called with the pairs done and the real tokens of each batch.
+      finite: stop at a score that is not finite; else the caller looks for them.
 
     Raises:
       FloatingPointError: at the first batch with a score that is not finite.
@@ -112,7 +114,7 @@ def score_lists(
         nonlocal done
         pairs, values = _gathered(numbers), _gathered(scores)[:, 0]
         pairs, values = pairs[pairs >= 0], values[pairs >= 0]
-        if not np.isfinite(values).all():
+        if finite and not np.isfinite(values).all():
             bad = int(np.flatnonzero(~np.isfinite(values))[0])
             raise FloatingPointError(
                 f"pair {pairs[bad]} has the score {values[bad]}: the model's weights "
@@ -127,8 +129,10 @@ def score_lists(
     records = (lists[i] for i in range(len(lists)))
     batches = pair_batches(records, encoder, rows=rows, shards=shards)
     nothing = no_pairs(encoder, rows=rows, shards=shards)
+    if network.mesh.is_multi_process:
+        batches = together(batches, nothing)
     with jax.set_mesh(network.mesh):
-        for batch, numbers in together(batches, nothing):
+        for batch, numbers in batches:
             # Exact where one process holds all shards, an estimate elsewhere.
             tokens = int((batch.segments > 0).sum()) * shards.count // len(shards.local)
             placed: Any = device_batch((batch, numbers), network, leading=0)

@@ -1,111 +1,189 @@
-"""`score`: the teacher scores the candidates of many queries, offline."""
+"""`score`: the teacher scores the candidates of many queries, offline.
+
+The work is cut into shards (data/pairs.py), and process i of n takes the shards whose
+number is i modulo n, of those that are missing (data/scores.py). The scores of a shard
+depend on the shard and the devices of one process alone, so any number of processes,
+stopped and started in any way, makes the same files.
+"""
 
 import contextlib
 import dataclasses
+import hashlib
 import pathlib
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
+import ranker
 from ranker import config, manifest, sharding
-from ranker.data.prepare import prepare
-from ranker.data.scores import load_scores, path_of, save_scores
+from ranker.data import scores as stored
+from ranker.data.pair_files import open_input
+from ranker.data.pairs import Bad, Content, Input, ListPairs
+from ranker.data.pipeline import ListEncoder
+from ranker.data.prepare import NAME as PREPARE
+from ranker.data.prepare import Prepared, prepare
+from ranker.data.records import DataError
+from ranker.data.text import Tokenizer
 from ranker.manifest import Manifest
 from ranker.models.folder import resolve_folder
 from ranker.training.loop import adopt
-from ranker.training.report import Reporter
+from ranker.training.report import duration
 from ranker.training.scoring import make_score, score_lists
-from ranker.training.trained import load_trained
+from ranker.training.trained import Trained, load_trained
 
-_REPORT_EVERY = 50  # batches
+_KINDS = ("sft", "distill")  # stages that can score
+_REPORT_EVERY = 10.0  # seconds
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is to be done, before a model is loaded."""
+
+    prepared: Prepared
+    source: Input
+    account: Manifest
+    folder: pathlib.Path  # of the stage
+    output: Any  # folder of the job: a path, or a text such as gs://...
+
+
+def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _Plan:
+    by = f"the score stage {settings.name!r}"
+    if settings.input:
+        prepared = _prepared_before(workdir, by)
+        source: Input = open_input(
+            settings.input,
+            pairs=settings.pairs,
+            world=settings.data.world,
+            cache=settings.cache,
+            lenient=settings.quarantine > 0,
+        )
+        pieces = []
+    else:
+        prepared = prepare(settings.data, settings.text, workdir, replace=replace)
+        lists = {name: prepared.lists(name) for name in settings.splits}
+        source = ListPairs(lists, prepared.corpus())
+        pieces = ["corpus", *(f"lists/{name}" for name in settings.splits)]
+    parent = manifest.require(workdir, settings.teacher, kinds=_KINDS, by=by)
+    account = Manifest(
+        kind="score",
+        settings={
+            **source.account(),
+            "shard_pairs": settings.shard_pairs,
+            "format": settings.format,
+        },
+        inputs={
+            **prepared.inputs(parent.settings["role"], *pieces),
+            settings.teacher: parent.key,
+        },
+        facts={
+            "teacher": settings.teacher,
+            "teacher_facts": parent.facts,
+            "code": code_digest(),
+        },
+    )
+    folder = workdir / settings.name
+    return _Plan(prepared, source, account, folder, settings.output or folder)
+
+
+def _prepared_before(workdir: pathlib.Path, by: str) -> Prepared:
+    """What a teacher was trained on; its tokenizer and template read the new pairs."""
+    account = manifest.require(workdir, PREPARE, kinds=(PREPARE,), by=by)
+    known = {one for one in config.Text.__dataclass_fields__}
+    fields = {k: v for k, v in account.settings["text"].items() if k in known}
+    return Prepared(workdir / PREPARE, account, config.Text(**fields))
+
+
+def code_digest() -> str:
+    """Digest of this package's source, which the shards' receipts name."""
+    folder = pathlib.Path(ranker.__file__).parent
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        sha.update(path.relative_to(folder).as_posix().encode())
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def score(
     settings: config.Score, workdir: pathlib.Path, *, replace: bool = False
-) -> Manifest:
-    """Scores the settings' splits into WORKDIR/NAME, a Parquet file each.
+) -> Manifest | None:
+    """Scores the settings' splits, or their input, into shards.
 
-    A split that is already there is kept, so a run that was stopped goes on with the
-    next one.
+    Shards that are there are kept, so a run that was stopped goes on with the rest. The
+    process that finds all shards there proves them and finishes the stage.
+
+    Returns:
+      The finished stage's manifest; None when other processes still have shards to
+      score.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
-      FloatingPointError: at a score that is not finite.
+      FloatingPointError: at a score that is not finite, naming shard and pair.
     """
     settings = with_teacher(settings, workdir, replace=replace)
-    prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    by = f"the score stage {settings.name!r}"
-    parent = manifest.require(
-        workdir, settings.teacher, kinds=("sft", "distill"), by=by
+    plan = _plan(settings, workdir, replace=replace)
+    index, count = _worker(settings)
+    # Two runs may not do the same part; other parts are other processes'.
+    part = settings.name if count == 1 else f"{settings.name}.{index}-of-{count}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(plan.source.close)
+        # A folder of other settings is refused here, or moved aside.
+        if manifest.is_done(plan.folder, plan.account, replace=replace):
+            found = manifest.load(plan.folder)
+            assert found is not None
+            if found.facts["output"] == settings.output and stored.is_there(
+                plan.output
+            ):
+                return found
+        if settings.devices == "local" or jax.process_index() == 0:
+            stack.enter_context(manifest.lock(workdir, part))
+        return _score(settings, workdir, plan)
+
+
+def _score(
+    settings: config.Score, workdir: pathlib.Path, plan: _Plan
+) -> Manifest | None:
+    folder, account = plan.folder, plan.account
+    job = stored.open_job(
+        plan.output,
+        account,
+        plan.source,
+        size=settings.shard_pairs,
+        format=settings.format,
     )
-    account = Manifest(
-        kind="score",
-        settings={"splits": list(settings.splits)},
-        inputs={
-            **prepared.inputs("corpus", *(f"lists/{one}" for one in settings.splits)),
-            **prepared.inputs(parent.settings["role"]),
-            settings.teacher: parent.key,
-        },
-        facts={"teacher": settings.teacher, "teacher_facts": parent.facts},
-    )
-    folder = workdir / settings.name
-    if manifest.is_done(folder, account, replace=replace):
-        return manifest.require(workdir, settings.name, kinds=("score",), by=by)
-    mesh = sharding.make_mesh(settings.mesh)
-    teacher = load_trained(
-        workdir, settings.teacher, prepared, mesh, kinds=("sft", "distill"), by=by
-    )
+    missing = _agreed(settings, job)
     account.save(folder)
-    encoder, corpus = teacher.encoder(prepared), prepared.corpus()
-    compiled = make_score(teacher.network)
-    everything = []
-    for split in settings.splits:
-        lists = prepared.lists(split)
-        if not path_of(folder, split).exists():
-            total = sum(len(lists[i].documents) for i in range(len(lists)))
-            reporter = Reporter(
-                folder, f"{settings.name}/{split}", total=total, unit="pair"
-            )
-            with contextlib.closing(reporter):
-                scores = score_lists(
-                    compiled,
-                    teacher.params,
-                    teacher.network,
-                    lists,
-                    encoder,
-                    rows=settings.rows,
-                    progress=_every(reporter, _REPORT_EVERY * settings.rows),
-                )
-            if reporter.active:
-                save_scores(folder, split, lists, corpus, scores)
-        everything += load_scores(folder, split, lists)
-    flat = np.concatenate(everything) if everything else np.zeros(0, np.float32)
-    if not len(flat):
-        raise manifest.StageError(
-            f"{by}: the splits {', '.join(settings.splits)} hold no pair to score"
+    index, count = _worker(settings)
+    mine = [number for number in missing if number % count == index]
+    if mine:
+        _score_shards(settings, workdir, plan, job, mine)
+    left = _agreed(settings, job)
+    if left:
+        print(
+            f"[{settings.name}] this process is done; {len(left)} of "
+            f"{len(job.shards)} shards are left to others",
+            flush=True,
         )
+        return None
+    if jax.process_index():
+        return None
+    proof = stored.verify(job)
+    _list_quarantined(settings, job, proof.quarantined)
     return account.finish(
         folder,
-        pairs=len(flat),
-        mean=float(flat.mean(dtype=np.float64)),
-        std=float(flat.std(dtype=np.float64)),
-        min=float(flat.min()),
-        max=float(flat.max()),
+        output=settings.output,
+        pairs=proof.pairs,
+        quarantined=len(proof.quarantined),
+        mean=proof.mean,
+        std=proof.std,
+        min=proof.min,
+        max=proof.max,
     )
-
-
-def _every(reporter: Reporter, pairs: int):
-    """A progress function that reports each time that many pairs more are done."""
-    reporter.start(0)
-    reported = tokens_since = 0
-
-    def progress(done: int, tokens: int) -> None:
-        nonlocal reported, tokens_since
-        tokens_since += tokens
-        if done - reported >= pairs or done == reporter.total:
-            reporter.progress(done, tokens=tokens_since, values={})
-            reported, tokens_since = done, 0
-
-    return progress
 
 
 def with_teacher(
@@ -137,3 +215,252 @@ def with_teacher(
     )
     adopt(stage, workdir, replace=replace)
     return dataclasses.replace(settings, text=text, teacher=stage.name)
+
+
+def verify(settings: config.Score, workdir: pathlib.Path) -> stored.Proof:
+    """Proves the scores of these settings against their input, pair by pair.
+
+    Raises:
+      DataError, StageError: naming what is not as it should be.
+    """
+    settings = with_teacher(settings, workdir, replace=False)
+    plan = _plan(settings, workdir, replace=False)
+    with contextlib.closing(plan.source):
+        job = stored.load_job(plan.output)
+        job.check(plan.account)
+        return stored.verify(job, source=plan.source)
+
+
+def _worker(settings: config.Score) -> tuple[int, int]:
+    """(index, count) among the processes, or groups of them, that share the work."""
+    if settings.process_count:
+        return settings.process_index, settings.process_count
+    if settings.devices == "all":
+        return 0, 1
+    return jax.process_index(), jax.process_count()
+
+
+def _agreed(settings: config.Score, job: stored.Job) -> list[int]:
+    """The missing shards, as the first of the processes that score together sees."""
+    missing = job.missing()
+    if jax.process_count() == 1:
+        return missing
+    flags = np.zeros(len(job.shards), bool)
+    flags[missing] = True
+    agreed = multihost_utils.broadcast_one_to_all(flags)
+    return np.flatnonzero(agreed).tolist()
+
+
+def _score_shards(
+    settings: config.Score,
+    workdir: pathlib.Path,
+    plan: _Plan,
+    job: stored.Job,
+    mine: Sequence[int],
+) -> None:
+    devices = jax.local_devices() if settings.devices == "local" else jax.devices()
+    mesh = sharding.make_mesh(settings.mesh, devices)
+    by = f"the score stage {settings.name!r}"
+    teacher = load_trained(
+        workdir, settings.teacher, plan.prepared, mesh, kinds=_KINDS, by=by
+    )
+    scorer = _Scorer(settings, teacher, plan.prepared.tokenizer(teacher.role))
+    progress = _Progress(settings.name, sum(job.shards[k].pairs for k in mine))
+    code = code_digest()
+    for number, content in _ahead(plan.source, job, mine):
+        start = time.monotonic()
+        content, scores = scorer(job, number, content, progress)
+        if not mesh.is_multi_process or jax.process_index() == 0:
+            stored.save_shard(
+                job,
+                number,
+                content,
+                scores,
+                seconds=round(time.monotonic() - start, 3),
+                chips=mesh.size,
+                device=mesh.devices.flat[0].device_kind,
+                tokens=progress.shard_tokens,
+                code=code,
+            )
+        progress.finish(job.shards[number].pairs)
+
+
+def _ahead(
+    source: Input, job: stored.Job, mine: Sequence[int]
+) -> Iterator[tuple[int, Content]]:
+    """Each shard's content; the next one is read while one is scored."""
+    with ThreadPoolExecutor(1, thread_name_prefix="shards") as pool:
+        reading = pool.submit(source.read, job.shards[mine[0]])
+        for number, after in zip(mine, [*mine[1:], None], strict=True):
+            content = reading.result()
+            if after is not None:
+                reading = pool.submit(source.read, job.shards[after])
+            yield number, content
+
+
+class _Scorer:
+    """A teacher that scores one shard after another."""
+
+    def __init__(self, settings: config.Score, teacher: Trained, tokenizer: Tokenizer):
+        self.settings, self.teacher, self.tokenizer = settings, teacher, tokenizer
+        self.score = make_score(teacher.network)
+
+    def __call__(
+        self, job: stored.Job, number: int, content: Content, progress: "_Progress"
+    ) -> tuple[Content, np.ndarray]:
+        """The pairs that have a score, and their scores; the others are set aside.
+
+        Raises:
+          DataError, FloatingPointError: when more pairs than the settings allow cannot
+            be scored.
+        """
+        content = _without_long_queries(content, self.tokenizer, self.teacher.length)
+        self._check(job, number, content.bad, DataError)
+        scores = self._scores(content, content.lists, progress.batch)
+        wrong = np.flatnonzero(~np.isfinite(scores))
+        if len(wrong) and self.settings.quarantine:
+            # Texts that share a row with a poisoned one are scored again, alone.
+            for place in wrong[: self.settings.quarantine + 1]:
+                scores[place] = self._scores(content, [_alone(content, place)])[0]
+            wrong = np.flatnonzero(~np.isfinite(scores))
+        if len(wrong):
+            bad = [
+                Bad(
+                    int(content.pairs[place]),
+                    content.query_ids[place],
+                    content.document_ids[place],
+                    f"the score is {scores[place]}",
+                )
+                for place in wrong
+            ]
+            content = dataclasses.replace(content, bad=[*content.bad, *bad])
+            self._check(job, number, bad, FloatingPointError)
+            self._check(job, number, content.bad, DataError)
+            content, scores = _without(content, scores, wrong)
+        return content, scores
+
+    def _scores(self, content: Content, lists, progress=None) -> np.ndarray:
+        network = self.teacher.network
+        encoder = ListEncoder(content.corpus, self.tokenizer, self.teacher.length)
+        return score_lists(
+            self.score,
+            self.teacher.params,
+            network,
+            lists,
+            encoder,
+            rows=self.settings.rows,
+            progress=progress,
+            finite=False,
+        )
+
+    def _check(
+        self, job: stored.Job, number: int, bad: Sequence[Bad], error: type[Exception]
+    ) -> None:
+        allowed = self.settings.quarantine
+        if len(bad) <= allowed:
+            return
+        first = bad[0]
+        raise error(
+            f"shard {job.name(number)}: {len(bad)} pairs cannot be scored, and "
+            f"{allowed} may be set aside (--config.quarantine); the first is pair "
+            f"{first.pair}, query {first.query_id!r}, document {first.document_id!r}: "
+            f"{first.reason}"
+        )
+
+
+def _alone(content: Content, place: int):
+    """The list of one pair of a shard."""
+    for record in content.lists:
+        if place < len(record.documents):
+            return dataclasses.replace(
+                record, documents=record.documents[place : place + 1]
+            )
+        place -= len(record.documents)
+    raise AssertionError("no such pair")
+
+
+def _without(
+    content: Content, scores: np.ndarray, places: np.ndarray
+) -> tuple[Content, np.ndarray]:
+    """The pairs and scores at other than these places; the lists are used up."""
+    keep = np.ones(len(content.pairs), bool)
+    keep[places] = False
+    kept = np.flatnonzero(keep)
+    content = dataclasses.replace(
+        content,
+        lists=[],
+        pairs=content.pairs[kept],
+        query_ids=[content.query_ids[i] for i in kept],
+        document_ids=[content.document_ids[i] for i in kept],
+        rows=None if content.rows is None else content.rows[kept],
+    )
+    return content, scores[kept]
+
+
+def _without_long_queries(
+    content: Content, tokenizer: Tokenizer, length: int
+) -> Content:
+    """Sets pairs aside whose query leaves no room for a document in a row."""
+    queries = tokenizer.queries([one.query for one in content.lists])
+    fits = [len(query) + len(tokenizer.tail) < length for query in queries]
+    if all(fits):
+        return content
+    sizes = [len(one.documents) for one in content.lists]
+    long = np.flatnonzero(~np.repeat(fits, sizes))
+    reason = f"the query has no room for a document in {length} tokens"
+    bad = [
+        Bad(
+            int(content.pairs[i]), content.query_ids[i], content.document_ids[i], reason
+        )
+        for i in long
+    ]
+    lists = [one for one, fit in zip(content.lists, fits, strict=True) if fit]
+    content, _ = _without(content, np.zeros(len(content.pairs)), long)
+    return dataclasses.replace(content, lists=lists, bad=[*content.bad, *bad])
+
+
+def _list_quarantined(
+    settings: config.Score, job: stored.Job, bad: Sequence[Bad]
+) -> None:
+    if bad:
+        path = stored.save_quarantine(job, bad)
+        print(
+            f"[{settings.name}] {len(bad)} pairs were set aside; {path} lists them",
+            flush=True,
+        )
+
+
+class _Progress:
+    """Prints how far this process is."""
+
+    def __init__(self, name: str, total: int):
+        self.name, self.total, self.done = name, total, 0
+        self.here = self.tokens = self.shard_tokens = 0
+        self.start = self.shown = time.monotonic()
+
+    def batch(self, pairs: int, tokens: int) -> None:
+        """`pairs` of the shard are scored, and `tokens` tokens more."""
+        self.here = pairs
+        self.tokens += tokens
+        self.shard_tokens += tokens
+        if time.monotonic() - self.shown > _REPORT_EVERY:
+            self.show()
+
+    def finish(self, pairs: int) -> None:
+        """A shard of `pairs` pairs is written."""
+        self.done += pairs
+        self.here = self.shard_tokens = 0
+        if self.done == self.total or time.monotonic() - self.shown > _REPORT_EVERY:
+            self.show()
+
+    def show(self) -> None:
+        """Prints a line."""
+        self.shown = time.monotonic()
+        seconds = max(self.shown - self.start, 1e-9)
+        done = self.done + self.here
+        eta = seconds / max(done, 1) * (self.total - done)
+        print(
+            f"[{self.name}] pair {done:,}/{self.total:,}  {done / seconds:,.0f} pairs/s"
+            f"  {self.tokens / seconds:,.0f} tokens/s  ETA {duration(eta)}",
+            flush=True,
+        )

@@ -1,0 +1,119 @@
+"""What do shards, digests, atomic writes and the proof cost, beside the scoring?
+
+    python benchmarks/score_overhead.py [--rounds 5] [--shard_pairs 2048]
+
+The quickstart's teacher (2 layers, 128 wide: the smallest one that anybody would use,
+so that the overhead weighs most) scores pairs of the made world as a job, a few times
+over. Time in everything that a job does beside the scoring (the plan, the listings,
+writing shards and receipts with their digests and fsync, the proof at the end) is set
+against the time of the scoring alone. Shards are small; with the default of 32768 pairs
+the overhead is smaller. The last line is one JSON object; it fails above 3 %.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+from ranker import config
+from ranker.data import scores
+from ranker.training import teacher
+from ranker.training.loop import train
+
+LIMIT = 0.03
+SHARDS = 4
+
+
+class Clock:
+    """Adds up the time inside functions of a module."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+
+    def watch(self, module, name: str) -> None:
+        """Times every call of `module.name`."""
+        real = getattr(module, name)
+
+        def timed(*args, **kwargs):
+            begin = time.perf_counter()
+            try:
+                return real(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - begin
+                self.seconds[name] = self.seconds.get(name, 0.0) + took
+
+        setattr(module, name, timed)
+
+
+def main() -> None:
+    """Runs the measurement."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shard_pairs", type=int, default=2048)
+    options = parser.parse_args()
+    world = config.World(labelled_queries=50, dev_queries=0, test_queries=1, clicks=100)
+    world = dataclasses.replace(
+        world, unlabelled_queries=options.shard_pairs * SHARDS // world.candidates
+    )
+    stage = dict(data=config.Data(world=world), text=config.Text(teacher_length=32))
+    clock = Clock()
+    for name in ("open_job", "save_shard", "verify", "save_quarantine"):
+        clock.watch(scores, name)
+    for name in ("_agreed", "code_digest", "score_lists"):
+        clock.watch(teacher, name)
+    ratios, parts, speeds = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        workdir = pathlib.Path(folder)
+        sft = config.Train(
+            **stage,
+            name="sft",
+            model=config.Decoder(
+                num_layers=2,
+                embed_dim=128,
+                num_heads=4,
+                num_kv_heads=2,
+                head_dim=32,
+                mlp_dim=384,
+            ),
+            objective=config.Rank(),
+            optim=config.Optim(learning_rate=1e-3, warmup=0),
+            batch=config.Batch(size=8),
+            loop=config.Loop(steps=1),
+        )
+        train(sft, workdir)
+        for number in range(options.rounds + 1):  # the first one compiles
+            clock.seconds.clear()
+            job = config.Score(
+                **stage,
+                name=f"scores{number}",
+                splits=("unlabelled",),
+                shard_pairs=options.shard_pairs,
+            )
+            account = teacher.score(job, workdir)
+            assert account is not None
+            scoring = clock.seconds.pop("score_lists")
+            if number:
+                ratios.append(sum(clock.seconds.values()) / scoring)
+                parts.append(dict(clock.seconds))
+                speeds.append(account.facts["pairs"] / scoring)
+    seconds = {name: sum(one[name] for one in parts) / len(parts) for name in parts[0]}
+    result = {
+        "overhead": round(statistics.median(ratios), 5),
+        "from": round(min(ratios), 5),
+        "to": round(max(ratios), 5),
+        "rounds": options.rounds,
+        "shard_pairs": options.shard_pairs,
+        "pairs_per_second": round(statistics.median(speeds)),
+        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+    }
+    print(json.dumps(result))
+    if result["overhead"] >= LIMIT:
+        sys.exit(f"the overhead is {result['overhead']:.2%}, over {LIMIT:.0%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""Scoring as a job: killed, resumed, poisoned, by any number of processes."""
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from ranker import config, manifest, score
+from ranker.data import scores
+from ranker.data.records import DataError
+from ranker.training import teacher
+from ranker.training.loop import train
+
+WORLD = config.World(
+    num_topics=6,
+    labelled_queries=8,
+    unlabelled_queries=30,
+    dev_queries=0,
+    test_queries=2,
+    clicks=40,
+    candidates=5,
+)
+STAGE = dict(data=config.Data(world=WORLD), text=config.Text(teacher_length=32))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    sft = config.Train(
+        **STAGE,
+        name="sft",
+        model=config.Decoder(
+            num_layers=1,
+            embed_dim=16,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            mlp_dim=16,
+        ),
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1e-2, warmup=0),
+        batch=config.Batch(size=8, list_size=4),
+        loop=config.Loop(steps=1),
+    )
+    train(sft, folder)
+    return folder
+
+
+def settings(name, **fields):
+    return config.Score(**STAGE, name=name, **{"shard_pairs": 20, "rows": 16, **fields})
+
+
+def job_of(workdir, name):
+    return scores.load_job(workdir / name)
+
+
+def values(workdir, name):
+    return pq.read_table(workdir / name / "shards")["score"].to_numpy()
+
+
+# Children are forked before a backend starts, so that imports are paid for once.
+DRIVER = """
+import dataclasses, os, pathlib, pickle, signal, sys, time
+from ranker.training.teacher import score
+
+workdir, settings = pickle.load(sys.stdin.buffer)
+receipts = lambda name: set((workdir / name / "receipts").glob("*.json"))
+
+def run(name, count, kill_at=0):
+    children = []
+    for index in range(count):
+        child = os.fork()
+        if not child:
+            mine = dict(name=name, process_index=index, process_count=count)
+            score(dataclasses.replace(settings, **mine), workdir)
+            os._exit(0)
+        children.append(child)
+    while kill_at and len(receipts(name)) < kill_at:
+        time.sleep(0.002)
+    for child in children:
+        if kill_at:
+            os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == (signal.SIGKILL if kill_at else 0)
+    return {path: path.stat().st_mtime_ns for path in receipts(name)}
+
+clean = run("clean", 1)
+three = run("killed", 3, kill_at=5)
+two = run("killed", 2, kill_at=12)
+one = run("killed", 1)
+assert 5 <= len(three) < len(two) < len(one) == len(clean), (three, two, one, clean)
+assert three.items() <= two.items() <= one.items()  # what is done is not done again
+"""
+
+
+def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
+    world = dataclasses.replace(WORLD, unlabelled_queries=400)
+    stage = settings("x", input="world", shard_pairs=40)
+    stage = dataclasses.replace(stage, data=config.Data(world=world))
+    code = (
+        "import jax\njax.config.update('jax_platforms', 'cpu')\n"
+        "jax.config.update('jax_disable_most_optimizations', True)\n" + DRIVER
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        input=pickle.dumps((workdir, stage)),
+        capture_output=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    a, b = job_of(workdir, "clean"), job_of(workdir, "killed")
+    assert len(a.shards) == 50 and a.pairs == 2000
+    for number in range(len(a.shards)):
+        assert a.path(number).read_bytes() == b.path(number).read_bytes()
+    facts = [manifest.load(workdir / name).facts for name in ("clean", "killed")]
+    assert facts[0] == facts[1] and facts[0]["pairs"] == 2000
+    assert facts[0]["std"] > 0
+    for name in ("clean", "killed"):
+        proof = teacher.verify(dataclasses.replace(stage, name=name), workdir)
+        assert proof.pairs == 2000
+
+
+def test_processes_take_different_shards(workdir):
+    for index in (1, 0):
+        one = settings("shared", process_index=index, process_count=2)
+        account = teacher.score(one, workdir)
+        done = set(range(10)) - set(job_of(workdir, "shared").missing())
+        assert done == ({1, 3, 5, 7, 9} if index else set(range(10)))
+        assert (account is None) == (index == 1)
+        assert (manifest.load(workdir / "shared").done) == (index == 0)
+    teacher.score(settings("alone"), workdir)
+    np.testing.assert_array_equal(values(workdir, "shared"), values(workdir, "alone"))
+
+
+def test_scores_do_not_depend_on_what_else_is_scored(workdir):
+    teacher.score(settings("whole", shard_pairs=1000), workdir)
+    teacher.score(settings("part", shard_pairs=15), workdir)
+    np.testing.assert_allclose(
+        values(workdir, "whole"), values(workdir, "part"), atol=1e-6
+    )
+
+
+def test_a_finished_job_scores_what_was_taken_out_alone(workdir):
+    stage = settings("again")
+    teacher.score(stage, workdir)
+    job = job_of(workdir, "again")
+    before = [os.stat(job.path(k)).st_mtime_ns for k in range(10)]
+    data = job.path(3).read_bytes()
+    job.path(3).write_bytes(data[:-1])
+    with pytest.raises(DataError, match="00003-of-00010.*digest differs.*delete"):
+        teacher.verify(stage, workdir)
+    job.path(3).unlink()
+    teacher.score(stage, workdir)
+    after = [os.stat(job.path(k)).st_mtime_ns for k in range(10)]
+    assert [k for k in range(10) if before[k] != after[k]] == [3]
+    assert job.path(3).read_bytes() == data
+
+
+def poison(monkeypatch, *, where, alone=True):
+    """The model breaks down at some pairs; `alone`: at batches of them too."""
+    real = teacher.score_lists
+
+    def broken(score, params, network, lists, encoder, **rest):
+        found = np.array(real(score, params, network, lists, encoder, **rest))
+        if alone or len(found) > 1:
+            found[where(found)] = np.nan
+        return found
+
+    monkeypatch.setattr(teacher, "score_lists", broken)
+
+
+def smallest(found):
+    return np.array([int(found.argmin())])
+
+
+def test_a_score_that_is_not_finite_stops_with_the_shards_name(workdir, monkeypatch):
+    poison(monkeypatch, where=smallest)
+    match = r"shard 00000-of-00010: 1 pairs.*query 'q\d', document 'd\d+'.*nan"
+    with pytest.raises(FloatingPointError, match=match):
+        teacher.score(settings("nan"), workdir)
+    assert job_of(workdir, "nan").missing() == list(range(10))
+
+
+def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
+    teacher.score(settings("sound"), workdir)
+    stage = settings("poisoned", quarantine=2)
+    poison(monkeypatch, where=smallest)
+    account = teacher.score(stage, workdir)
+    assert account.facts["pairs"] == 180 and account.facts["quarantined"] == 10
+    lines = (workdir / "poisoned" / "quarantined.jsonl").read_text().splitlines()
+    bad = [json.loads(line) for line in lines]
+    assert len(bad) == 10 and all("nan" in one["reason"] for one in bad)
+    assert "10 pairs were set aside" in capsys.readouterr().out
+    sound, found = values(workdir, "sound"), values(workdir, "poisoned")
+    rest = np.delete(sound, [one["pair"] for one in bad])
+    np.testing.assert_array_equal(found, rest)
+    assert teacher.verify(stage, workdir).pairs == 180
+    with pytest.raises(DataError, match="have no score: they were set aside"):
+        scores.load_scores(workdir / "poisoned", {"train": [None] * 4})
+
+
+def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):
+    poison(monkeypatch, where=smallest, alone=False)
+    account = teacher.score(settings("neighbour", quarantine=1), workdir)
+    assert account.facts["pairs"] == 190 and not account.facts["quarantined"]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def pair(number, **change):
+    fields = dict(query_id="q", document_id=f"d{number}", query="bada", title="t")
+    return {**fields, "text": f"word {number}", **change}
+
+
+def test_pairs_that_were_never_prepared(workdir, tmp_path):
+    rows = [pair(i) for i in range(50)]
+    rows[7] = pair(7, query="x" * 200)  # no room for a document
+    rows[9] = pair(9, text="", title="")
+    rows[11] = pair(3)  # twice
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    stage = settings(
+        "outside", input=str(tmp_path / "pairs.jsonl"), output=str(tmp_path / "out")
+    )
+    with pytest.raises(DataError, match="00000-of-00003: 2 pairs.*pair 9,.*visible|d9"):
+        teacher.score(stage, workdir)
+    stage = dataclasses.replace(stage, quarantine=3)
+    account = teacher.score(stage, workdir)
+    assert account.facts["pairs"] == 47 and account.facts["quarantined"] == 3
+    bad = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "quarantined.jsonl").read_text().splitlines()
+    ]
+    found = {one["pair"]: one["reason"] for one in bad}
+    assert "pairs.jsonl:10" in found[9] and "pair 3 too" in found[11]
+    assert "no room for a document in 32 tokens" in found[7]
+    assert teacher.verify(stage, workdir).pairs == 47
+    # The same texts score the same, wherever they come from.
+    table = pq.read_table(tmp_path / "out" / "shards")
+    assert table.column_names == ["pair", "query_id", "document_id", "score"]
+    assert table["pair"].to_pylist() == [i for i in range(50) if i not in (7, 9, 11)]
+    # What was scored is no longer what the input says.
+    write_jsonl(tmp_path / "pairs.jsonl", [*rows[:20], pair(77), *rows[21:]])
+    with pytest.raises(manifest.StageError, match="jsonl"):
+        teacher.verify(stage, workdir)
+
+
+def test_distillation_refuses_scores_of_another_input(workdir, tmp_path):
+    write_jsonl(tmp_path / "pairs.jsonl", [pair(i) for i in range(4)])
+    stage = settings("foreign", input=str(tmp_path / "pairs.jsonl"))
+    teacher.score(stage, workdir)
+    student = config.Train(
+        **STAGE,
+        name="distill",
+        scores="foreign",
+        model=config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
+        objective=config.Distillation(),
+        optim=config.Optim(learning_rate=1e-3, warmup=0),
+        batch=config.Batch(size=8, list_size=4),
+        loop=config.Loop(steps=1),
+    )
+    with pytest.raises(manifest.StageError, match="holds those of another input"):
+        train(student, workdir)
+
+
+def test_the_command_line(workdir, tmp_path, capsys):
+    """Scores, tells how far it is, and proves, as a user types it."""
+    file = tmp_path / "score.py"
+    file.write_text(
+        "import pickle\n"
+        "def get_config(variant=''):\n"
+        f"    return pickle.loads({pickle.dumps(settings('c'))})"
+    )
+    common = ["--config", str(file), "--workdir", str(workdir)]
+    score.main([*common, "--config.process_index=0", "--config.process_count=2"])
+    assert "5 of 10 shards are left to others" in capsys.readouterr().out
+    score.main(["status", str(workdir / "c")])
+    assert "5 of 10 done, 5 missing" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="error: .*5 of 10 shards are missing"):
+        score.main([*common, "--verify"])
+    score.main(common)
+    capsys.readouterr()
+    score.main([*common, "--verify"])
+    shown = capsys.readouterr().out
+    assert "proved: 190 pairs have exactly one finite score each, 0 were" in shown
+    with pytest.raises(SystemExit, match="error: .*other settings: shard_pairs: 20"):
+        score.main([*common, "--config.shard_pairs=7"])
+    with pytest.raises(SystemExit, match="error: .*holds no scoring job"):
+        score.main(["verify", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(process_index=2, process_count=2), "from 0 to process_count - 1"),
+        (dict(process_index=1), "give both"),
+        (dict(process_count=3), "give both"),
+        (dict(quarantine=-1), "quarantine must be 0 or more"),
+        (dict(shard_pairs=0), "shard_pairs must be above 0"),
+    ],
+)
+def test_settings_that_cannot_work(fields, message):
+    with pytest.raises(config.ConfigError, match=message):
+        settings("x", **fields)
