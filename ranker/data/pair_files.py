@@ -28,11 +28,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader
-from etils import epath
 
 from ranker import config
 from ranker.data import formats
-from ranker.data.pairs import WORLD, Bad, Content, Input, Shard, WorldPairs, make_list
+from ranker.data.pairs import (
+    WORLD,
+    Bad,
+    Content,
+    Input,
+    Shard,
+    WorldPairs,
+    make_list,
+    open_path,
+)
 from ranker.data.records import (
     DataError,
     Document,
@@ -68,7 +76,7 @@ def open_input(
     """
     if path == WORLD:
         return WorldPairs(world)
-    where = epath.Path(path)
+    where = open_path(path)
     local = pathlib.Path(cache or os.path.join(tempfile.gettempdir(), "ranker-cache"))
     if where.is_dir() and _find(where, "corpus.jsonl"):
         return BeirPairs(where, pairs, local, lenient)
@@ -577,7 +585,7 @@ class BeirPairs(_Lines):
 
     def __init__(self, folder: Any, pairs: str, cache: pathlib.Path, lenient: bool):
         self.folder, self.cache, self.lenient = folder, cache, lenient
-        pattern = folder / pairs if "://" not in pairs else epath.Path(pairs)
+        pattern = folder / pairs if "://" not in pairs else open_path(pairs)
         files = sorted(pattern.parent.glob(pattern.name), key=str)
         if not files:
             raise DataError(

@@ -30,10 +30,9 @@ from array_record.python.array_record_module import (
     ArrayRecordReader,
     ArrayRecordWriter,
 )
-from etils import epath
 
 from ranker import config
-from ranker.data.pairs import Bad, Content, Input, Shard
+from ranker.data.pairs import Bad, Content, Input, Shard, open_path
 from ranker.data.pipeline import Source
 from ranker.data.records import DataError, RankedList
 from ranker.manifest import Manifest, StageError, changes, digest
@@ -217,7 +216,7 @@ def open_job(
       StageError: when the folder holds another job, or cannot be written.
       DataError: when the input cannot be read, or holds no pair.
     """
-    folder = epath.Path(folder)
+    folder = open_path(folder)
     if (folder / FILE).exists():
         job = load_job(folder)
         job.check(account)
@@ -244,7 +243,7 @@ def open_job(
 
 def is_there(folder: Any) -> bool:
     """Whether `folder` holds a job of which no shard is missing."""
-    folder = epath.Path(folder)
+    folder = open_path(folder)
     return (folder / FILE).exists() and not load_job(folder).missing()
 
 
@@ -255,7 +254,7 @@ def load_job(folder: Any) -> Job:
       StageError: when there is none.
       DataError: when its job.json is damaged.
     """
-    folder = epath.Path(folder)
+    folder = open_path(folder)
     try:
         found = _load_json(folder / FILE)
     except FileNotFoundError:

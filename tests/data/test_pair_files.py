@@ -231,6 +231,7 @@ def test_texts_that_changed_are_another_input(tmp_path, opened):
         ("mixed", "several kinds.*one kind"),
         ("*.nothing", "no corpus.jsonl and no file of pairs"),
         ("norun", "no file matches 'runs/\\*'"),
+        ("ftp://a/b", "ftp:// is not known; name a local path, or one of gs://"),
         (
             "columns.parquet",
             "found the columns query, expected|found the columns query;",
@@ -254,7 +255,7 @@ def test_bad_paths_say_what_is_wanted(tmp_path, name, message, opened):
     data = (tmp_path / "whole.jsonl.gz").read_bytes()
     (tmp_path / "broken.jsonl.gz").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=message):
-        list(opened(tmp_path / name).shards(10))
+        list(opened(name if "://" in name else tmp_path / name).shards(10))
 
 
 def test_a_group_of_rows_is_decoded_once(tmp_path, monkeypatch, opened):
