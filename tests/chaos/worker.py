@@ -1,0 +1,211 @@
+"""Runs the whole method and is killed, again and again, until it has ended.
+
+    python tests/chaos/worker.py FOLDER KILLS SEED
+
+Once without a kill in FOLDER/clean; then in FOLDER/killed, where each stage is killed
+KILLS times: half of them from inside, at a random one of the moments in which it
+touches a file or takes a step, the others from outside, at a random time, and at its
+end at the latest. Writes
+FOLDER/kills.json, how each process ended. One process imports the package, and forks
+another for each life: an import costs more than the work.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import sys
+import threading
+import time
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_disable_most_optimizations", True)
+
+from ranker import config, manifest, run  # noqa: E402
+from ranker.data import prepare  # noqa: E402
+from ranker.training import (  # noqa: E402
+    checkpoint,
+    evaluation,
+    exporting,
+    loop,
+    report,
+    teacher,
+)
+
+STAGES = ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export")
+
+
+def pipeline() -> config.Pipeline:
+    """A tiny one, with what must not be lost: accumulation, dropout, a best one."""
+
+    def recipe(steps, **fields):
+        return config.Recipe(
+            optim=config.Optim(learning_rate=1e-3, warmup=1),
+            batch=config.Batch(size=4, list_size=4, accumulate=2),
+            loop=config.Loop(
+                steps=steps, log_every=3, save_every=4, eval_every=3, **fields
+            ),
+        )
+
+    world = config.World(
+        num_topics=4,
+        documents_per_topic=16,
+        labelled_queries=8,
+        unlabelled_queries=8,
+        dev_queries=4,
+        test_queries=6,
+        clicks=100,
+        candidates=4,
+    )
+    return config.Pipeline(
+        data=config.Data(world=world),
+        text=config.Text(
+            teacher_length=32,
+            student_length=24,
+            teacher_vocab_size=400,
+            student_vocab_size=400,
+        ),
+        teacher=config.Decoder(
+            num_layers=1,
+            embed_dim=16,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            mlp_dim=16,
+        ),
+        student=config.Encoder(
+            num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16, dropout=0.1
+        ),
+        cpt=recipe(10),
+        sft=recipe(8, best_metric="dev_ndcg@5", result="best"),
+        distill=recipe(10),
+        labels=recipe(2),
+        compare=(),
+        rows=8,
+    )
+
+
+class Moments:
+    """Counts what a stage does, and ends the process at a chosen count."""
+
+    def __init__(self, stage: str, count: int):
+        self.stage, self.count = stage, count
+        self.current = ""
+        self.lock = threading.Lock()
+
+    def pass_by(self) -> None:
+        with self.lock:
+            if self.current == self.stage:
+                self.count -= 1
+                if self.count <= 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, owner, name: str) -> None:
+        """Counts before and after each call of `owner.name`."""
+        original = getattr(owner, name)
+
+        @functools.wraps(original)
+        def watched(*arguments, **keywords):
+            self.pass_by()
+            result = original(*arguments, **keywords)
+            self.pass_by()
+            return result
+
+        setattr(owner, name, watched)
+
+    def name(self, owner, function: str, stage: str | None) -> None:
+        """Calls of `owner.function` are the stage, which ends with them at latest."""
+        original = getattr(owner, function)
+
+        @functools.wraps(original)
+        def named(settings, *arguments, **keywords):
+            self.current = stage or getattr(settings, "name", "")
+            result = original(settings, *arguments, **keywords)
+            if self.current == self.stage:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.current = ""
+            return result
+
+        setattr(owner, function, named)
+
+
+def live(workdir: pathlib.Path, stage: str, count: int) -> None:
+    """One life: to the end, or to the `count`-th moment of `stage`, or to its end."""
+    moments = Moments(stage, count)
+    moments.name(prepare, "prepare", "prepare")
+    moments.name(loop, "train", None)
+    moments.name(teacher, "score", None)
+    moments.name(evaluation, "evaluate", "evaluate")
+    moments.name(exporting, "export", "export")
+    for owner, name in (
+        (pathlib.Path, "replace"),
+        (pathlib.Path, "rename"),
+        (pathlib.Path, "mkdir"),
+        (pathlib.Path, "unlink"),
+        (pathlib.Path, "write_text"),
+        (shutil, "rmtree"),
+        (manifest, "file_digests"),
+        (checkpoint.Checkpoints, "save"),
+        (checkpoint.Checkpoints, "_finish"),
+        (checkpoint.Checkpoints, "_delete_old"),
+        (checkpoint.Checkpoints, "restore"),
+        (report.Reporter, "record"),
+        (loop, "device_batch"),
+    ):
+        moments.watch(owner, name)
+    run._call()(pipeline(), workdir)
+
+
+def fork(workdir: pathlib.Path, stage: str = "", count: int = 0, seconds: float = 0):
+    """A life in a process of its own; its exit status, negative: the signal."""
+    child = os.fork()
+    if child == 0:
+        with open(workdir.parent / "output.txt", "a") as output:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+        status = 1
+        try:
+            live(workdir, stage, count)
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        os._exit(status)
+    if seconds:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(folder: pathlib.Path, kills: int, seed: int) -> None:
+    generator = random.Random(seed)
+    begun = time.monotonic()
+    assert fork(folder / "clean") == 0, (folder / "output.txt").read_text()
+    duration = time.monotonic() - begun
+    ends = []
+    killed = folder / "killed"
+    for stage in STAGES:
+        for number in range(kills):
+            if (found := manifest.load(killed / stage)) and found.done:
+                shutil.rmtree(killed / stage)  # a stage that is done is not killed
+            outside = number % 2 == 1
+            seconds = generator.uniform(0.02, 0.4) * duration if outside else 0
+            last = number == 2  # once at the very end, wherever that is
+            count = 10_000 if outside or last else generator.randint(1, 40)
+            status = fork(killed, stage, count, seconds)
+            ends.append([stage, round(seconds, 2) or count, status])
+            if status != -signal.SIGKILL:
+                raise SystemExit((folder / "output.txt").read_text()[-5000:])
+    ends.append(["to the end", 0, fork(killed)])
+    (folder / "kills.json").write_text(json.dumps(ends))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
