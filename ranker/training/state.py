@@ -79,14 +79,16 @@ def init_state(
         tx, network.abstract, network.shardings, network.mesh
     )
     everywhere = NamedSharding(network.mesh, PartitionSpec())
+
+    def scalars() -> tuple[Array, Array, Array]:
+        return jnp.zeros((), jnp.int32), jax.random.key(seed), jnp.ones((), bool)
+
+    # Compiled, since another process's devices take no array that is put there.
     with jax.set_mesh(network.mesh):
         opt_state = jax.jit(tx.init, out_shardings=shardings)(params)
+        step, key, sound = jax.jit(scalars, out_shardings=everywhere)()
     return TrainState(
-        step=jax.device_put(jnp.zeros((), jnp.int32), everywhere),
-        params=params,
-        opt_state=opt_state,
-        key=jax.device_put(jax.random.key(seed), everywhere),
-        sound=jax.device_put(jnp.ones((), bool), everywhere),
+        step=step, params=params, opt_state=opt_state, key=key, sound=sound
     )
 
 
