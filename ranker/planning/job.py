@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ranker import config, sharding
@@ -45,7 +46,7 @@ class Job:
             // 8
             * _size(leaf.sharding.shard_shape(leaf.shape))
             for leaf in jax.tree.leaves(self.arguments)
-            if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         )
 
 
