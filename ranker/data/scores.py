@@ -21,7 +21,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, field
-from typing import Any
+from itertools import pairwise
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ from ranker import config
 from ranker.data.pairs import Bad, Content, Input, Shard, open_path
 from ranker.data.pipeline import Source
 from ranker.data.records import DataError, RankedList
-from ranker.manifest import Manifest, StageError, changes, digest
+from ranker.manifest import Manifest, StageError, changes, check_types, digest
 
 FILE = "job.json"
 _SCHEMA = pa.schema(
@@ -47,6 +48,17 @@ _SCHEMA = pa.schema(
         ("score", pa.float32()),  # raw, higher is better
     ]
 )
+# Fields of a receipt that are read again.
+_RECEIPT: dict[str, type | tuple[type, ...]] = {
+    "sha256": str,
+    "bytes": int,
+    "pairs": int,
+    "quarantined": list,
+    "finished": (int, float),
+    "seconds": (int, float),
+    "chips": int,
+    "code": str,
+}
 _HASHES = 4 << 20  # pairs whose ids are compared in memory at a time
 _RECENT = 900.0  # seconds that the present speed is taken over
 _AT_ONCE = 16  # receipts read side by side
@@ -177,8 +189,23 @@ class Job:
             )
 
     def receipt(self, number: int) -> dict[str, Any]:
-        """What was noted when a shard was written."""
-        return _load_json(self.receipt_path(number))
+        """What was noted when a shard was written.
+
+        Raises:
+          DataError: when the file is damaged, or another's.
+        """
+        path = self.receipt_path(number)
+        found = _load_json(path)
+        for name, kind in _RECEIPT.items():
+            value = found.get(name)
+            number = isinstance(value, int | float)
+            if not isinstance(value, kind) or (number and not abs(value) < 2**60):
+                raise DataError(
+                    f"{path} is no shard's receipt: field {name!r}: found "
+                    f"{str(value)[:80]!r}; delete it and run the scoring "
+                    "command again"
+                )
+        return found
 
     def receipts(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
         """Receipts of several shards, in order."""
@@ -262,7 +289,26 @@ def load_job(folder: Any) -> Job:
             f"{folder} holds no scoring job: it has no {FILE}; name the folder that "
             "ranker.score writes to, such as WORKDIR/scores"
         ) from None
-    shards = tuple(Shard(*fields) for fields in found["shards"])
+    try:
+        shards = tuple(Shard(*fields) for fields in found["shards"])
+        account = Manifest(**found["account"])
+        for record in (account, *shards):
+            check_types(record)
+        teacher = account.facts.get("teacher")
+        if teacher not in account.inputs or not isinstance(
+            account.facts.get("teacher_facts"), dict
+        ):
+            raise ValueError("it does not say who the teacher is")
+        if found["format"] not in get_args(config.ScoreFormat):
+            raise ValueError(f"the format is {str(found['format'])[:80]!r}")
+        follows = all(a.first + a.pairs == b.first for a, b in pairwise(shards))
+        if not shards or shards[0].first or not follows:
+            raise ValueError("its shards do not follow each other")
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{folder / FILE} is not a scoring job's: {str(error)[:200]}; name the "
+            "folder that ranker.score writes to"
+        ) from error
     return Job(folder, found["account"], found["format"], shards)
 
 
@@ -376,8 +422,10 @@ def read_shard(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
         whole = np.concatenate([numbers, np.array([one.pair for one in bad], np.int64)])
     except (KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
         raise DataError(f"{path}: is no shard of scores ({error}); {again}") from error
-    wanted = np.arange(shard.first, shard.first + shard.pairs)
-    if not np.array_equal(np.sort(whole), wanted) or (np.diff(numbers) <= 0).any():
+    counts = len(whole) == shard.pairs  # first: a job may claim any number of pairs
+    wanted = np.arange(shard.first, shard.first + len(whole))
+    sound = counts and np.array_equal(np.sort(whole), wanted)
+    if not sound or (np.diff(numbers) <= 0).any():
         raise DataError(
             f"{path}: expected each of the pairs {shard.first} to "
             f"{shard.first + shard.pairs - 1} once, found {len(numbers)} scores and "

@@ -28,9 +28,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ranker import config, contract, manifest
-from ranker.data import formats, trec
+from ranker.data import formats, scores, trec
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.datasets import load_clicks, write_clicks
+from ranker.data.pairs import WorldPairs
 from ranker.data.records import Click, DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -391,6 +392,77 @@ def test_manifests_that_are_none(stage, text):
     _, folder = stage
     (folder / manifest.FILE).write_text(text)
     assert load(folder) is None
+
+
+# --- scores ---
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A job of one shard, and its three files."""
+    source = WorldPairs(config.World(num_topics=3, unlabelled_queries=4, candidates=3))
+    account = manifest.Manifest(
+        kind="score",
+        settings={"world": "w"},
+        inputs={"sft": "s"},
+        facts={"teacher": "sft", "teacher_facts": {"tokenizer": "t"}},
+    )
+    folder = tmp_path / "job"
+    job = scores.open_job(folder, account, source, size=20, format="parquet")
+    content = source.read(job.shards[0])
+    values = np.sin(content.pairs).astype(np.float32)
+    facts = dict(seconds=2.0, chips=4, tokens=100, code="c", device="cpu")
+    scores.save_shard(job, 0, content, values, **facts)
+    return folder, [folder / scores.FILE, job.receipt_path(0), job.path(0)]
+
+
+def proof(folder):
+    """What a job's folder proves, or None behind a sentence."""
+    try:
+        job = scores.load_job(folder)
+        assert scores.describe(job, scores.status(job))
+        return scores.verify(job)
+    except (DataError, manifest.StageError) as error:
+        assert str(folder) in str(error) and len(str(error)) < 3000
+        return None
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_damaged_scores(scored, which):
+    folder, files = scored
+    whole, sound = files[which].read_bytes(), proof(folder)
+    assert sound is not None and sound.pairs == 12
+
+    @each
+    @given(st.one_of(damage, st.binary(max_size=50)))
+    def check(change):
+        data = change if isinstance(change, bytes) else damaged(whole, change)
+        files[which].write_bytes(data)
+        # What is proved is what was scored, or nothing is.
+        assert proof(folder) in (None, sound)
+
+    check()
+
+
+@pytest.mark.parametrize("which", range(2))
+def test_scores_that_say_anything(scored, which):
+    folder, files = scored
+    sealed = json.loads(files[which].read_bytes())
+    del sealed["digest"]
+
+    @each
+    @given(st.dictionaries(st.sampled_from([*sealed, "more"]), odd, max_size=3))
+    def check(changes):
+        fields = {**sealed, **changes}
+        try:
+            text = json.dumps({**fields, "digest": manifest.digest(fields)})
+            files[which].write_text(text)
+        except UnicodeEncodeError:
+            return  # no file can hold it
+        found = proof(folder)
+        assert found is None or found.pairs == 12
+
+    check()
 
 
 # --- contracts ---
