@@ -15,12 +15,12 @@ def get_config(variant: str = "") -> config.Pipeline:
     """The quickstart's settings with every system of the grid; "smoke" is tiny."""
     smoke = variant == "smoke"
 
-    def recipe(steps, learning_rate, size, list_size=8):
+    def recipe(steps, learning_rate, size, list_size=8, **loop):
         steps = 20 if smoke else steps
         return config.Recipe(
             optim=config.Optim(learning_rate=learning_rate, warmup=min(50, steps // 2)),
             batch=config.Batch(size=size, list_size=list_size),
-            loop=config.Loop(steps=steps),
+            loop=config.Loop(steps=steps, **loop),
         )
 
     world = config.World()
@@ -47,7 +47,10 @@ def get_config(variant: str = "") -> config.Pipeline:
         cpt=recipe(600, 2e-3, 64),
         sft=recipe(160, 5e-4, 8, 12),
         distill=recipe(900, 1e-3, 8, 8),
-        labels=recipe(500, 1e-3, 8, 8),
+        # Few labels are soon learnt by heart: what does best on dev is kept.
+        labels=recipe(
+            500, 1e-3, 8, 8, eval_every=50, best_metric="dev_ndcg@5", result="best"
+        ),
         compare=(
             "sft_without_cpt",
             "student_labels",

@@ -49,6 +49,8 @@ def main(
         print("\n--config FILE --help shows every field with its value and unit.")
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
     signal.signal(signal.SIGTERM, _stop)
+    # That torch is missing is no news: of transformers only tokenizers are used.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
     def run() -> None:
         settings = config.load(known.config, rest, of=of)
