@@ -23,13 +23,9 @@ import time
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_disable_most_optimizations", True)
-
-from ranker import config, manifest, run  # noqa: E402
-from ranker.data import prepare  # noqa: E402
-from ranker.training import (  # noqa: E402
+from ranker import config, manifest, run
+from ranker.data import prepare
+from ranker.training import (
     checkpoint,
     evaluation,
     exporting,
@@ -208,4 +204,7 @@ def main(folder: pathlib.Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", 2)
+    jax.config.update("jax_disable_most_optimizations", True)
     main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -8,7 +8,7 @@ import pytest
 
 from ranker import config
 from ranker.data import pipeline, scores
-from ranker.data.records import ClickExample, DataError, Document, RankedList
+from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
 
 ONE = pipeline.Shards(1, (0,))
@@ -263,27 +263,6 @@ def test_sizes_that_do_not_divide(encoder):
 
 
 # --- teacher scores ---
-
-
-def test_scores_round_trip_and_refuse_other_lists(tmp_path):
-    flat = np.arange(sum(len(one.documents) for one in LISTS), dtype=np.float32) / 3
-    scores.save_scores(tmp_path, "train", LISTS, CORPUS, flat)
-    read = scores.load_scores(tmp_path, "train", LISTS)
-    assert np.concatenate(read).tolist() == flat.tolist()
-    assert [len(one) for one in read] == [len(one.documents) for one in LISTS]
-    for wrong in (LISTS[1:], LISTS[:-1], [LISTS[1], LISTS[0], *LISTS[2:]]):
-        with pytest.raises(DataError, match="belong to other data"):
-            scores.load_scores(tmp_path, "train", wrong)
-
-
-def test_scores_that_are_broken(tmp_path):
-    with pytest.raises(DataError, match="cannot be read"):
-        scores.load_scores(tmp_path, "train", LISTS)
-    flat = np.zeros(sum(len(one.documents) for one in LISTS), np.float32)
-    flat[7] = np.nan
-    scores.save_scores(tmp_path, "train", LISTS, CORPUS, flat)
-    with pytest.raises(DataError, match="row 7: field 'score': found nan"):
-        scores.load_scores(tmp_path, "train", LISTS)
 
 
 def test_joined_sources():
