@@ -8,7 +8,7 @@ MINILM is a folder of `sentence-transformers/all-MiniLM-L6-v2`, or that name, wh
 fetched. The teacher is fine-tuned with a loss of each family; the student, two of its
 six layers, on the labels alone, by the point-wise term, the margin term, both (the
 hybrid, `distill`) and the listwise KL divergence. Variants: nqqed, medquad, dbpedia and
-cranfield, sized for two CPU cores; docs/results.md has the numbers and times.
+cranfield, sized for two CPU cores.
 """
 
 from ranker import config
