@@ -198,8 +198,8 @@ class Job:
         found = _load_json(path)
         for name, kind in _RECEIPT.items():
             value = found.get(name)
-            number = isinstance(value, int | float)
-            if not isinstance(value, kind) or (number and not abs(value) < 2**60):
+            huge = isinstance(value, int | float) and not abs(value) < 2**60
+            if not isinstance(value, kind) or huge:
                 raise DataError(
                     f"{path} is no shard's receipt: field {name!r}: found "
                     f"{str(value)[:80]!r}; delete it and run the scoring "
