@@ -501,3 +501,32 @@ def test_tokenizers_without_an_end_or_padding(tmp_path):
     path.write_text(json.dumps({k: v for k, v in whole.items() if k != "pad_token"}))
     with pytest.raises(DataError, match="no pad_token, which .*'pair' needs; set pad"):
         Tokenizer(tmp_path / "wordpiece", "pair")
+
+
+def test_a_checkpoint_is_not_read_by_a_tokenizer_of_ours(tmp_path):
+    """Another vocabulary than the checkpoint's would score noise, without a word."""
+    save_student(tmp_path / "bert", "Bert")
+    world = config.World(
+        num_topics=4,
+        labelled_queries=4,
+        unlabelled_queries=4,
+        dev_queries=2,
+        test_queries=4,
+        clicks=10,
+        candidates=4,
+    )
+    stage = config.Train(
+        data=config.Data(world=world),
+        text=config.Text(student_vocab_size=200),
+        name="sft",
+        role="student",
+        model=config.Pretrained(path=str(tmp_path / "bert")),
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1e-3, warmup=0),
+        batch=config.Batch(size=8),
+        loop=config.Loop(steps=1),
+    )
+    with pytest.raises(
+        config.ConfigError, match="student_tokenizer is empty.*--config.text.student"
+    ):
+        train(stage, tmp_path / "runs")
