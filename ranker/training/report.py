@@ -43,7 +43,6 @@ class Reporter:
         self._folder = folder
         self._start = self._last = time.monotonic()
         self._first_count: int | None = None
-        self._done = 0
 
     def _open(self, folder: pathlib.Path, resumed_at: int | None) -> None:
         self._file = (folder / "metrics.jsonl").open("a", buffering=1)
@@ -80,7 +79,7 @@ class Reporter:
 
     def start(self, count: int) -> None:
         """Starts the clock: `count` units were done before this process began."""
-        self._first_count = self._done = count
+        self._first_count = count
         self._start = self._last = time.monotonic()
 
     def progress(
