@@ -11,6 +11,7 @@ loading are not counted. The last line is one JSON object.
 """
 
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,10 @@ from side_by_side import (
     make_parser,
     matmul_flops,
     model_flops,
+    random_bert,
     report,
     set_up,
 )
-from transformers import BertConfig, BertForSequenceClassification
 
 from ranker.data.records import RankedList
 from ranker.training import scoring
@@ -57,20 +58,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def make(vocab: int, pad: int) -> Any:
-        return BertForSequenceClassification(
-            BertConfig(
-                vocab_size=vocab,
-                pad_token_id=pad,
-                num_hidden_layers=args.layers,
-                hidden_size=args.embed,
-                num_attention_heads=args.embed // (64 if args.embed >= 768 else 32),
-                intermediate_size=4 * args.embed,
-                num_labels=1,
-            )
-        )
-
-    setting = set_up(args, "student", make)
+    setting = set_up(args, "student", partial(random_bert, args))
     corpus = setting.prepared.corpus()
     lists = _First(setting.prepared.lists("train"), args.lists)
     cuda = torch.cuda.is_available()

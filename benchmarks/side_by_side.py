@@ -59,6 +59,23 @@ class Setting:
         return pipeline.ListEncoder(self.prepared.corpus(), tokenizer, self.length)
 
 
+def random_bert(args: argparse.Namespace, vocab: int, pad: int) -> Any:
+    """A torch BERT of random weights, with the heads that MiniLM or BERT-base has."""
+    from transformers import BertConfig, BertForSequenceClassification
+
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocab,
+            pad_token_id=pad,
+            num_hidden_layers=args.layers,
+            hidden_size=args.embed,
+            num_attention_heads=args.embed // (64 if args.embed >= 768 else 32),
+            intermediate_size=4 * args.embed,
+            num_labels=1,
+        )
+    )
+
+
 def set_up(args: argparse.Namespace, role: config.Role, make: Callable) -> Setting:
     """Prepares texts; `make(vocab_size)` gives a random torch model without `--model`.
 

@@ -12,7 +12,7 @@ is one JSON object.
 """
 
 import time
-from typing import Any
+from functools import partial
 
 import torch
 from datasets import Dataset
@@ -28,10 +28,11 @@ from side_by_side import (
     make_parser,
     matmul_flops,
     model_flops,
+    random_bert,
     report,
     set_up,
 )
-from transformers import BertConfig, BertForSequenceClassification, TrainerCallback
+from transformers import TrainerCallback
 
 from ranker import config
 
@@ -64,20 +65,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def make(vocab: int, pad: int) -> Any:
-        return BertForSequenceClassification(
-            BertConfig(
-                vocab_size=vocab,
-                pad_token_id=pad,
-                num_hidden_layers=args.layers,
-                hidden_size=args.embed,
-                num_attention_heads=args.embed // (64 if args.embed >= 768 else 32),
-                intermediate_size=4 * args.embed,
-                num_labels=1,
-            )
-        )
-
-    setting = set_up(args, "student", make)
+    setting = set_up(args, "student", partial(random_bert, args))
     ours = Ours(setting, dropout=args.dropout)
     batch = config.Batch(size=args.size, list_size=args.list_size)
     objective = config.Rank(loss=("sigmoid_cross_entropy",))
