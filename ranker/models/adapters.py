@@ -11,7 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from ranker import config
 
@@ -67,26 +67,34 @@ def stacked(layers: nnx.Module) -> dict[str, Array]:
     }
 
 
-def project(formula: str, x: Array, w: dict[str, Array], name: str) -> Array:
-    """The contraction of x with the matrix `name` of a layer, as adapted.
+def project(
+    x: Float[Array, "R T *I"], w: dict[str, Array], name: str
+) -> Float[Array, "R T *O"]:
+    """The product of x with the matrix `name` [*I, *O] of a layer, as adapted.
 
     Args:
-      formula: of `jnp.einsum`, such as "RTD,DNH->RTNH".
-      x: what the matrix reads.
+      x: what the matrix reads: [R, T, N, H] for "o", else of one dimension a token.
       w: parameters of one layer by name, from `stacked`.
       name: of the matrix.
     """
-    y = jnp.einsum(formula, x, w[name])
+    y = _product(x, w[name])
     if f"{name}_a" not in w:
         return y
     # (x A) B: neither A B nor a gradient of the frozen matrix is ever formed.
-    read, rest = formula.split(",")
-    matrix, given = rest.split("->")
-    inner = "".join(axis for axis in matrix if axis not in given)
-    outer = "".join(axis for axis in matrix if axis in given)
-    kept = "".join(axis for axis in read if axis not in inner)
-    low = jnp.einsum(f"{read},{inner}r->{kept}r", x, w[f"{name}_a"])
-    return y + jnp.einsum(f"{kept}r,r{outer}->{given}", low, w[f"{name}_b"])
+    return y + _product(_product(x, w[f"{name}_a"]), w[f"{name}_b"])
+
+
+def _product(x: Float[Array, "R T *I"], matrix: Array) -> Float[Array, "R T *O"]:
+    """X by a matrix [*I, *O], all tokens in one dimension.
+
+    So the gradient contracts one dimension. Of two, XLA's CPU compiler would first
+    write out what it reads transposed, computing all that is fused with it once more.
+    """
+    R, T, *inner = x.shape
+    outer = matrix.shape[len(inner) :]
+    rows = x.reshape(R * T, math.prod(inner))
+    y = rows @ matrix.reshape(math.prod(inner), math.prod(outer))
+    return y.reshape(R, T, *outer)
 
 
 def merge(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:

@@ -75,24 +75,22 @@ def _heads(x: Float[Array, "R T N H"], K: int) -> Float[Array, "R K G T H"]:
     return jnp.transpose(x.reshape(R, T, K, N // K, H), (0, 2, 3, 1, 4))
 
 
-def _rows(blocks: Float[Array, "RI K Q H"], R: int) -> Float[Array, "R T N H"]:
+def _rows(blocks: Float[Array, "R I K Q H"]) -> Float[Array, "R T N H"]:
     """Blocks of queries, each [K, G * BLOCK, H], back into rows."""
-    RI, K, Q, H = blocks.shape
-    x = blocks.reshape(R, RI // R, K, Q // BLOCK, BLOCK, H)
+    R, I, K, Q, H = blocks.shape  # noqa: E741
+    x = blocks.reshape(R, I, K, Q // BLOCK, BLOCK, H)
     x = jnp.transpose(x, (0, 1, 4, 2, 3, 5))
-    return x.reshape(R, RI // R * BLOCK, K * (Q // BLOCK), H)
+    return x.reshape(R, I * BLOCK, K * (Q // BLOCK), H)
 
 
-def _cut_queries(x: Float[Array, "R K G T H"], r: Array, i: Array) -> Array:
-    _, K, G, _, H = x.shape
-    at, size = (r, 0, 0, i * BLOCK, 0), (1, K, G, BLOCK, H)
-    return jax.lax.dynamic_slice(x, at, size).reshape(K, G * BLOCK, H)
+def _cut_queries(x: Float[Array, "K G T H"], i: Array) -> Float[Array, "K Q H"]:
+    K, G, _, H = x.shape
+    cut = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=2)
+    return cut.reshape(K, G * BLOCK, H)
 
 
-def _cut_keys(x: Float[Array, "R K T H"], r: Array, first: Array, count: int) -> Array:
-    _, K, _, H = x.shape
-    size = (1, K, count * BLOCK, H)
-    return jax.lax.dynamic_slice(x, (r, 0, first * BLOCK, 0), size)[0]
+def _cut_keys(x: Float[Array, "K T H"], first: Array, count: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(x, first * BLOCK, count * BLOCK, axis=1)
 
 
 def _mask(
@@ -112,20 +110,15 @@ def _mask(
     return mask
 
 
-def _weights(
-    rule: _Rule, q: Float[Array, "K GQ H"], k: Float[Array, "K S H"], mask: Array
+def _masked(
+    x: Float[Array, "K GQ S"], mask: Bool[Array, "Q S"], value: float
 ) -> Float[Array, "K GQ S"]:
-    """Softmax over the keys, float32."""
-    logits = jnp.einsum("KQH,KSH->KQS", q, k, preferred_element_type=jnp.float32)
-    K, Q, S = logits.shape
-    logits = (logits * rule[2]).reshape(K, Q // BLOCK, BLOCK, S)
-    logits = jnp.where(mask[None, None], logits, _LOWEST)
-    return jax.nn.softmax(logits, axis=-1).reshape(K, Q, S)
+    K, Q, S = x.shape
+    x = x.reshape(K, Q // BLOCK, BLOCK, S)
+    return jnp.where(mask[None, None], x, value).reshape(K, Q, S)
 
 
-def _every_block(R: int, T: int) -> tuple[Array, Array]:
-    count = T // BLOCK
-    return jnp.repeat(jnp.arange(R), count), jnp.tile(jnp.arange(count), R)
+_product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -134,68 +127,90 @@ def _attend(rule: _Rule, q, k, v, segments, first, count):
 
 
 def _forward(rule: _Rule, q, k, v, segments, first, count):
-    R, T, _, _ = q.shape
-    K = k.shape[2]
-    queries, keys, values = _heads(q, K), _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
+    # Else a scan over layers would take all masks out of it, for all branches at once.
+    q, k, v, segments, first, count = jax.lax.optimization_barrier(
+        (q, k, v, segments, first, count)
+    )
+    I, K = count.shape[1], k.shape[2]  # noqa: E741
 
-    def one(item):
-        r, i = item
-        query, begin = _cut_queries(queries, r, i), first[r, i]
+    def row(x):
+        queries, keys, values, segments, first, count = x
 
-        def compute(n: int):
-            mask = _mask(rule, segments[r], i, begin, n)
-            weights = _weights(rule, query, _cut_keys(keys, r, begin, n), mask)
-            value = _cut_keys(values, r, begin, n)
-            return jnp.einsum("KQS,KSH->KQH", weights.astype(v.dtype), value)
+        def one(i):
+            query, begin = _cut_queries(queries, i), first[i]
 
-        branches = [partial(compute, n) for n in range(1, T // BLOCK + 1)]
-        return jax.lax.switch(count[r, i] - 1, branches)
+            def compute(n: int):
+                mask = _mask(rule, segments, i, begin, n)
+                key, value = (_cut_keys(x, begin, n) for x in (keys, values))
+                logits = _product("KQH,KSH->KQS", query, key) * rule[2]
+                logits = _masked(logits, mask, _LOWEST)
+                highest = jnp.max(logits, axis=-1, keepdims=True)
+                weights = jnp.exp(logits - highest)
+                total = jnp.sum(weights, axis=-1, keepdims=True)
+                y = _product("KQS,KSH->KQH", weights.astype(v.dtype), value) / total
+                return y.astype(v.dtype), highest + jnp.log(total)
 
-    out = _rows(jax.lax.map(one, _every_block(R, T)), R)
-    return out, (q, k, v, segments, first, count, out)
+            branches = [partial(compute, n) for n in range(1, I + 1)]
+            return jax.lax.switch(count[i] - 1, branches)
+
+        return jax.lax.map(one, jnp.arange(I))
+
+    keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
+    rows = (_heads(q, K), keys, values, segments, first, count)
+    blocks, log_totals = jax.lax.map(row, rows)
+    out = _rows(blocks)
+    return out, (q, k, v, segments, first, count, out, log_totals)
 
 
 def _backward(rule: _Rule, saved, gradient):
-    q, k, v, segments, first, count, out = saved
-    R, T, _, H = q.shape
-    K = k.shape[2]
-    queries, keys, values = _heads(q, K), _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
-    gradients = _heads(gradient.astype(q.dtype), K)
+    q, k, v, segments, first, count, out, log_totals = saved
+    _, T, _, H = q.shape
+    I, K = count.shape[1], k.shape[2]  # noqa: E741
     # What a row of weights gives in all (Dao et al., 2022, arXiv 2205.14135, eq. 4).
     given = gradient.astype(jnp.float32) * out.astype(jnp.float32)
     given = _heads(jnp.sum(given, axis=-1, keepdims=True), K)  # [R, K, G, T, 1]
 
-    def one(carry, item):
-        r, i = item
-        query, grad = _cut_queries(queries, r, i), _cut_queries(gradients, r, i)
-        total, begin = _cut_queries(given, r, i), first[r, i]
+    def row(x):
+        queries, keys, values, gradients, given, log_totals, segments, first, count = x
 
-        def compute(n: int, d_keys, d_values):
-            key, value = (_cut_keys(x, r, begin, n) for x in (keys, values))
-            mask = _mask(rule, segments[r], i, begin, n)
-            weights = _weights(rule, query, key, mask)
-            d_weights = jnp.einsum(
-                "KQH,KSH->KQS", grad, value, preferred_element_type=jnp.float32
-            )
-            d_logits = (weights * (d_weights - total) * rule[2]).astype(q.dtype)
+        def one(carry, i):
+            query, grad = _cut_queries(queries, i), _cut_queries(gradients, i)
+            total, begin = _cut_queries(given, i), first[i]
 
-            def add(sum_: Array, x: Array) -> Array:
-                x = x.astype(jnp.float32) + _cut_keys(sum_, r, begin, n)
-                at = (r, 0, begin * BLOCK, 0)
-                return jax.lax.dynamic_update_slice(sum_, x[None], at)
+            def compute(n: int, d_keys, d_values):
+                key, value = (_cut_keys(x, begin, n) for x in (keys, values))
+                mask = _mask(rule, segments, i, begin, n)
+                logits = _product("KQH,KSH->KQS", query, key) * rule[2]
+                weights = _masked(jnp.exp(logits - log_totals[i]), mask, 0.0)
+                d_weights = _product("KQH,KSH->KQS", grad, value)
+                d_logits = (weights * (d_weights - total) * rule[2]).astype(q.dtype)
 
-            d_key = jnp.einsum("KQS,KQH->KSH", d_logits, query)
-            d_value = jnp.einsum("KQS,KQH->KSH", weights.astype(q.dtype), grad)
-            d_query = jnp.einsum("KQS,KSH->KQH", d_logits, key)
-            return (add(d_keys, d_key), add(d_values, d_value)), d_query
+                def add(sum_: Float[Array, "K H T"], x: Array) -> Array:
+                    at = begin * BLOCK
+                    x = x + jax.lax.dynamic_slice_in_dim(sum_, at, n * BLOCK, axis=2)
+                    return jax.lax.dynamic_update_slice_in_dim(sum_, x, at, axis=2)
 
-        branches = [partial(compute, n) for n in range(1, T // BLOCK + 1)]
-        return jax.lax.switch(count[r, i] - 1, branches, *carry)
+                # Keys last: the order that is multiplied fastest.
+                d_key = _product("KQS,KQH->KHS", d_logits, query)
+                d_value = _product("KQS,KQH->KHS", weights.astype(q.dtype), grad)
+                d_query = jnp.einsum("KQS,KSH->KQH", d_logits, key)
+                return (add(d_keys, d_key), add(d_values, d_value)), d_query
 
-    zeros = jnp.zeros((R, K, T, H), jnp.float32)
-    (d_keys, d_values), blocks = jax.lax.scan(one, (zeros, zeros), _every_block(R, T))
-    d_k, d_v = (jnp.swapaxes(x, 1, 2).astype(k.dtype) for x in (d_keys, d_values))
-    return _rows(blocks, R).astype(q.dtype), d_k, d_v, None, None, None
+            branches = [partial(compute, n) for n in range(1, I + 1)]
+            return jax.lax.switch(count[i] - 1, branches, *carry)
+
+        zeros = jnp.zeros((K, H, T), jnp.float32)
+        return jax.lax.scan(one, (zeros, zeros), jnp.arange(I))
+
+    gradients = _heads(gradient.astype(q.dtype), K)
+    keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
+    rows = (_heads(q, K), keys, values, gradients, given, log_totals)
+    rows = (*rows, segments, first, count)
+    (d_keys, d_values), blocks = jax.lax.map(row, rows)
+    d_k, d_v = (
+        jnp.transpose(x, (0, 3, 1, 2)).astype(k.dtype) for x in (d_keys, d_values)
+    )
+    return _rows(blocks).astype(q.dtype), d_k, d_v, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

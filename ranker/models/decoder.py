@@ -58,8 +58,7 @@ def decoder_layer(
         return layers.rms_norm(x, w[name], c.norm_eps) if wanted else x
 
     def project(y: Array, name: str) -> Array:
-        y = adapters.project("RTD,DNH->RTNH", y, w, name)
-        return layers.add_bias(y, w.get(f"{name}_bias"))
+        return layers.add_bias(adapters.project(y, w, name), w.get(f"{name}_bias"))
 
     y = norm(x, "attention_norm")
     q = layers.rotate(norm(project(y, "q"), "q_norm", c.qk_norm), angles)
@@ -75,21 +74,15 @@ def decoder_layer(
         scale=c.attention_scale,
         cap=c.attention_cap,
     )
-    y = adapters.project("RTNH,NHD->RTD", y, w, "o")
+    y = adapters.project(y, w, "o")
     x = x + norm(y, "attention_post_norm", c.post_norms)
     y = norm(x, "mlp_norm")
-    gate = adapters.project("RTD,DF->RTF", y, w, "gate")
-    up = adapters.project("RTD,DF->RTF", y, w, "up")
-    y = _ACTIVATIONS[c.activation](gate) * up
-    y = adapters.project("RTF,FD->RTD", y, w, "down")
+    gate = adapters.project(y, w, "gate")
+    up = adapters.project(y, w, "up")
+    y = layers.gated(gate, up, c.activation)
+    y = adapters.project(y, w, "down")
     x = x + norm(y, "mlp_post_norm", c.post_norms)
     return constrain(x, "batch", None, None)
-
-
-_ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-}
 
 
 class Decoder(nnx.Module):

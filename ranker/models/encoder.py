@@ -56,9 +56,8 @@ def encoder_layer(
     """
     keys = (None, None) if key is None else jax.random.split(key)
 
-    def dense(formula: str, x: Array, name: str) -> Array:
-        y = adapters.project(formula, x, w, name)
-        return layers.add_bias(y, w.get(f"{name}_bias"))
+    def dense(x: Array, name: str) -> Array:
+        return layers.add_bias(adapters.project(x, w, name), w.get(f"{name}_bias"))
 
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
@@ -68,20 +67,20 @@ def encoder_layer(
     y = norm(x, "attention_norm", c.pre_norm)
     if not c.first_norm:
         y = jnp.where(bare, x, y)
-    q, k, v = (dense("RTD,DNH->RTNH", y, name) for name in ("q", "k", "v"))
+    q, k, v = (dense(y, name) for name in ("q", "k", "v"))
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
     y = attend(q, k, v, segments, causal=False, window=c.window, local=local)
-    y = dense("RTNH,NHD->RTD", y, "o")
+    y = dense(y, "o")
     x = x + layers.dropout(y, c.dropout, keys[0])
     x = norm(x, "attention_norm", not c.pre_norm)
     y = norm(x, "mlp_norm", c.pre_norm)
-    up = dense("RTD,DF->RTF", y, "up")
+    up = dense(y, "up")
     if c.gated:
-        y = jax.nn.gelu(dense("RTD,DF->RTF", y, "gate"), approximate=False) * up
+        y = layers.gated(dense(y, "gate"), up, "gelu")
     else:
-        y = jax.nn.gelu(up, approximate=False)
-    y = dense("RTF,FD->RTD", y, "down")
+        y = layers.activate(up, "gelu")
+    y = dense(y, "down")
     x = norm(x + layers.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
     return constrain(x, "batch", None, None)
 

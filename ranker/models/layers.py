@@ -1,6 +1,7 @@
 """Parameters and the small functions that layers are made of."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,15 +57,20 @@ def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
     return ready
 
 
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def rms_norm(
     x: Float[Array, "*N D"], scale: Float[Array, " D"], eps: float
 ) -> Float[Array, "*N D"]:
-    """Divides by the root mean square, in float32 (Zhang and Sennrich, 2019)."""
+    """Divides by the root mean square, in float32 (Zhang and Sennrich, 2019).
+
+    For its gradient x alone is kept, and so for `layer_norm`.
+    """
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
     return (y * _like(scale, y)).astype(x.dtype)
 
 
+@partial(jax.checkpoint, static_argnums=3, prevent_cse=False)
 def layer_norm(
     x: Float[Array, "*N D"],
     scale: Float[Array, " D"],
@@ -178,11 +184,36 @@ def rotate(
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes entries with chance `rate` and scales the rest; nothing without a key."""
+    """Zeroes entries with chance `rate` and scales the rest; nothing without a key.
+
+    Each random word serves two entries, so the rate is rounded to 1 / 65,536.
+    """
     if key is None or rate == 0:
         return x
-    kept: Bool[Array, ...] = jax.random.bernoulli(key, 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+    *lead, D = x.shape
+    words = jax.random.bits(key, (*lead, -(-D // 2)), jnp.uint32)
+    halves = jnp.concatenate([words >> 16, words & 0xFFFF], axis=-1)[..., :D]
+    kept = max(round((1 - rate) * 65536), 1)
+    return jnp.where(halves < kept, x * (65536 / kept), jnp.zeros_like(x))
+
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+}
+
+
+@partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
+def activate(x: Array, name: str) -> Array:
+    """The activation `name`; x alone is kept for its gradient."""
+    return _ACTIVATIONS[name](x)
+
+
+@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
+def gated(gate: Array, up: Array, name: str) -> Array:
+    """`activate(gate) * up`, of which the two alone are kept (Shazeer, 2020)."""
+    return _ACTIVATIONS[name](gate) * up
 
 
 def listed(indices: Sequence[int], count: int) -> Bool[Array, " count"]:
