@@ -50,7 +50,7 @@ def main() -> None:
     """Measures, and prints the ratios."""
     parser = make_parser(
         __doc__,
-        rows=(16, "rows a batch of ours"),
+        rows=(4, "rows a batch of ours; on a GPU some hundreds"),
         lists=(30, "lists scored"),
         their_batch=(32, "pairs a batch of theirs"),
         layers=(6, "of random weights"),

@@ -49,6 +49,7 @@ def get_config(variant: str = "") -> config.Pipeline:
         student=config.Encoder(
             num_layers=2, embed_dim=128, num_heads=4, mlp_dim=512, dropout=0.1
         ),
+        rows=16,  # of 128 tokens: what stays in a cache
         cpt=recipe(1000, 1e-3, 16),
         sft=recipe(500, 3e-4, 4),
         distill=recipe(1000, 5e-4, 4),

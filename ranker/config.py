@@ -688,7 +688,7 @@ class Score(Stage):
     format: ScoreFormat = "parquet"  # of the shards
     shard_pairs: int = 32768  # pairs a shard: what a killed process loses at most
     quarantine: int = 0  # bad pairs a shard that are set aside; more stop the run
-    rows: int = 128  # rows of the text length a batch, over all devices
+    rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
     # Whole teachers: one on each process's devices (local), or one on those of all.
     devices: Literal["local", "all"] = "local"
     process_index: int = -1  # of this process, from 0; -1: jax's
@@ -721,7 +721,7 @@ class Evaluate(Stage):
     measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
     permutations: int = 10000  # of the randomisation test; samples of the bootstrap
-    rows: int = 128  # rows of the text length a batch, over all devices
+    rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
     seed: int = 0  # of the randomisation test and the bootstrap
     query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
 
