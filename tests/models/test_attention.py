@@ -117,6 +117,22 @@ def test_a_scanned_layer_is_local_or_not():
     assert not np.allclose(found[0], found[1], atol=1e-3)
 
 
+def test_masks_of_blocks_are_not_kept_beyond_their_block():
+    """A scan over layers would compute those of all branches before it, for itself."""
+    q, _, _, segments = example(R=4, T=512, N=4, K=4)
+
+    def loss(q):
+        def layer(x, _):
+            return attend(x, x, x, segments, causal=False), None
+
+        return jnp.sum(jax.lax.scan(layer, q, None, length=3)[0])
+
+    with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
+        compiled = jax.jit(jax.grad(loss)).lower(q).compile()
+    masks = sum(4 * 8 * 4 * 64 * n * 64 for n in range(1, 9))  # bytes, of all branches
+    assert compiled.memory_analysis().temp_size_in_bytes < masks / 2
+
+
 def test_kernels_run_on_each_device_alone(monkeypatch):
     """Splash under shard_map, as on TPUs: batch and heads split, nothing moved."""
     q, k, v, segments = example(R=4)

@@ -8,7 +8,7 @@ from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
 
 from ranker import config
-from ranker.models import build
+from ranker.models import build, layers
 
 DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24
@@ -149,11 +149,38 @@ def test_dropout_follows_its_key():
     assert np.array_equal(model(*batch, index), model(*batch, index))
 
 
-def test_layers_draw_different_dropout():
+def test_each_dropout_draws_anew(monkeypatch):
     """With one key for all layers the masks of equal layers would be equal."""
-    key = jax.random.key(0)
-    keys = jax.random.split(key, 3)
-    assert len({tuple(np.asarray(jax.random.key_data(k))) for k in keys}) == 3
+    keys = []
+
+    def dropout(x, rate, key):
+        assert rate == 0.5
+        jax.debug.callback(
+            lambda k: keys.append(tuple(map(int, k))), jax.random.key_data(key)
+        )
+        return x
+
+    monkeypatch.setattr(layers, "dropout", dropout)
+    model = make(config.Encoder(**{**vars_of(ENCODER), "dropout": 0.5}))
+    model(*rows([5, 9]), index_of(ENCODER, [5, 9]), key=jax.random.key(1))
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 2 * 2 + 2  # two a layer, embeddings, head
+
+
+@pytest.mark.parametrize("width", [64, 7])
+def test_dropout_keeps_what_it_says(width):
+    x = jnp.ones((5000, width))
+    y = np.asarray(layers.dropout(x, 0.1, jax.random.key(0)))
+    kept = y > 0
+    np.testing.assert_allclose(y[kept], 1 / 0.9, rtol=1e-4)
+    spread = (0.1 * 0.9 / kept.size) ** 0.5
+    assert abs(kept.mean() - 0.9) < 5 * spread
+    # Two entries share a random word, and must not share their fate.
+    half = -(-width // 2)
+    both = np.stack([kept[:, : width - half].ravel(), kept[:, half:].ravel()])
+    assert abs(np.corrcoef(both)[0, 1]) < 5 * both.shape[1] ** -0.5
+    none = layers.dropout(x, 1 - 1e-9, jax.random.key(0))
+    assert np.isfinite(none).all()
 
 
 @both
