@@ -55,7 +55,10 @@ def decoder_layer(
     """One layer: attention, then a gated MLP, each on the normalised stream."""
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
-        return layers.rms_norm(x, w[name], c.norm_eps) if wanted else x
+        if not wanted:
+            return x
+        function = layers.lean(partial(layers.rms_norm, eps=c.norm_eps), c.remat)
+        return function(x, w[name])
 
     def project(y: Array, name: str) -> Array:
         return layers.add_bias(adapters.project(y, w, name), w.get(f"{name}_bias"))
@@ -79,7 +82,7 @@ def decoder_layer(
     y = norm(x, "mlp_norm")
     gate = adapters.project(y, w, "gate")
     up = adapters.project(y, w, "up")
-    y = layers.gated(gate, up, c.activation)
+    y = layers.lean(partial(layers.gated, name=c.activation), c.remat)(gate, up)
     y = adapters.project(y, w, "down")
     x = x + norm(y, "mlp_post_norm", c.post_norms)
     return constrain(x, "batch", None, None)

@@ -62,7 +62,8 @@ def encoder_layer(
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
             return x
-        return layers.layer_norm(x, w[name], w.get(f"{name}_bias"), c.norm_eps)
+        function = layers.lean(partial(layers.layer_norm, eps=c.norm_eps), c.remat)
+        return function(x, w[name], w.get(f"{name}_bias"))
 
     y = norm(x, "attention_norm", c.pre_norm)
     if not c.first_norm:
@@ -77,9 +78,10 @@ def encoder_layer(
     y = norm(x, "mlp_norm", c.pre_norm)
     up = dense(y, "up")
     if c.gated:
-        y = layers.gated(dense(y, "gate"), up, "gelu")
+        function = layers.lean(partial(layers.gated, name="gelu"), c.remat)
+        y = function(dense(y, "gate"), up)
     else:
-        y = layers.activate(up, "gelu")
+        y = layers.lean(partial(layers.activate, name="gelu"), c.remat)(up)
     y = dense(y, "down")
     x = norm(x + layers.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
     return constrain(x, "batch", None, None)

@@ -57,20 +57,15 @@ def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
     return ready
 
 
-@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def rms_norm(
     x: Float[Array, "*N D"], scale: Float[Array, " D"], eps: float
 ) -> Float[Array, "*N D"]:
-    """Divides by the root mean square, in float32 (Zhang and Sennrich, 2019).
-
-    For its gradient x alone is kept, and so for `layer_norm`.
-    """
+    """Divides by the root mean square, in float32 (Zhang and Sennrich, 2019)."""
     y = x.astype(jnp.float32)
     y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
     return (y * _like(scale, y)).astype(x.dtype)
 
 
-@partial(jax.checkpoint, static_argnums=3, prevent_cse=False)
 def layer_norm(
     x: Float[Array, "*N D"],
     scale: Float[Array, " D"],
@@ -204,15 +199,13 @@ _ACTIVATIONS = {
 }
 
 
-@partial(jax.checkpoint, static_argnums=1, prevent_cse=False)
 def activate(x: Array, name: str) -> Array:
-    """The activation `name`; x alone is kept for its gradient."""
+    """The activation `name` of an MLP."""
     return _ACTIVATIONS[name](x)
 
 
-@partial(jax.checkpoint, static_argnums=2, prevent_cse=False)
 def gated(gate: Array, up: Array, name: str) -> Array:
-    """`activate(gate) * up`, of which the two alone are kept (Shazeer, 2020)."""
+    """`activate(gate) * up` (Shazeer, 2020, arXiv 2002.05202)."""
     return _ACTIVATIONS[name](gate) * up
 
 
@@ -224,6 +217,15 @@ def listed(indices: Sequence[int], count: int) -> Bool[Array, " count"]:
 def mixed(indices: Sequence[int], count: int) -> Bool[Array, " count"] | None:
     """True at `indices`, out of `count`; None where they are all or none."""
     return listed(indices, count) if 0 < len(set(indices)) < count else None
+
+
+def lean(function: Callable, choice: config.Remat) -> Callable:
+    """A function of which the inputs alone are kept for its gradient.
+
+    For what is cheap to compute and large to keep. A layer that is recomputed as
+    `choice` says keeps none of it anyhow.
+    """
+    return jax.checkpoint(function, prevent_cse=False) if choice == "none" else function
 
 
 def remat(body: Callable, choice: config.Remat) -> Callable:
