@@ -108,7 +108,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=pathlib.Path, required=True)
     parser.add_argument("--model", required=True, help="folder of the pretrained BERT")
     parser.add_argument("--measure", default="NDCG@10")
-    parser.add_argument("--families", default=",".join(FAMILIES), help="of our stages")
+    names = list(FAMILIES)
+    parser.add_argument("--families", nargs="+", choices=names, default=names)
     flags = parser.parse_args()
     prepared = flags.workdir / "prepare"
     corpus = datasets.load_corpus(prepared / "corpus")
@@ -116,7 +117,7 @@ def main() -> None:
     test = datasets.load_lists(prepared / "lists", "test")
     qrels = qrels_of(test)
     results = {}
-    for name in flags.families.split(","):
+    for name in flags.families:
         make, (own, size) = FAMILIES[name], _ours(flags.workdir / name)
         account = json.loads((flags.workdir / name / "manifest.json").read_text())
         stage = account["settings"]

@@ -77,10 +77,10 @@ def _heads(x: Float[Array, "R T N H"], K: int) -> Float[Array, "R K G T H"]:
 
 def _rows(blocks: Float[Array, "R I K Q H"]) -> Float[Array, "R T N H"]:
     """Blocks of queries, each [K, G * BLOCK, H], back into rows."""
-    R, I, K, Q, H = blocks.shape  # noqa: E741
-    x = blocks.reshape(R, I, K, Q // BLOCK, BLOCK, H)
+    R, num_blocks, K, Q, H = blocks.shape
+    x = blocks.reshape(R, num_blocks, K, Q // BLOCK, BLOCK, H)
     x = jnp.transpose(x, (0, 1, 4, 2, 3, 5))
-    return x.reshape(R, I * BLOCK, K * (Q // BLOCK), H)
+    return x.reshape(R, num_blocks * BLOCK, K * (Q // BLOCK), H)
 
 
 def _cut_queries(x: Float[Array, "K G T H"], i: Array) -> Float[Array, "K Q H"]:
@@ -131,7 +131,7 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
     q, k, v, segments, first, count = jax.lax.optimization_barrier(
         (q, k, v, segments, first, count)
     )
-    I, K = count.shape[1], k.shape[2]  # noqa: E741
+    num_blocks, K = count.shape[1], k.shape[2]
 
     def row(x):
         queries, keys, values, segments, first, count = x
@@ -150,10 +150,10 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
                 y = _product("KQS,KSH->KQH", weights.astype(v.dtype), value) / total
                 return y.astype(v.dtype), highest + jnp.log(total)
 
-            branches = [partial(compute, n) for n in range(1, I + 1)]
+            branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
             return jax.lax.switch(count[i] - 1, branches)
 
-        return jax.lax.map(one, jnp.arange(I))
+        return jax.lax.map(one, jnp.arange(num_blocks))
 
     keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
     rows = (_heads(q, K), keys, values, segments, first, count)
@@ -165,7 +165,7 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
 def _backward(rule: _Rule, saved, gradient):
     q, k, v, segments, first, count, out, log_totals = saved
     _, T, _, H = q.shape
-    I, K = count.shape[1], k.shape[2]  # noqa: E741
+    num_blocks, K = count.shape[1], k.shape[2]
     # What a row of weights gives in all (Dao et al., 2022, arXiv 2205.14135, eq. 4).
     given = gradient.astype(jnp.float32) * out.astype(jnp.float32)
     given = _heads(jnp.sum(given, axis=-1, keepdims=True), K)  # [R, K, G, T, 1]
@@ -196,11 +196,11 @@ def _backward(rule: _Rule, saved, gradient):
                 d_query = jnp.einsum("KQS,KSH->KQH", d_logits, key)
                 return (add(d_keys, d_key), add(d_values, d_value)), d_query
 
-            branches = [partial(compute, n) for n in range(1, I + 1)]
+            branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
             return jax.lax.switch(count[i] - 1, branches, *carry)
 
         zeros = jnp.zeros((K, H, T), jnp.float32)
-        return jax.lax.scan(one, (zeros, zeros), jnp.arange(I))
+        return jax.lax.scan(one, (zeros, zeros), jnp.arange(num_blocks))
 
     gradients = _heads(gradient.astype(q.dtype), K)
     keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]

@@ -98,7 +98,7 @@ class PoolerHead(nnx.Module):
         if c.head_activation == "tanh":
             x = jnp.tanh(x)
         else:
-            x = jax.nn.gelu(x, approximate=False)
+            x = layers.activate(x, "gelu")
         if c.head_norm:
             x = layers.layer_norm(x, self.norm[...], None, c.norm_eps)
         x = layers.dropout(x, c.dropout, key)
