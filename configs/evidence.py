@@ -11,30 +11,44 @@ hybrid, `distill`) and the listwise KL divergence. Variants: nqqed, medquad, dbp
 cranfield, sized for two CPU cores.
 """
 
+from dataclasses import dataclass
+
 from ranker import config
 
+
+@dataclass(frozen=True)
+class _Size:
+    """What two CPU cores can do of a data set."""
+
+    length: int  # tokens a pair
+    candidates: int  # a query
+    queries: int  # of a split, that are read; 0: all
+    labelled: int  # train queries whose grades are used
+    highest_grade: int
+    lists: int  # of full length, a step
+    teacher_steps: int
+    student_steps: int
+    student_rate: float
+
+
 _SIZES = {
-    # Tokens a pair; candidates a query; queries of a split that are read (0: all);
-    # train queries whose grades are used; highest grade; full lists a step; steps of a
-    # teacher; steps of a student, and its learning rate.
-    "nqqed": (128, 10, 300, 200, 2, 2, 120, 150, 3e-4),
-    "medquad": (128, 10, 200, 150, 1, 2, 100, 150, 3e-4),
-    "dbpedia": (32, 50, 0, 145, 2, 4, 150, 250, 2e-4),
-    "cranfield": (128, 30, 0, 55, 4, 2, 100, 150, 3e-4),
+    "nqqed": _Size(128, 10, 300, 200, 2, 2, 120, 600, 3e-4),
+    "medquad": _Size(128, 10, 200, 150, 1, 2, 100, 300, 3e-4),
+    "dbpedia": _Size(32, 50, 0, 145, 2, 4, 150, 1000, 2e-4),
+    "cranfield": _Size(128, 30, 0, 55, 4, 2, 100, 300, 3e-4),
 }
 
 
 def get_config(variant: str = "nqqed") -> config.Pipeline:
     """The grid on one data set; "smoke" makes few steps on little of it."""
     smoke = variant == "smoke"
-    sizes = _SIZES["nqqed" if smoke or not variant else variant]
-    length, candidates, queries, labelled, grade, size, teacher, student, rate = sizes
+    size = _SIZES["nqqed" if smoke or not variant else variant]
 
     def recipe(steps, learning_rate):
         steps = 4 if smoke else steps
         return config.Recipe(
             optim=config.Optim(learning_rate=learning_rate, warmup=steps // 10),
-            batch=config.Batch(size=size, list_size=8),
+            batch=config.Batch(size=size.lists, list_size=8),
             loop=config.Loop(steps=steps, log_every=10),
         )
 
@@ -45,23 +59,23 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
             test="live_test" if variant == "medquad" else "test",
             # Of dbpedia all that are graded, in the order of BM25.
             runs=f"runs/{'judged' if variant == 'dbpedia' else 'bm25'}.{{split}}.*",
-            candidates=4 if smoke else candidates,
-            max_queries=16 if smoke else queries,
-            labelled_queries=8 if smoke else labelled,
+            candidates=4 if smoke else size.candidates,
+            max_queries=16 if smoke else size.queries,
+            labelled_queries=8 if smoke else size.labelled,
         ),
         text=config.Text(
             teacher_template="pair",
-            teacher_length=length,
-            student_length=length,
+            teacher_length=size.length,
+            student_length=size.length,
         ),
         teacher=config.Pretrained(path=hub),
         student=config.Pretrained(path=hub, keep_layers="0,3"),
-        rows=2048 // length,  # what stays in a cache
-        rank=config.Rank(highest_grade=grade),
+        rows=2048 // size.length,  # what stays in a cache
+        rank=config.Rank(highest_grade=size.highest_grade),
         cpt=_none(),
-        sft=recipe(teacher, 1e-4),
-        labels=recipe(student, rate),
-        distill=recipe(student, rate),
+        sft=recipe(size.teacher_steps, 1e-4),
+        labels=recipe(size.student_steps, size.student_rate),
+        distill=recipe(size.student_steps, size.student_rate),
         compare=(
             "sft_pointwise",
             "sft_pairwise",
