@@ -131,7 +131,7 @@ def plan(
         _write(known.json, plans)
         fits = bool(plans)
         if not fits:
-            print(_way_out(slices))
+            print(_way_out(settings, slices))
     else:
         job = make_job(settings, teacher, slices.devices, known.pairs)
         found = estimate.estimate(job, slices)
@@ -139,6 +139,9 @@ def plan(
         print(_text(numbers, slices))
         _write(known.json, numbers)
         fits = found.memory.fits
+        if not fits:
+            alone = found.memory.arguments > found.memory.limit
+            print("\n" + _way_out(settings, slices, alone))
     if not fits:
         raise SystemExit(1)
 
@@ -181,7 +184,7 @@ def _text(n: dict[str, Any], slices: Any) -> str:
         f"  ratio        {n['flops_ratio']:>12.3f}",
     ]
     if not memory["fits"]:
-        return "\n".join([*lines, "", _way_out(slices)])
+        return "\n".join(lines)
     lines += ["", f"sent by each {device.split()[0]} in a step     ICI          DCN"]
     for kind, moved in sorted(n["collectives"].items()):
         lines.append(
@@ -226,11 +229,30 @@ def _text(n: dict[str, Any], slices: Any) -> str:
     return "\n".join(lines)
 
 
-def _way_out(slices: Any) -> str:
+def _way_out(
+    settings: config.Train | config.Score, slices: Any, alone: bool = False
+) -> str:
+    """What a stage that does not fit can change, of that which it has left to change.
+
+    `alone`: parameters and moments are too large without any activation.
+    """
+    ways = []
+    if isinstance(settings, config.Train) and not alone:
+        if settings.model.remat != "full":
+            ways.append(f"set model.remat to full ({settings.model.remat})")
+        ways.append(f"lower batch.size ({settings.batch.size})")
+        ways.append(f"raise batch.accumulate ({settings.batch.accumulate})")
+    elif isinstance(settings, config.Score) and not alone:
+        ways.append(f"lower rows ({settings.rows})")
+    devices = len(slices.devices) // slices.count
+    split = settings.mesh.fsdp * settings.mesh.tensor
+    if split < devices:
+        ways.append(f"raise mesh.fsdp x mesh.tensor ({split}) to {devices}")
+    ways.append("take a larger slice")
+    what = "Parameters and their moments alone do" if alone else "It does"
     return (
-        f"It does not fit {slices.count} x {slices.topology}: set model.remat to full, "
-        "raise mesh.fsdp, lower batch.size (or raise batch.accumulate), or take a "
-        "larger slice; --search tries the first three."
+        f"{what} not fit {slices.count} x {slices.topology}: {', or '.join(ways)}; "
+        "--search tries meshes, batch sizes and remat policies."
     )
 
 

@@ -33,9 +33,8 @@ class Chip:
 # of key specifications. They give ICI in both directions together; half of it is sent.
 # v4's ICI: six links of 50 GB/s (Jouppi et al., 2023, arXiv 2304.01433, table 4).
 # Usable: what libtpu 0.0.52 says in its message that a program is too large.
-# DCN: the same pages, v5e 6.4 Tb/s for a pod of 256, v5p 50 Gb/s and v6e and tpu7x 100
-# Gb/s a chip; v4's is taken to be v5p's. Not yet compared with the source: v4's ICI,
-# v6e's DCN, and both of tpu7x.
+# DCN: the same pages, v5e 6.4 and v6e 25.6 Tb/s for a pod of 256, v5p 50 Gb/s and tpu7x
+# 100 Gb/s a chip; v4's is taken to be v5p's.
 CHIPS = {
     chip.name: chip
     for chip in (

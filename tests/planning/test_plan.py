@@ -41,12 +41,12 @@ def plan(tmp_path, monkeypatch, capsys):
     for name in list(os.environ):  # puts back what the entry changes
         monkeypatch.setenv(name, os.environ[name])
 
-    def run(*arguments, variant="", fails=False):
+    def run(*arguments, variant="", fails=False, code=None):
         try:
             entry.main(["--config", f"stage.py{variant}", *arguments])
         except SystemExit as error:
             assert fails, error
-            return str(error)
+            return capsys.readouterr().out if error.code == code else str(error)
         assert not fails
         return capsys.readouterr().out
 
@@ -107,6 +107,52 @@ def test_what_does_not_go(plan):
     length = "--config.text.teacher_length=200"
     text = plan("--topology", "v5e:2x2", length, fails=True)
     assert "rows of 200 tokens" in text and "128 or 256" in text
+
+
+@compiler
+def test_too_small_a_chip(plan):
+    where = ("--topology", "v5e:2x2", "--config.text.teacher_length=64")
+    wide = ("--config.model.embed_dim=32768", "--config.model.mlp_dim=32768")
+    text = plan(*where, *wide, fails=True, code=1)
+    assert "of 15.75 GiB that a program may use: DOES NOT FIT" in text
+    assert "Parameters and their moments alone do not fit 1 x v5e:2x2" in text
+    assert "batch.size" not in text  # it would not help
+
+
+def test_ways_out_are_those_that_are_left(tmp_path, monkeypatch):
+    (tmp_path / "stage.py").write_text(CONFIG)
+    monkeypatch.chdir(tmp_path)
+    chip, _ = chips.parse("v5e:2x2")
+    slices = chips.Slices(chip, "v5e:2x2", 1, (None,) * 4)
+
+    def ways(variant, *flags):
+        stages = (config.Train, config.Score)
+        settings = config.load(f"stage.py{variant}", list(flags), of=stages)
+        return entry._way_out(settings, slices)
+
+    full = "lower batch.size (8), or raise batch.accumulate (1), or take a larger slice"
+    assert f"does not fit 1 x v5e:2x2: {full};" in ways("")
+    assert "set model.remat to full (dots)" in ways("", "--config.model.remat=dots")
+    flags = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+    assert "raise mesh.fsdp x mesh.tensor (2) to 4" in ways("", *flags)
+    assert "lower rows (8), or take a larger slice" in ways(":score")
+
+
+@compiler
+def test_search(plan, tmp_path):
+    where = ("--topology", "v5e:2x2", "--config.text.teacher_length=64")
+    text = plan(*where, "--search", "--max-programs=2", "--json", "plan.json")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    rates = [one["tokens_per_second"] for one in found]
+    assert len(found) == 2 and rates == sorted(rates, reverse=True)
+    assert "stops after 2 programs" in text
+    for one in found:
+        assert one["flags"] in text
+        assert one["mesh"]["fsdp"] == 4
+    # What a search prints is what a run of those flags has.
+    again = plan(*where, *found[0]["flags"].split(), "--json", "one.json")
+    one = json.loads((tmp_path / "one.json").read_text())
+    assert one["memory"] == found[0]["memory"] and "fits" in again
 
 
 def test_the_message_of_a_program_that_is_too_large():
