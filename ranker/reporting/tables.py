@@ -106,7 +106,7 @@ def slices(summary: Summary, measure: str) -> Grid:
 
 def agreement(summary: Summary) -> Grid:
     """Each student's scores beside its teacher's."""
-    columns = {
+    measures = {
         "kendall": "Kendall tau",
         "spearman": "Spearman",
         "slope": "slope",
@@ -117,15 +117,14 @@ def agreement(summary: Summary) -> Grid:
         "teacher_saturation": "saturation, teacher",
         "student_saturation": "saturation, student",
     }
+    students = summary["agreement"]
     rows = [
-        [f"{name} / {one['teacher']}", *(number(one[key]) for key in columns)]
-        for name, one in summary["agreement"].items()
+        [name, *(number(one[key]) for one in students.values())]
+        for key, name in measures.items()
     ]
-    return Grid(
-        "scores of a student beside its teacher's",
-        ["student / teacher", *columns.values()],
-        rows,
-    )
+    header = [f"{name} / {one['teacher']}" for name, one in students.items()]
+    title = "scores of a student beside its teacher's"
+    return Grid(title, ["student / teacher", *header], rows)
 
 
 def grids(summary: Summary) -> list[Grid]:
@@ -141,21 +140,27 @@ def grids(summary: Summary) -> list[Grid]:
 
 
 def show(tables: Sequence[Grid]) -> None:
-    """Prints tables to standard output."""
-    # What reads a pipe has no width, and a shortened number is worse than a long line.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    """Prints tables to standard output, headers broken at words where room is short."""
+    # What reads a pipe has no width.
+    room = Console().width if sys.stdout.isatty() else 200
     for grid in tables:
+        columns = list(zip(grid.header, *grid.rows, strict=True))
+        widths = [max(map(len, column)) for column in columns]
+        if sum(widths) + 3 * len(widths) + 1 > room:
+            # A number is never shortened: a long line is better.
+            widths = [
+                max(map(len, [*header.split(), *cells])) for header, *cells in columns
+            ]
         table = Table(title=grid.title, title_justify="left")
-        for at, name in enumerate(grid.header):
-            table.add_column(
-                name, justify="left" if at < grid.left else "right", no_wrap=True
-            )
+        for at, (name, width) in enumerate(zip(grid.header, widths, strict=True)):
+            justify = "left" if at < grid.left else "right"
+            table.add_column(name, justify=justify, width=width)
         for row in grid.rows:
             table.add_row(
                 *(_plain(cell) for cell in row),
                 style="bold" if row[0] == grid.strong else "",
             )
-        console.print(table)
+        Console(width=max(room, sum(widths) + 3 * len(widths) + 1)).print(table)
 
 
 def _plain(cell: str) -> str:

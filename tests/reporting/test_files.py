@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ranker import evaluate
+from ranker.reporting import tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACORDAR = ROOT.parent / "shared" / "data" / "trec_check" / "acordar"
@@ -167,3 +168,17 @@ def test_it_needs_no_jax_and_help_is_complete(files):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "--per-query FILE" in done.stdout and "--config FILE" in done.stdout
+
+
+@pytest.mark.parametrize("room", [30, 57, 58, 200])
+def test_no_number_is_shortened_for_a_narrow_terminal(room, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(room))
+    header = ["system", "teacher, student", "95 % interval"]
+    row = ["student_margin", "0.1234", "[-0.0126, +0.0506]"]
+    tables.show([tables.Grid("", header, [row])])
+    lines = capsys.readouterr().out.splitlines()
+    assert any(all(cell in line for cell in row) for line in lines)
+    # 50: what cells and the longest words take; 8 more with headers on one line.
+    assert len(lines[0]) == (50 if room < 58 else 58)
+    assert any("teacher, student" in line for line in lines) == (room >= 58)
