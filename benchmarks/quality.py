@@ -14,6 +14,7 @@ import argparse
 import json
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,19 @@ from ranker.data.pipeline import draw_documents
 from ranker.metrics import ranking, significance
 from ranker.training.evaluation import qrels_of, run_of
 
-# Stage of ours -> the loss of theirs.
-FAMILIES = {
-    "sft_pointwise": losses.BinaryCrossEntropyLoss,
-    "sft_pairwise": losses.RankNetLoss,
-    "sft": losses.ListNetLoss,
+# Stage of ours -> the loss of theirs, and its target from a list's labels, such that
+# both minimise the same function (RankNet up to a factor, which Adam takes out).
+FAMILIES: dict[str, tuple[Any, Callable[[np.ndarray], np.ndarray]]] = {
+    "sft_pointwise": (losses.BinaryCrossEntropyLoss, lambda labels: labels),
+    "sft_pairwise": (losses.RankNetLoss, lambda labels: labels),
+    # Theirs takes a softmax of the target, which gives back the labels' shares.
+    "sft": (losses.ListNetLoss, lambda labels: _log(labels / labels.sum())),
 }
+
+
+def _log(shares: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return np.log(shares)
 
 
 def schedule(optim: dict[str, Any], step: int, steps: int) -> float:
@@ -48,7 +56,9 @@ def text(document) -> str:
     return f"{document.title} {document.text}".strip()
 
 
-def train(model, loss, lists, corpus, stage: dict[str, Any], size: float) -> float:
+def train(
+    model, loss, target, lists, corpus, stage: dict[str, Any], size: float
+) -> float:
     """Trains `model` as the stage did, on `size` lists a step; returns the seconds."""
     settings, optim, batch = stage, stage["optim"], stage["batch"]
     generator = np.random.default_rng(settings["seed"])
@@ -74,7 +84,7 @@ def train(model, loss, lists, corpus, stage: dict[str, Any], size: float) -> flo
             places = draw_documents(record.labels, batch["list_size"], generator)
             queries.append(record.query)
             documents.append([text(corpus[row]) for row in record.documents[places]])
-            labels.append(torch.tensor(record.labels[places]))
+            labels.append(torch.tensor(target(record.labels[places])))
         if pointwise:
             pairs = [
                 (q, d) for q, ds in zip(queries, documents, strict=True) for d in ds
@@ -118,14 +128,15 @@ def main() -> None:
     qrels = qrels_of(test)
     results = {}
     for name in flags.families:
-        make, (own, size) = FAMILIES[name], _ours(flags.workdir / name)
+        make, target = FAMILIES[name]
+        own, size = _ours(flags.workdir / name)
         account = json.loads((flags.workdir / name / "manifest.json").read_text())
         stage = account["settings"]
         torch.manual_seed(stage["seed"])
         model = CrossEncoder(
             flags.model, num_labels=1, max_length=stage["length"], device="cpu"
         )
-        seconds = train(model, make(model), train_lists, corpus, stage, size)
+        seconds = train(model, make(model), target, train_lists, corpus, stage, size)
         theirs = run_of(test, corpus, score(model, test, corpus))
         ours: dict[str, dict[str, float]] = {}
         for one in formats.read_run(flags.workdir / "evaluate" / f"{name}.trec"):

@@ -485,6 +485,7 @@ class Language:
 
 RankLoss = Literal[
     "softmax",
+    "list_net",
     "list_mle",
     "position_aware_list_mle",
     "approx_ndcg",

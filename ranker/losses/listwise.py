@@ -32,8 +32,8 @@ def softmax(
     Properties: unchanged when a constant is added to the scores of a list; least when
         the softmax equals the shares.
     Gradients: finite for every `where`, all False included.
-    Reference: Cao et al., 2007 (ListNet, top one), with the labels' shares in place of
-        their softmax, as in Bruch et al., 2019 (arXiv 1911.09798), eq. 2.
+    Reference: Bruch et al., 2019 (arXiv 1911.09798), eq. 2. `list_net` has the labels'
+        softmax in place of their shares.
     Example: two equal scores, one relevant document: -ln 0.5.
         >>> import jax.numpy as jnp
         >>> loss = softmax(jnp.zeros(2), jnp.array([2.0, 0.0]), where=jnp.ones(2, bool))
@@ -46,6 +46,42 @@ def softmax(
     shares = y / jnp.where(total > 0, total, 1.0)
     losses = -jnp.sum(shares * lists.log_softmax(scores, where), axis=-1)  # [*B]
     return weighted_sum(losses, total[..., 0] > 0)
+
+
+def list_net(
+    scores: Float[Array, "*B L"],
+    labels: Float[Array, "*B L"],
+    *,
+    where: Bool[Array, "*B L"],
+) -> WeightedSum:
+    """Cross-entropy of the labels' softmax and the scores'. Unit of weight: list.
+
+    Definition: l(s, y) = -sum over i of softmax(y)_i * log_softmax(s)_i
+
+    Args:
+      scores: [*B, L], unbounded.
+      labels: [*B, L], judgements on the scale of scores; their differences count, so
+        that one grade is worth a factor of e.
+      where: [*B, L] bool, True for real documents.
+    Returns: WeightedSum of float32 scalars: total over lists in which some label is
+        higher than another, weight = their number.
+    Raises: AssertionError when shapes differ (while tracing).
+    Properties: unchanged when a constant is added to the scores or the labels of a
+        list; least when their differences are equal, so that scores stay bounded.
+    Gradients: finite for every `where`, all False included.
+    Reference: Cao et al., 2007, "Learning to rank: from pairwise approach to listwise
+        approach", top one.
+    Example: two equal scores: ln 2 whatever the labels.
+        >>> import jax.numpy as jnp
+        >>> labels, where = jnp.array([2.0, 0.0]), jnp.ones(2, bool)
+        >>> loss = list_net(jnp.zeros(2), labels, where=where)
+        >>> round(float(loss.total), 4), float(loss.weight)
+        (0.6931, 1.0)
+    """
+    chex.assert_equal_shape([scores, labels, where])
+    target = lists.masked(jnp.exp(lists.log_softmax(labels, where)), where)
+    losses = -jnp.sum(target * lists.log_softmax(scores, where), axis=-1)  # [*B]
+    return weighted_sum(losses, _ordered(labels, where))
 
 
 def _surprise(

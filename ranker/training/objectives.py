@@ -123,6 +123,7 @@ PAIR_WEIGHTS: dict[str, pairwise.PairWeights] = {
 # A loss by its name in a config: (settings c, scores s, batch b) -> WeightedSum.
 RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
     "softmax": lambda c, s, b: listwise.softmax(s, b.labels, where=b.where),
+    "list_net": lambda c, s, b: listwise.list_net(s, b.labels, where=b.where),
     "list_mle": lambda c, s, b: listwise.list_mle(s, b.labels, where=b.where),
     "position_aware_list_mle": lambda c, s, b: listwise.position_aware_list_mle(
         s, b.labels, where=b.where

@@ -89,6 +89,14 @@ def _softmax(s, y):
     return np.sum(y / y.sum() * (log_z - s)), 1
 
 
+def _list_net(s, y):
+    if not _ordered_pairs(y):
+        return 0.0, 0
+    log_z = np.log(np.sum(np.exp(s - s.max()))) + s.max()
+    target = np.exp(y - y.max())
+    return np.sum(target / target.sum() * (log_z - s)), 1
+
+
 def _list_mle(decay):
     def reference(s, y):
         if not _ordered_pairs(y):
@@ -238,6 +246,11 @@ CASES = {
         ([0.25, 0], [2, 0], 0.5, 1),
     ),
     "softmax": Case(listwise.softmax, _softmax, ([0, 0], [2, 0], LN2, 1)),
+    "list_net": Case(
+        listwise.list_net,
+        _list_net,
+        ([1, 0], [math.log(3), 0], math.log(1 + math.e) - 0.75, 1),
+    ),
     "list_mle": Case(
         listwise.list_mle,
         _list_mle(lambda k, n: 1.0),

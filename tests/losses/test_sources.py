@@ -168,6 +168,7 @@ def _theirs(make, scores, labels, where):
 
 
 LISTS = {
+    "list_net": (listwise.list_net, losses.ListNetLoss),
     "list_mle": (
         listwise.list_mle,
         lambda m: losses.ListMLELoss(m, respect_input_order=False),
@@ -191,7 +192,7 @@ def _ordered(labels, where):
 def test_equals_sentence_transformers(name):
     ours, make = LISTS[name]
     scores, _, labels, where = _batch(
-        ties=name in ("lambda_loss", "ranknet", "adr_mse")
+        ties=name in ("list_net", "lambda_loss", "ranknet", "adr_mse")
     )
     if name.endswith("list_mle"):  # theirs has no rule for ties
         labels[:, 0], labels[:, 1] = 9, 0.5
