@@ -77,7 +77,7 @@ def random_bert(args: argparse.Namespace, vocab: int, pad: int) -> Any:
 
 
 def set_up(args: argparse.Namespace, role: config.Role, make: Callable) -> Setting:
-    """Prepares texts; `make(vocab_size)` gives a random torch model without `--model`.
+    """Prepares texts; `make(vocab, pad)` gives a random torch model without `--model`.
 
     Without a model the tokenizer is trained on the texts.
     """
