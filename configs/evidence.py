@@ -11,31 +11,54 @@ hybrid, `distill`) and the listwise KL divergence. Variants: nqqed, medquad, dbp
 cranfield, sized for two CPU cores.
 """
 
-from dataclasses import dataclass
-
 from ranker import config
 
-
-@dataclass(frozen=True)
-class _Size:
-    """What two CPU cores can do of a data set."""
-
-    length: int  # tokens a pair
-    candidates: int  # a query
-    queries: int  # of a split, that are read; 0: all
-    labelled: int  # train queries whose grades are used
-    highest_grade: int
-    lists: int  # of full length, a step
-    teacher_steps: int
-    student_steps: int
-    student_rate: float
-
-
+# What two CPU cores can do of a data set.
 _SIZES = {
-    "nqqed": _Size(128, 10, 300, 200, 2, 2, 120, 600, 3e-4),
-    "medquad": _Size(128, 10, 200, 150, 1, 2, 100, 300, 3e-4),
-    "dbpedia": _Size(32, 50, 0, 145, 2, 4, 150, 1000, 2e-4),
-    "cranfield": _Size(128, 30, 0, 55, 4, 2, 100, 200, 3e-4),
+    "nqqed": {
+        "length": 128,  # tokens a pair
+        "candidates": 10,  # a query
+        "queries": 300,  # of a split, that are read; 0: all
+        "labelled": 200,  # train queries whose grades are used
+        "highest_grade": 2,
+        "lists": 2,  # of full length, a step
+        "teacher_steps": 120,
+        "student_steps": 600,
+        "student_rate": 3e-4,
+    },
+    "medquad": {
+        "length": 128,
+        "candidates": 10,
+        "queries": 200,
+        "labelled": 150,
+        "highest_grade": 1,
+        "lists": 2,
+        "teacher_steps": 100,
+        "student_steps": 300,
+        "student_rate": 3e-4,
+    },
+    "dbpedia": {
+        "length": 32,
+        "candidates": 50,
+        "queries": 0,
+        "labelled": 145,
+        "highest_grade": 2,
+        "lists": 4,
+        "teacher_steps": 150,
+        "student_steps": 1000,
+        "student_rate": 2e-4,
+    },
+    "cranfield": {
+        "length": 128,
+        "candidates": 30,
+        "queries": 0,
+        "labelled": 55,
+        "highest_grade": 4,
+        "lists": 2,
+        "teacher_steps": 100,
+        "student_steps": 200,
+        "student_rate": 3e-4,
+    },
 }
 
 
@@ -48,7 +71,7 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
         steps = 4 if smoke else steps
         return config.Recipe(
             optim=config.Optim(learning_rate=learning_rate, warmup=steps // 10),
-            batch=config.Batch(size=size.lists, list_size=8),
+            batch=config.Batch(size=size["lists"], list_size=8),
             loop=config.Loop(steps=steps, log_every=10),
         )
 
@@ -60,23 +83,23 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
             # Of dbpedia all that are graded, in the order of BM25.
             runs=f"runs/{'judged' if variant == 'dbpedia' else 'bm25'}.{{split}}.*",
             on_error="skip",  # two documents of cranfield are empty
-            candidates=4 if smoke else size.candidates,
-            max_queries=16 if smoke else size.queries,
-            labelled_queries=8 if smoke else size.labelled,
+            candidates=4 if smoke else size["candidates"],
+            max_queries=16 if smoke else size["queries"],
+            labelled_queries=8 if smoke else size["labelled"],
         ),
         text=config.Text(
             teacher_template="pair",
-            teacher_length=size.length,
-            student_length=size.length,
+            teacher_length=size["length"],
+            student_length=size["length"],
         ),
         teacher=config.Pretrained(path=hub),
         student=config.Pretrained(path=hub, keep_layers="0,3"),
-        rows=2048 // size.length,  # what stays in a cache
-        rank=config.Rank(highest_grade=size.highest_grade),
+        rows=2048 // size["length"],  # what stays in a cache
+        rank=config.Rank(highest_grade=size["highest_grade"]),
         cpt=_none(),
-        sft=recipe(size.teacher_steps, 1e-4),
-        labels=recipe(size.student_steps, size.student_rate),
-        distill=recipe(size.student_steps, size.student_rate),
+        sft=recipe(size["teacher_steps"], 1e-4),
+        labels=recipe(size["student_steps"], size["student_rate"]),
+        distill=recipe(size["student_steps"], size["student_rate"]),
         compare=(
             "sft_pointwise",
             "sft_pairwise",
