@@ -129,9 +129,7 @@ def plan(
                 f"{one['bound']:<7}  {one['flags']}"
             )
         _write(known.json, plans)
-        fits = bool(plans)
-        if not fits:
-            print(_way_out(settings, slices))
+        fits, alone = bool(plans), False
     else:
         job = make_job(settings, teacher, slices.devices, known.pairs)
         found = estimate.estimate(job, slices)
@@ -139,10 +137,9 @@ def plan(
         print(_text(numbers, slices))
         _write(known.json, numbers)
         fits = found.memory.fits
-        if not fits:
-            alone = found.memory.arguments > found.memory.limit
-            print("\n" + _way_out(settings, slices, alone))
+        alone = found.memory.arguments > found.memory.limit
     if not fits:
+        print("\n" + _way_out(settings, slices, alone))
         raise SystemExit(1)
 
 
@@ -229,9 +226,7 @@ def _text(n: dict[str, Any], slices: Any) -> str:
     return "\n".join(lines)
 
 
-def _way_out(
-    settings: config.Train | config.Score, slices: Any, alone: bool = False
-) -> str:
+def _way_out(settings: config.Train | config.Score, slices: Any, alone: bool) -> str:
     """What a stage that does not fit can change, of that which it has left to change.
 
     `alone`: parameters and moments are too large without any activation.

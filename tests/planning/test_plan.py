@@ -128,7 +128,7 @@ def test_ways_out_are_those_that_are_left(tmp_path, monkeypatch):
     def ways(variant, *flags):
         stages = (config.Train, config.Score)
         settings = config.load(f"stage.py{variant}", list(flags), of=stages)
-        return entry._way_out(settings, slices)
+        return entry._way_out(settings, slices, alone=False)
 
     full = "lower batch.size (8), or raise batch.accumulate (1), or take a larger slice"
     assert f"does not fit 1 x v5e:2x2: {full};" in ways("")
