@@ -179,7 +179,9 @@ def matmul_flops(size: int, dtype: str) -> float:
 
 
 def model_flops(model: config.Decoder | config.Encoder, context: float) -> float:
-    """FLOP a token of one forward pass: matrix products and attention, no embeddings.
+    """FLOP a token to score documents: matrix products and attention, no embeddings.
+
+    The last layer's output projection and MLP run for a token a document: not counted.
 
     Args:
       model: its sizes.
@@ -189,12 +191,12 @@ def model_flops(model: config.Decoder | config.Encoder, context: float) -> float
     if isinstance(model, config.Decoder):
         width = model.num_heads * model.head_dim
         narrow = model.num_kv_heads * model.head_dim
-        matrices = 2 * D * width + 2 * D * narrow + 3 * D * F
+        inputs, outputs = D * width + 2 * D * narrow, D * width + 3 * D * F
         context = context / 2  # causal
     else:
         width = D
-        matrices = 4 * D * D + (3 if model.gated else 2) * D * F
-    return 2 * L * (matrices + 2 * width * context)
+        inputs, outputs = 3 * D * D, D * D + (3 if model.gated else 2) * D * F
+    return 2 * (L * (inputs + 2 * width * context) + (L - 1) * outputs)
 
 
 def mean_context(lengths: np.ndarray) -> float:

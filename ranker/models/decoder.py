@@ -51,8 +51,12 @@ def decoder_layer(
     segments: Int[Array, "R T"],
     local: bool | Bool[Array, ""],
     angles: layers.Angles,
+    read: layers.Read | None,
 ) -> Float[Array, "R T D"]:
-    """One layer: attention, then a gated MLP, each on the normalised stream."""
+    """One layer: attention, then a gated MLP, each on the normalised stream.
+
+    With `read` the output is that of the tokens it picks.
+    """
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
         if not wanted:
@@ -77,6 +81,8 @@ def decoder_layer(
         scale=c.attention_scale,
         cap=c.attention_cap,
     )
+    if read is not None:
+        x, y = read(x), read(y)
     y = adapters.project(y, w, "o")
     x = x + norm(y, "attention_post_norm", c.post_norms)
     y = norm(x, "mlp_norm")
@@ -107,9 +113,19 @@ class Decoder(nnx.Module):
         positions: Int[Array, "R T"],
         types: Int[Array, "R T"],
         *,
+        read: layers.Read | None = None,
         key: Array | None = None,
     ) -> Float[Array, "R T D"]:
-        """Hidden states after the last norm; `types` and `key` are not used."""
+        """Hidden states after the last norm.
+
+        Args:
+          tokens: ids.
+          segments: 0: padding; 1, 2, ...: the segments of a row.
+          positions: within each segment.
+          types: not used.
+          read: picks the tokens whose states are given; None: all.
+          key: not used.
+        """
         del types, key
         c = self.config
         dtype = jnp.dtype(c.dtype)
@@ -126,7 +142,7 @@ class Decoder(nnx.Module):
 
         ready = layers.gathered(self.layers, dtype)
 
-        def body(x, layer):
+        def body(x, layer, read):
             w, local = layer
             w = ready(w)
             turned = near_angles if c.local_layers else angles
@@ -134,10 +150,9 @@ class Decoder(nnx.Module):
                 local = bool(c.local_layers)
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return decoder_layer(c, w, x, segments, local, turned), None
+            return decoder_layer(c, w, x, segments, local, turned, read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
-        body = layers.remat(body, c.remat)
-        x, _ = jax.lax.scan(body, x, (stacked, local))
+        x = layers.stack(body, x, (stacked, local), c.remat, read)
         return layers.rms_norm(x, self.norm[...], c.norm_eps)

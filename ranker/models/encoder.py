@@ -48,11 +48,13 @@ def encoder_layer(
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
     key: Array | None,
+    read: layers.Read | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention and MLP, each added to what it reads.
 
     The stream is normalised after each (BERT), or what each reads is (`pre_norm`); a
-    `bare` layer's attention then reads the stream as it is.
+    `bare` layer's attention then reads the stream as it is. With `read` the output is
+    that of the tokens it picks.
     """
     keys = (None, None) if key is None else jax.random.split(key)
 
@@ -72,6 +74,8 @@ def encoder_layer(
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
     y = attend(q, k, v, segments, causal=False, window=c.window, local=local)
+    if read is not None:
+        x, y = read(x), read(y)
     y = dense(y, "o")
     x = x + layers.dropout(y, c.dropout, keys[0])
     x = norm(x, "attention_norm", not c.pre_norm)
@@ -120,9 +124,19 @@ class Encoder(nnx.Module):
         positions: Int[Array, "R T"],
         types: Int[Array, "R T"],
         *,
+        read: layers.Read | None = None,
         key: Array | None = None,
     ) -> Float[Array, "R T D"]:
-        """Hidden states of the last layer; `key` draws dropout, None: no dropout."""
+        """Hidden states of the last layer.
+
+        Args:
+          tokens: ids.
+          segments: 0: padding; 1, 2, ...: the segments of a row.
+          positions: within each segment.
+          types: 0 query, 1 document.
+          read: picks the tokens whose states are given; None: all.
+          key: of dropout; None: no dropout.
+        """
         c = self.config
         dtype = jnp.dtype(c.dtype)
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
@@ -155,7 +169,7 @@ class Encoder(nnx.Module):
 
         ready = layers.gathered(self.layers, dtype)
 
-        def body(x, layer):
+        def body(x, layer, read):
             w, local, bare, key = layer
             w = ready(w)
             turned = near_angles if c.local_layers else angles
@@ -163,14 +177,14 @@ class Encoder(nnx.Module):
                 local = bool(c.local_layers)
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return encoder_layer(c, w, x, segments, local, turned, bare, key), None
+            return encoder_layer(c, w, x, segments, local, turned, bare, key, read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
         bare = layers.listed(() if c.first_norm else (0,), c.num_layers)
         layer_keys = None if keys is None else keys[:-1]
-        body = layers.remat(body, c.remat)
-        x, _ = jax.lax.scan(body, x, (stacked, local, bare, layer_keys))
+        stacked = (stacked, local, bare, layer_keys)
+        x = layers.stack(body, x, stacked, c.remat, read)
         if c.pre_norm:
             x = layers.layer_norm(x, self.last_norm[...], None, c.norm_eps)
         return x

@@ -1,5 +1,7 @@
 """What is read off the hidden states: the next token, or a score a document."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -145,12 +147,15 @@ class Ranker(nnx.Module):
           key: of dropout; None: no dropout.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        hidden = self.body(tokens, segments, positions, types, key=keys[0])
+        read = partial(gather, index=score_index, groups=groups)
+        inputs = (tokens, segments, positions, types)
         if self.pooling == "mean":
-            hidden = segment_means(hidden, segments)
+            hidden = self.body(*inputs, key=keys[0])
+            hidden = read(segment_means(hidden, segments))
+        else:
+            hidden = self.body(*inputs, read=read, key=keys[0])
         # The scores are float32 whatever the layers compute in.
-        x = gather(hidden, score_index, groups).astype(jnp.float32)
-        return self.head(x, key=keys[1])
+        return self.head(hidden.astype(jnp.float32), key=keys[1])
 
 
 def segment_means(
@@ -163,15 +168,16 @@ def segment_means(
 
 
 def gather(
-    hidden: Float[Array, "R T D"], index: Int[Array, "B L"], groups: int
-) -> Float[Array, "B L D"]:
-    """Hidden states at flat positions r * T + t, within each of `groups` shards."""
-    R, T, D = hidden.shape
+    x: Float[Array, "R T *D"], index: Int[Array, "B L"], groups: int
+) -> Float[Array, "B L *D"]:
+    """What x holds at flat positions r * T + t, within each of `groups` shards."""
+    R, T, *inner = x.shape
     B, L = index.shape
-    flat = hidden.reshape(groups, R // groups * T, D)
+    flat = x.reshape(groups, R // groups * T, *inner)
     first = jnp.arange(groups, dtype=index.dtype).reshape(-1, 1) * (R // groups * T)
     local = index.reshape(groups, B // groups * L) - first
     # A negative index would count from the end; out of range fills with NaN.
     local = jnp.where(local < 0, flat.shape[1], local)
-    found = jnp.take_along_axis(flat, local[:, :, None], axis=1, mode="fill")
-    return found.reshape(B, L, D)
+    local = local.reshape(*local.shape, *(1 for _ in inner))
+    found = jnp.take_along_axis(flat, local, axis=1, mode="fill")
+    return found.reshape(B, L, *inner)

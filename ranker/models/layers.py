@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from ranker import config, sharding
 from ranker.models import attention
 
+_UNROLLED = 1 << 19  # numbers in a layer's input, above which a loop is unrolled
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
 
 
@@ -226,6 +228,69 @@ def lean(function: Callable, choice: config.Remat) -> Callable:
     `choice` says keeps none of it anyhow.
     """
     return jax.checkpoint(function, prevent_cse=False) if choice == "none" else function
+
+
+Read = Callable[[Array], Array]  # of [R, T, ...] what is asked for: [B, L, ...]
+
+
+def stack(
+    body: Callable,
+    x: Float[Array, "R T D"],
+    stacked: Any,
+    choice: config.Remat,
+    read: Read | None,
+) -> Array:
+    """Layers one after the other; of the last, only what is asked for.
+
+    After its attention, tokens are on their own: where scores are read off a few of
+    them, the last layer's output projection and MLP need no others. Its backward pass
+    follows at once, so it is not recomputed, whatever `choice` says.
+
+    Args:
+      body: x, one layer's parameters, and `read` to the layer's output.
+      x: the first layer's input.
+      stacked: parameters, with all layers in front.
+      choice: what the other layers keep for the backward pass, see `remat`.
+      read: picks tokens; None: all are asked for, and all layers alike.
+    """
+    num = len(jax.tree.leaves(stacked)[0]) - (read is not None)
+
+    def layer(x, w):
+        return body(x, w, None)
+
+    @jax.custom_vjp
+    def first(x, stacked):
+        # By index, for a slice of the weights would be a copy of them.
+        def step(i, x):
+            return layer(x, jax.tree.map(lambda w: w[i], stacked))
+
+        return jax.lax.fori_loop(0, num, step, x)
+
+    def differentiable(x, stacked):
+        # A scan, for by index a gradient would be one of all layers, for each of them.
+        each = remat(lambda x, w: (layer(x, w), None), choice)
+        sliced = jax.tree.map(lambda w: w[:num], stacked)
+        return jax.lax.scan(each, x, sliced, unroll=_unrolled(x, choice))[0]
+
+    first.defvjp(
+        lambda x, stacked: jax.vjp(differentiable, x, stacked),
+        lambda backward, slope: backward(slope),
+    )
+    x = first(x, stacked)
+    if read is None:
+        return x
+    return body(x, jax.tree.map(lambda w: w[-1], stacked), read)
+
+
+def _unrolled(x: Array, choice: config.Remat) -> bool:
+    """Whether layers are compiled one by one for the backward pass.
+
+    A loop puts what each layer keeps into one array of all layers, and takes it out
+    again, which a CPU does slowly; but it compiles in half the time.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    cpu = not mesh.empty and mesh.abstract_device.platform == "cpu"
+    return cpu and choice == "none" and x.size >= _UNROLLED
 
 
 def remat(body: Callable, choice: config.Remat) -> Callable:

@@ -26,7 +26,9 @@ def model_flops(
     """What a step cannot do without: no recomputation, no half that a mask hides.
 
     As in PaLM (Chowdhery et al., 2022, appendix B), but causal attention counts half.
-    A row counts as one text: of several in a row, attention needs less.
+    A row counts as one text: of several in a row, attention needs less. Where scores
+    are read off some tokens, the last layer's output projection and MLP run for those
+    alone.
 
     Args:
       model: the network.
@@ -41,13 +43,17 @@ def model_flops(
     decoder = isinstance(model, config.Decoder)
     K = model.num_kv_heads if decoder else N
     matrices = 3 if decoder or model.gated else 2
-    layer = 2 * D * H * (N + K) + matrices * D * F  # weights
+    inputs, outputs = D * H * (N + 2 * K), D * H * N + matrices * D * F  # weights
     tokens = rows * length
+    all_read = language or (not decoder and model.pooling == "mean")
+    last = tokens if all_read else scored
     far = length / 2 if decoder else length
     near = min(far, model.window * (1 if decoder else 2)) if model.window else far
     local = len(model.local_layers)
     seen = local * near + (model.num_layers - local) * far  # keys a query, all layers
-    forward = 2 * tokens * (model.num_layers * layer) + 4 * tokens * seen * N * H
+    each = (model.num_layers - 1) * tokens + last
+    forward = 2 * (model.num_layers * tokens * inputs + each * outputs)
+    forward += 4 * tokens * seen * N * H
     if language:
         forward += 2 * tokens * D * vocab_size
     elif not decoder:

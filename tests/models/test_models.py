@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,9 @@ import pytest
 from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
 
-from ranker import config
-from ranker.models import build, layers
+from ranker import config, sharding
+from ranker.models import build, heads, layers
+from ranker.planning.flops import program_flops
 
 DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=24
@@ -78,6 +80,58 @@ def test_two_segments_in_a_row_score_as_in_rows_of_their_own(settings):
     index = [[4], [10]] if isinstance(settings, config.Decoder) else [[0], [5]]
     together = model(*map(jnp.asarray, packed), jnp.array(index, jnp.int32))
     np.testing.assert_allclose(together, separate, atol=1e-5)
+
+
+@both
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_the_last_layer_computes_what_is_read_and_no_more(settings, remat):
+    settings = dataclasses.replace(settings, remat=remat)
+    model, lengths = make(settings), [5, 9, 12]
+    inputs, index = rows(lengths), index_of(settings, lengths)
+    graph, params = nnx.split(model)
+
+    def whole(params):
+        body = nnx.merge(graph, params).body
+        return heads.gather(body(*inputs), index, groups=1)
+
+    def needed(params):
+        body = nnx.merge(graph, params).body
+        read = partial(heads.gather, index=index, groups=1)
+        return body(*inputs, read=read)
+
+    np.testing.assert_allclose(needed(params), whole(params), atol=1e-6)
+    slopes = [
+        jax.grad(lambda params, f=f: jnp.sum(f(params) ** 3))(params)
+        for f in (needed, whole)
+    ]
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4), *slopes)
+
+    D, F = settings.embed_dim, settings.mlp_dim
+    width = settings.num_heads * settings.head_dim
+    matrices = 3 if isinstance(settings, config.Decoder) else 2
+    spared = 2 * (3 * 12 - 3) * (width * D + matrices * D * F)
+    found = [program_flops(jax.make_jaxpr(f)(params)) for f in (whole, needed)]
+    assert found[0] - found[1] == spared
+
+
+@both
+def test_layers_compiled_one_by_one_give_the_same_gradients(settings, monkeypatch):
+    lengths = [5, 9]
+    inputs, index = rows(lengths), index_of(settings, lengths)
+    graph, params = nnx.split(make(settings))
+
+    def loss(params):
+        return jnp.sum(nnx.merge(graph, params)(*inputs, index))
+
+    found, counts = [], []
+    for limit in (1 << 30, 1):
+        monkeypatch.setattr(layers, "_UNROLLED", limit)
+        with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
+            compiled = jax.jit(jax.grad(loss)).lower(params)
+            counts.append(compiled.as_text().count("stablehlo.while"))
+            found.append(compiled.compile()(params))
+    assert counts[0] > counts[1] == 0
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *found)
 
 
 def test_decoder_is_causal_and_encoder_is_not():

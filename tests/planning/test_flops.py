@@ -37,17 +37,23 @@ def test_a_decoder_by_hand(window):
         window=window,
         local_layers=(0,) if window else (),
     )
-    tokens, weights = 32, 8 * 16 * 2 + 8 * 8 * 2 + 3 * 8 * 32
+    tokens, inputs, outputs = 32, 8 * 16 + 2 * 8 * 8, 8 * 16 + 3 * 8 * 32
     seen = 8 + (window or 8)  # keys a query, over both layers
-    forward = 2 * tokens * 2 * weights + 4 * tokens * seen * 16
+    attention = 4 * tokens * seen * 16
     found = model_flops(model, **SIZES, language=False, train=False)
-    assert found == forward
+    # The last layer ends with the 2 tokens that are scored.
+    assert found == 2 * (2 * tokens * inputs + (tokens + 2) * outputs) + attention
     found = model_flops(model, **SIZES, language=True, train=True)
-    assert found == 3 * (forward + 2 * tokens * 8 * 100)
+    weights = 2 * tokens * 2 * (inputs + outputs)
+    assert found == 3 * (weights + attention + 2 * tokens * 8 * 100)
 
 
-def test_an_encoder_sees_all_its_tokens():
-    model = config.Encoder(num_layers=1, embed_dim=8, num_heads=2, mlp_dim=32)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_an_encoder_sees_all_its_tokens(pooling):
+    model = config.Encoder(
+        num_layers=1, embed_dim=8, num_heads=2, mlp_dim=32, pooling=pooling
+    )
     found = model_flops(model, **SIZES, language=False, train=False)
-    weights = 4 * 8 * 8 + 2 * 8 * 32
-    assert found == 2 * 32 * weights + 4 * 32 * 16 * 8 + 2 * 2 * 8 * 8
+    inputs, outputs = 3 * 8 * 8, 8 * 8 + 2 * 8 * 32
+    weights = 2 * (32 * inputs + (32 if pooling == "mean" else 2) * outputs)
+    assert found == weights + 4 * 32 * 16 * 8 + 2 * 2 * 8 * 8
