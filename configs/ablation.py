@@ -10,6 +10,8 @@ whose stages it then takes over.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Pipeline:
     """The quickstart's settings with every system of the grid; "smoke" is tiny."""

@@ -11,6 +11,8 @@ BM25 on real text, and use pretrained checkpoints for a student worth serving.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Pipeline:
     """A laptop's size; variant "smoke" reads few queries and makes few steps."""

@@ -7,6 +7,8 @@ Ends in about 90 s on 2 cores, at a loss of about 1.9 nats a token.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage as the quickstart runs it; variant "smoke" makes 20 steps."""

@@ -12,6 +12,8 @@ of the operations; a step takes at least 1.07 s (compute): at most 61,300 tokens
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 65,536 tokens, in rows that several texts share."""

@@ -8,6 +8,8 @@ point-wise term out, `--config.objective.beta=0` the margin term.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage as the quickstart runs it; variant "smoke" makes 20 steps."""

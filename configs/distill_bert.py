@@ -13,6 +13,8 @@ tokens/s; of six layers 4.4 GiB and 0.07 s (HBM): at most 1,846,000 tokens/s.
 
 from ranker import config
 
+VARIANTS = ("six", "smoke")
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 131,072 tokens, in rows that several pairs share."""

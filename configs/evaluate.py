@@ -5,6 +5,8 @@ python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Evaluate:
     """The stage as the quickstart runs it."""

@@ -60,6 +60,7 @@ _SIZES = {
         "student_rate": 3e-4,
     },
 }
+VARIANTS = (*_SIZES, "smoke")
 
 
 def get_config(variant: str = "nqqed") -> config.Pipeline:

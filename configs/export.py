@@ -5,6 +5,8 @@ python -m ranker.export --config configs/export.py --workdir runs/quickstart
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Export:
     """The stage as the quickstart runs it."""

@@ -5,6 +5,8 @@ python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Pipeline:
     """Config of the quickstart; variant "smoke" ends in under a minute."""

@@ -20,6 +20,8 @@ arXiv 2411.04539 for the distillation.
 
 from ranker import config
 
+VARIANTS = ("xlmr", "smoke")
+
 
 def get_config(variant: str = "") -> config.Pipeline:
     """The whole run; variant "xlmr" is multilingual, "smoke" ends soon."""

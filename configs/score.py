@@ -7,6 +7,8 @@ Reads the stage `sft` of the same workdir and writes `scores/shards/*.parquet`.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Score:
     """The stage as the quickstart runs it."""

@@ -13,6 +13,8 @@ finds 2.7 GiB a chip of the 15.75 that a program may use, and at least 0.27 s a 
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Score:
     """The stage; a batch holds 65,536 tokens, in rows that several pairs share."""

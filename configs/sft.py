@@ -8,6 +8,8 @@ weights.
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage as the quickstart runs it; variant "smoke" makes 20 steps."""

@@ -13,6 +13,8 @@ of the operations; a step takes at least 1.05 s (compute): at most 62,500 tokens
 
 from ranker import config
 
+VARIANTS = ("smoke",)
+
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 65,536 tokens, in rows that several pairs share."""

@@ -890,13 +890,15 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
 
     Args:
       path: a Python file that defines `get_config(variant="")`; a variant is written
-        behind a colon, `configs/sft.py:smoke`.
+        behind a colon, `configs/sft.py:smoke`, and is one of the file's `VARIANTS`
+        where it has them.
       overrides: flags such as `--config.optim.learning_rate=3e-5`; `--help` prints
         every field with its value and unit and exits.
       of: config class that the entry takes.
 
     Raises:
-      ConfigError: when the file is missing, or makes a config for another entry.
+      ConfigError: when the file is missing, lacks the variant, or makes a config for
+        another entry.
       SystemExit: on `--help`, an unknown field or a value of the wrong type, after
         printing the nearest right field (from tyro).
     """
@@ -910,7 +912,12 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
         )
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ConfigError(f"--config: no such file: {file}{hint}")
-    default = runpy.run_path(str(file))["get_config"](variant)
+    defined = runpy.run_path(str(file))
+    variants = defined.get("VARIANTS", (variant,))
+    if variant and variant not in variants:
+        known = f"its variants are {', '.join(variants)}" if variants else "it has none"
+        raise ConfigError(f"--config: {path} has no variant {variant!r}; {known}")
+    default = defined["get_config"](variant)
     if not isinstance(default, of):
         wanted = of if isinstance(of, tuple) else (of,)
         raise ConfigError(

@@ -69,6 +69,18 @@ def test_a_missing_file_names_near_ones():
         load("sfft.py")
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("beir.py:somke", r"beir\.py has no variant 'somke'; its variants are smoke"),
+        ("distill_bert.py:six_layers", "its variants are six, smoke"),
+    ],
+)
+def test_a_variant_that_does_not_exist_is_refused(asked, message):
+    with pytest.raises(config.ConfigError, match=message):
+        load(asked)
+
+
 def test_a_config_of_another_entry_is_refused():
     with pytest.raises(config.ConfigError, match="Train config.*takes Score"):
         load("sft.py", of=config.Score)
