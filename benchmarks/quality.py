@@ -24,6 +24,7 @@ from sentence_transformers.cross_encoder import losses
 
 from ranker.data import datasets, formats
 from ranker.data.pipeline import draw_documents
+from ranker.data.text import document_text
 from ranker.metrics import ranking, significance
 from ranker.training.evaluation import qrels_of, run_of
 
@@ -49,11 +50,6 @@ def schedule(optim: dict[str, Any], step: int, steps: int) -> float:
     done = (step - optim["warmup"]) / max(steps - optim["warmup"], 1)
     low = optim["final_fraction"]
     return low + (1 - low) * (1 + np.cos(np.pi * done)) / 2
-
-
-def text(document) -> str:
-    """The document as our pair template has it."""
-    return f"{document.title} {document.text}".strip()
 
 
 def train(
@@ -83,7 +79,9 @@ def train(
             record = lists[order.pop()]
             places = draw_documents(record.labels, batch["list_size"], generator)
             queries.append(record.query)
-            documents.append([text(corpus[row]) for row in record.documents[places]])
+            documents.append(
+                [document_text(corpus[row], "pair") for row in record.documents[places]]
+            )
             labels.append(torch.tensor(target(record.labels[places])))
         if pointwise:
             pairs = [
@@ -105,7 +103,7 @@ def train(
 def score(model, lists, corpus) -> np.ndarray:
     """Raw scores of all candidates, in the order of `lists`."""
     pairs = [
-        (record.query, text(corpus[row]))
+        (record.query, document_text(corpus[row], "pair"))
         for record in (lists[i] for i in range(len(lists)))
         for row in record.documents
     ]

@@ -83,7 +83,7 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
             test="live_test" if variant == "medquad" else "test",
             # Of dbpedia all that are graded, in the order of BM25.
             runs=f"runs/{'judged' if variant == 'dbpedia' else 'bm25'}.{{split}}.*",
-            on_error="skip",  # two documents of cranfield are empty
+            on_error="skip" if variant == "cranfield" else "stop",  # two are empty
             candidates=4 if smoke else size["candidates"],
             max_queries=16 if smoke else size["queries"],
             labelled_queries=8 if smoke else size["labelled"],

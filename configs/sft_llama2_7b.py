@@ -6,9 +6,9 @@ r"""Supervised fine-tuning of Llama-2-7B as a ranker, by a listwise softmax loss
 DATA is a folder in the BEIR layout. Begins from the stage `cpt` of the same workdir
 (configs/cpt_llama2_7b.py); `--config.parent ''` begins from the checkpoint itself.
 
-On one v5e:4x4 (16 chips of 16 GB) `ranker.plan` finds 11.2 GiB a chip of the 15.75 that
+On one v5e:4x4 (16 chips of 16 GB) `ranker.plan` finds 11.3 GiB a chip of the 15.75 that
 a program may use, 4.6 of them parameters and moments in float32; the model needs 78 %
-of the operations; a step takes at least 1.05 s (compute): at most 62,500 tokens/s.
+of the operations; a step takes at least 1.02 s (compute): at most 63,900 tokens/s.
 """
 
 from ranker import config
