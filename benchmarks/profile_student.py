@@ -84,17 +84,17 @@ def main() -> None:
     parser = make_parser(
         __doc__,
         size=(2, "batch.size: lists of full length a step"),
-        list_size=(8, "documents a list"),
-        dropout=(-1.0, "rate; -1: the checkpoint's"),
         layers=(6, "of random weights"),
         embed=(384, "width of random weights"),
     )
     args = parser.parse_args()
     setting = set_up(args, "student", partial(random_bert, args))
-    ours = Ours(setting, dropout=args.dropout)
-    batch = config.Batch(size=args.size, list_size=args.list_size)
-    objective = config.Rank(loss=("sigmoid_cross_entropy",))
-    run = ours.train_steps(objective, batch, 2e-5)
+    ours = Ours(setting)
+    run = ours.train_steps(
+        config.Rank(loss=("sigmoid_cross_entropy",)),
+        config.Batch(size=args.size, list_size=8),
+        2e-5,
+    )
     run(2)
     vocab = ours.network.abstract["body"]["embedding"].shape[0]
     trace = pathlib.Path(DUMP.name) / "trace"
