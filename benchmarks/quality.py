@@ -118,7 +118,15 @@ def main() -> None:
     parser.add_argument("--measure", default="NDCG@10")
     names = list(FAMILIES)
     parser.add_argument("--families", nargs="+", choices=names, default=names)
+    parser.add_argument(
+        "--attention_dropout",
+        type=float,
+        help="of theirs; ours has none; default: the checkpoint's",
+    )
     flags = parser.parse_args()
+    changed = {}
+    if flags.attention_dropout is not None:
+        changed["attention_probs_dropout_prob"] = flags.attention_dropout
     prepared = flags.workdir / "prepare"
     corpus = datasets.load_corpus(prepared / "corpus")
     train_lists = datasets.load_lists(prepared / "lists", "train")
@@ -132,7 +140,11 @@ def main() -> None:
         stage = account["settings"]
         torch.manual_seed(stage["seed"])
         model = CrossEncoder(
-            flags.model, num_labels=1, max_length=stage["length"], device="cpu"
+            flags.model,
+            num_labels=1,
+            max_length=stage["length"],
+            device="cpu",
+            config_kwargs=changed,
         )
         seconds = train(model, make(model), target, train_lists, corpus, stage, size)
         theirs = run_of(test, corpus, score(model, test, corpus))
