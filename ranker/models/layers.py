@@ -262,7 +262,8 @@ def stack(
     def first(x, stacked):
         # By index, for a slice of the weights would be a copy of them.
         def step(i, x):
-            return layer(x, jax.tree.map(lambda w: w[i], stacked))
+            index = partial(jax.lax.dynamic_index_in_dim, index=i, keepdims=False)
+            return layer(x, jax.tree.map(index, stacked))
 
         return jax.lax.fori_loop(0, num, step, x)
 
