@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 from ranker import config
 
@@ -64,11 +65,13 @@ def model_flops(
 def program_flops(jaxpr: Any) -> float:
     """What a traced function does on all devices, recomputation included.
 
+    What nothing reads is left out, as compilers leave it: gradients of frozen weights.
     Loops count as often as they run; a kernel counts its whole grid, with blocks that a
     mask lets it leave out.
     """
     if isinstance(jaxpr, core.ClosedJaxpr):
         jaxpr = jaxpr.jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return sum(_equation(one) for one in jaxpr.eqns)
 
 

@@ -22,6 +22,18 @@ def test_loops_and_branches_count_as_they_run():
     assert program_flops(jax.make_jaxpr(jax.grad(forward))(w)) == 4 * once
 
 
+def test_what_nothing_reads_does_not_count():
+    x, w = jnp.ones((4, 8)), jnp.ones((6, 8, 8))
+
+    def forward(x, w):
+        return jnp.sum(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+
+    def slope(x):  # that of w is frozen
+        return jax.grad(forward, argnums=(0, 1))(x, w)[0]
+
+    assert program_flops(jax.make_jaxpr(slope)(x)) == 2 * 6 * 2 * 4 * 8 * 8
+
+
 SIZES = dict(vocab_size=100, rows=2, length=16, scored=2)
 
 
