@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--labelled", type=int, default=300, help="train questions")
     args = parser.parse_args()
+    if not (args.medquad / "corpus.jsonl.gz").is_file():
+        parser.error(f"{args.medquad} has no corpus.jsonl.gz: name MedQuAD's folder")
     for name in ("qrels", "runs"):
         (args.folder / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(args.medquad / "corpus.jsonl.gz", args.folder)
@@ -56,15 +58,15 @@ def main() -> None:
     dev = shuffled(judged["dev"])
     kept = {"train": train, "dev": dev[:DEV], "test": dev[DEV:]}
     for split, names in kept.items():
-        source = "train" if split == "train" else "dev"
-        rows = [row for row in judged[source] if row[0] in set(names)]
+        wanted, source = set(names), "train" if split == "train" else "dev"
+        rows = [row for row in judged[source] if row[0] in wanted]
         with (args.folder / "qrels" / f"{split}.tsv").open("w") as file:
             file.write("query-id\tcorpus-id\tscore\n")
             file.writelines("\t".join(row) + "\n" for row in rows)
         (run,) = (args.medquad / "runs").glob(f"bm25.{source}.*")
         with (args.folder / "runs" / f"bm25.{split}.trec").open("w") as file:
             file.writelines(
-                line for line in gzip.open(run, "rt") if line.split()[0] in set(names)
+                line for line in gzip.open(run, "rt") if line.split()[0] in wanted
             )
     all_kept = [queries[name] for names in kept.values() for name in names]
     write_lines(args.folder / "queries.jsonl", all_kept)
