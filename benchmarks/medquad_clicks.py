@@ -1,23 +1,23 @@
 """Makes a folder of MedQuAD in which clicks are many and judgements few.
 
-    python benchmarks/medquad_clicks.py MEDQUAD FOLDER --labelled 300
+    python benchmarks/medquad_clicks.py MEDQUAD FOLDER
 
-Whether continued pre-training helps is a question about such data. The train questions
-with their answers become the click log; so many of them keep their judgements, too, and
-50 more are there to be scored by the teacher. The dev questions, of the same templates,
-are cut in two: 200 to choose a checkpoint by, the others to test on.
+Whether continued pre-training helps is a question about such data. All train questions
+with their answers become the click log; 350 of them keep their judgements, of which a
+run's `data.labelled_queries` are for training and the others for the teacher to score.
+The dev questions are cut in two: 200 to choose a checkpoint by, the others to test on.
 """
 
 import argparse
-import csv
-import gzip
 import json
 import pathlib
 import random
 import shutil
 
+from ranker.data import formats, trec
+
+TRAIN = 350  # questions that keep their judgements
 DEV = 200  # questions
-UNLABELLED = 50  # questions
 
 
 def main() -> None:
@@ -27,65 +27,61 @@ def main() -> None:
     )
     parser.add_argument("medquad", type=pathlib.Path)
     parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("--labelled", type=int, default=300, help="train questions")
     args = parser.parse_args()
-    if not (args.medquad / "corpus.jsonl.gz").is_file():
+    source = args.medquad / "corpus.jsonl.gz"
+    if not source.is_file():
         parser.error(f"{args.medquad} has no corpus.jsonl.gz: name MedQuAD's folder")
-    for name in ("qrels", "runs"):
-        (args.folder / name).mkdir(parents=True, exist_ok=True)
-    shutil.copy(args.medquad / "corpus.jsonl.gz", args.folder)
-    corpus = {
-        one["_id"]: one
-        for one in map(json.loads, gzip.open(args.folder / "corpus.jsonl.gz", "rt"))
+    (args.folder / "qrels").mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, args.folder)
+    corpus = {one.id: one for one in formats.read_corpus(source)}
+    queries = {
+        one.id: one.text for one in formats.read_queries(args.medquad / "queries.jsonl")
     }
-    lines = (args.medquad / "queries.jsonl").read_text().splitlines()
-    queries = {one["_id"]: one for one in map(json.loads, lines)}
-    judged = {name: judgements(args.medquad, name) for name in ("train", "dev")}
+    judged, runs = {}, {}
+    for name in ("train", "dev"):
+        judged[name] = trec.load_qrels(args.medquad / "qrels" / f"{name}.tsv")
+        (path,) = (args.medquad / "runs").glob(f"bm25.{name}.*")
+        runs[name] = trec.load_run(path).scores
 
     clicks = [
         {
-            "query": queries[query]["text"],
+            "query": queries[query],
             "document_id": document,
-            "title": corpus[document]["title"],
-            "summary": corpus[document]["text"],
+            "title": corpus[document].title,
+            "summary": corpus[document].text,
         }
-        for query, document, grade in judged["train"]
-        if int(grade) > 0
+        for query, grades in judged["train"].items()
+        for document, grade in grades.items()
+        if grade > 0
     ]
     write_lines(args.folder / "clicks.jsonl", clicks)
 
-    train = shuffled(judged["train"])[: args.labelled + UNLABELLED]
-    dev = shuffled(judged["dev"])
-    kept = {"train": train, "dev": dev[:DEV], "test": dev[DEV:]}
-    for split, names in kept.items():
-        wanted, source = set(names), "train" if split == "train" else "dev"
-        rows = [row for row in judged[source] if row[0] in wanted]
+    train, dev = shuffled(judged["train"]), shuffled(judged["dev"])
+    splits = {
+        "train": ("train", train[:TRAIN]),
+        "dev": ("dev", dev[:DEV]),
+        "test": ("dev", dev[DEV:]),
+    }
+    for split, (name, kept) in splits.items():
+        wanted = set(kept)
         with (args.folder / "qrels" / f"{split}.tsv").open("w") as file:
             file.write("query-id\tcorpus-id\tscore\n")
-            file.writelines("\t".join(row) + "\n" for row in rows)
-        (run,) = (args.medquad / "runs").glob(f"bm25.{source}.*")
-        with (args.folder / "runs" / f"bm25.{split}.trec").open("w") as file:
-            file.writelines(
-                line for line in gzip.open(run, "rt") if line.split()[0] in wanted
-            )
-    all_kept = [queries[name] for names in kept.values() for name in names]
-    write_lines(args.folder / "queries.jsonl", all_kept)
-    print(
-        f"{args.folder}: {len(clicks):,} clicks, "
-        + ", ".join(f"{len(names):,} {split}" for split, names in kept.items())
-        + " questions"
-    )
+            for query, grades in judged[name].items():
+                if query in wanted:
+                    rows = (f"{query}\t{one}\t{grades[one]}\n" for one in grades)
+                    file.writelines(rows)
+        run = {query: runs[name][query] for query in kept if query in runs[name]}
+        formats.write_run(args.folder / "runs" / f"bm25.{split}.trec", run, tag="bm25")
+    ids = [query for _, kept in splits.values() for query in kept]
+    lines = [{"_id": query, "text": queries[query]} for query in ids]
+    write_lines(args.folder / "queries.jsonl", lines)
+    sizes = ", ".join(f"{len(kept):,} {split}" for split, (_, kept) in splits.items())
+    print(f"{args.folder}: {len(clicks):,} clicks, {sizes} questions")
 
 
-def judgements(folder: pathlib.Path, split: str) -> list[list[str]]:
-    """Rows of (query id, document id, grade) of `qrels/SPLIT.tsv`."""
-    with (folder / "qrels" / f"{split}.tsv").open() as file:
-        return list(csv.reader(file, delimiter="\t"))[1:]
-
-
-def shuffled(rows: list[list[str]]) -> list[str]:
+def shuffled(judged: dict[str, dict[str, int]]) -> list[str]:
     """The query ids of judgements, in an order that is always the same."""
-    names = sorted({query for query, *_ in rows})
+    names = sorted(judged)
     random.Random(0).shuffle(names)
     return names
 
