@@ -190,6 +190,15 @@ def batch_sharding(mesh: Mesh, leading: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, BATCH))
 
 
+def platform() -> str:
+    """Of the devices of the mesh that is set; empty without one (serving, export).
+
+    They need not be here: plan compiles for a TPU in a process without one.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return "" if mesh.empty else mesh.abstract_device.platform
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Keeps an activation split as its logical axes say, on the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()

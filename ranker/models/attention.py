@@ -99,8 +99,7 @@ def attend(
     Raises:
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    platform = "" if mesh.empty else mesh.abstract_device.platform
+    platform = sharding.platform()
     kernel = choose(platform, q.shape, q.dtype, cap)
     one = partial(
         _KERNELS[kernel], causal=causal, scale=scale or q.shape[-1] ** -0.5, cap=cap

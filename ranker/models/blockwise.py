@@ -70,17 +70,17 @@ def _reach(
     return first, last - first
 
 
-def _heads(x: Float[Array, "R T N H"], K: int) -> Float[Array, "R K G T H"]:
-    R, T, N, H = x.shape
-    return jnp.transpose(x.reshape(R, T, K, N // K, H), (0, 2, 3, 1, 4))
+def _heads(x: Float[Array, "T N H"], K: int) -> Float[Array, "K G T H"]:
+    T, N, H = x.shape
+    return jnp.transpose(x.reshape(T, K, N // K, H), (1, 2, 0, 3))
 
 
-def _rows(blocks: Float[Array, "R I K Q H"]) -> Float[Array, "R T N H"]:
-    """Blocks of queries, each [K, G * BLOCK, H], back into rows."""
-    R, num_blocks, K, Q, H = blocks.shape
-    x = blocks.reshape(R, num_blocks, K, Q // BLOCK, BLOCK, H)
-    x = jnp.transpose(x, (0, 1, 4, 2, 3, 5))
-    return x.reshape(R, num_blocks * BLOCK, K * (Q // BLOCK), H)
+def _tokens(blocks: Float[Array, "I K Q H"]) -> Float[Array, "T N H"]:
+    """Blocks of queries, each [K, G * BLOCK, H], back into a row."""
+    num_blocks, K, Q, H = blocks.shape
+    x = blocks.reshape(num_blocks, K, Q // BLOCK, BLOCK, H)
+    x = jnp.transpose(x, (0, 3, 1, 2, 4))
+    return x.reshape(num_blocks * BLOCK, K * (Q // BLOCK), H)
 
 
 def _cut_queries(x: Float[Array, "K G T H"], i: Array) -> Float[Array, "K Q H"]:
@@ -118,6 +118,14 @@ def _masked(
     return jnp.where(mask[None, None], x, value).reshape(K, Q, S)
 
 
+def _at(x: Array, *places: Array) -> Array:
+    """What `x` holds there: as `x[places]`, without a check of its bounds."""
+    for place in places:
+        x = jax.lax.dynamic_index_in_dim(x, place, keepdims=False)
+    return x
+
+
+_put = partial(jax.lax.dynamic_update_index_in_dim, axis=0)  # array, entry, place
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
@@ -131,16 +139,19 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
     q, k, v, segments, first, count = jax.lax.optimization_barrier(
         (q, k, v, segments, first, count)
     )
-    num_blocks, K = count.shape[1], k.shape[2]
+    (R, num_blocks), K = count.shape, k.shape[2]
 
-    def row(x):
-        queries, keys, values, segments, first, count = x
+    def row(r, done):
+        out, log_totals = done
+        queries = _heads(_at(out, r), K)
+        keys, values = (jnp.swapaxes(_at(x, r), 0, 1) for x in (k, v))
+        texts = _at(segments, r)
 
         def one(i):
-            query, begin = _cut_queries(queries, i), first[i]
+            query, begin = _cut_queries(queries, i), _at(first, r, i)
 
             def compute(n: int):
-                mask = _mask(rule, segments, i, begin, n)
+                mask = _mask(rule, texts, i, begin, n)
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
                 logits = _product("KQH,KSH->KQS", query, key) * rule[2]
                 logits = _masked(logits, mask, _LOWEST)
@@ -151,37 +162,41 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
                 return y.astype(v.dtype), highest + jnp.log(total)
 
             branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
-            return jax.lax.switch(count[i] - 1, branches)
+            return jax.lax.switch(_at(count, r, i) - 1, branches)
 
-        return jax.lax.map(one, jnp.arange(num_blocks))
+        blocks, totals = jax.lax.map(one, jnp.arange(num_blocks))
+        return _put(out, _tokens(blocks), r), _put(log_totals, totals, r)
 
-    keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
-    rows = (_heads(q, K), keys, values, segments, first, count)
-    blocks, log_totals = jax.lax.map(row, rows)
-    out = _rows(blocks)
+    # Each row of queries gives way to its output: no array is filled with zeros first.
+    heads = q.shape[2] // K
+    log_totals = jnp.zeros((R, num_blocks, K, heads * BLOCK, 1), jnp.float32)
+    out, log_totals = jax.lax.fori_loop(0, R, row, (q, log_totals))
     return out, (q, k, v, segments, first, count, out, log_totals)
 
 
 def _backward(rule: _Rule, saved, gradient):
     q, k, v, segments, first, count, out, log_totals = saved
     _, T, _, H = q.shape
-    num_blocks, K = count.shape[1], k.shape[2]
-    # What a row of weights gives in all (Dao et al., 2022, arXiv 2205.14135, eq. 4).
-    given = gradient.astype(jnp.float32) * out.astype(jnp.float32)
-    given = _heads(jnp.sum(given, axis=-1, keepdims=True), K)  # [R, K, G, T, 1]
+    (R, num_blocks), K = count.shape, k.shape[2]
 
-    def row(x):
-        queries, keys, values, gradients, given, log_totals, segments, first, count = x
+    def row(r, done):
+        queries = _heads(_at(done[0], r), K)
+        keys, values = (jnp.swapaxes(_at(x, r), 0, 1) for x in done[1:])
+        texts, upper = _at(segments, r), _at(gradient, r)
+        gradients = _heads(upper.astype(q.dtype), K)
+        # What a row of weights gives in all (Dao et al., 2022, arXiv 2205.14135, eq. 4)
+        given = upper.astype(jnp.float32) * _at(out, r).astype(jnp.float32)
+        given = _heads(jnp.sum(given, axis=-1, keepdims=True), K)  # [K, G, T, 1]
 
         def one(carry, i):
             query, grad = _cut_queries(queries, i), _cut_queries(gradients, i)
-            total, begin = _cut_queries(given, i), first[i]
+            total, begin = _cut_queries(given, i), _at(first, r, i)
 
             def compute(n: int, d_keys, d_values):
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
-                mask = _mask(rule, segments, i, begin, n)
+                mask = _mask(rule, texts, i, begin, n)
                 logits = _product("KQH,KSH->KQS", query, key) * rule[2]
-                weights = _masked(jnp.exp(logits - log_totals[i]), mask, 0.0)
+                weights = _masked(jnp.exp(logits - _at(log_totals, r, i)), mask, 0.0)
                 d_weights = _product("KQH,KSH->KQS", grad, value)
                 d_logits = (weights * (d_weights - total) * rule[2]).astype(q.dtype)
 
@@ -197,20 +212,16 @@ def _backward(rule: _Rule, saved, gradient):
                 return (add(d_keys, d_key), add(d_values, d_value)), d_query
 
             branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
-            return jax.lax.switch(count[i] - 1, branches, *carry)
+            return jax.lax.switch(_at(count, r, i) - 1, branches, *carry)
 
         zeros = jnp.zeros((K, H, T), jnp.float32)
-        return jax.lax.scan(one, (zeros, zeros), jnp.arange(num_blocks))
+        sums, blocks = jax.lax.scan(one, (zeros, zeros), jnp.arange(num_blocks))
+        d_keys, d_values = (jnp.transpose(x, (2, 0, 1)).astype(k.dtype) for x in sums)
+        new = (_tokens(blocks).astype(q.dtype), d_keys, d_values)
+        return tuple(_put(x, y, r) for x, y in zip(done, new, strict=True))
 
-    gradients = _heads(gradient.astype(q.dtype), K)
-    keys, values = _heads(k, K)[:, :, 0], _heads(v, K)[:, :, 0]
-    rows = (_heads(q, K), keys, values, gradients, given, log_totals)
-    rows = (*rows, segments, first, count)
-    (d_keys, d_values), blocks = jax.lax.map(row, rows)
-    d_k, d_v = (
-        jnp.transpose(x, (0, 3, 1, 2)).astype(k.dtype) for x in (d_keys, d_values)
-    )
-    return _rows(blocks).astype(q.dtype), d_k, d_v, None, None, None
+    # Each row gives way to its gradient.
+    return (*jax.lax.fori_loop(0, R, row, (q, k, v)), None, None, None)
 
 
 _attend.defvjp(_forward, _backward)

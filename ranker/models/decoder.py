@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker import config
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
+from ranker.models.norms import rms_norm
 from ranker.sharding import constrain, gathered
 
 
@@ -61,8 +62,7 @@ def decoder_layer(
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
         if not wanted:
             return x
-        function = layers.lean(partial(layers.rms_norm, eps=c.norm_eps), c.remat)
-        return function(x, w[name])
+        return rms_norm(x, w[name], c.norm_eps)
 
     def project(y: Array, name: str) -> Array:
         return layers.add_bias(adapters.project(y, w, name), w.get(f"{name}_bias"))
@@ -155,4 +155,4 @@ class Decoder(nnx.Module):
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
         x = layers.stack(body, x, (stacked, local), c.remat, read)
-        return layers.rms_norm(x, self.norm[...], c.norm_eps)
+        return rms_norm(x, self.norm[...], c.norm_eps)

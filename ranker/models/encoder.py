@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker import config
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
+from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
 
 
@@ -64,8 +65,7 @@ def encoder_layer(
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
             return x
-        function = layers.lean(partial(layers.layer_norm, eps=c.norm_eps), c.remat)
-        return function(x, w[name], w.get(f"{name}_bias"))
+        return layer_norm(x, w[name], w.get(f"{name}_bias"), c.norm_eps)
 
     y = norm(x, "attention_norm", c.pre_norm)
     if not c.first_norm:
@@ -153,7 +153,7 @@ class Encoder(nnx.Module):
             table = gathered(self.types[...], "types", width)
             x = x + jnp.take(table, chosen, axis=0)
         bias = self.norm_bias[...] if c.bias else None
-        x = layers.layer_norm(x, self.norm[...], bias, c.norm_eps)
+        x = layer_norm(x, self.norm[...], bias, c.norm_eps)
         x = layers.dropout(x, c.dropout, None if keys is None else keys[-1])
         if c.table_dim not in (0, c.embed_dim):
             project = gathered(self.project[...], None, "embed")
@@ -186,5 +186,5 @@ class Encoder(nnx.Module):
         stacked = (stacked, local, bare, layer_keys)
         x = layers.stack(body, x, stacked, c.remat, read)
         if c.pre_norm:
-            x = layers.layer_norm(x, self.last_norm[...], None, c.norm_eps)
+            x = layer_norm(x, self.last_norm[...], None, c.norm_eps)
         return x

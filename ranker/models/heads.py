@@ -12,6 +12,7 @@ from ranker.models import layers
 from ranker.models.attention import make_mask
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
+from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
 
 
@@ -102,7 +103,7 @@ class PoolerHead(nnx.Module):
         else:
             x = layers.activate(x, "gelu")
         if c.head_norm:
-            x = layers.layer_norm(x, self.norm[...], None, c.norm_eps)
+            x = layer_norm(x, self.norm[...], None, c.norm_eps)
         x = layers.dropout(x, c.dropout, key)
         return jnp.einsum("...D,D->...", x, self.dense[...]) + self.bias[...]
 

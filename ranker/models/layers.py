@@ -59,36 +59,6 @@ def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
     return ready
 
 
-def rms_norm(
-    x: Float[Array, "*N D"], scale: Float[Array, " D"], eps: float
-) -> Float[Array, "*N D"]:
-    """Divides by the root mean square, in float32 (Zhang and Sennrich, 2019)."""
-    y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    return (y * _like(scale, y)).astype(x.dtype)
-
-
-def layer_norm(
-    x: Float[Array, "*N D"],
-    scale: Float[Array, " D"],
-    bias: Float[Array, " D"] | None,
-    eps: float,
-) -> Float[Array, "*N D"]:
-    """Zero mean and unit variance, in float32 (Ba et al., 2016)."""
-    y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, -1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + eps)
-    y = y * _like(scale, y)
-    if bias is not None:
-        y = y + _like(bias, y)
-    return y.astype(x.dtype)
-
-
-def _like(vector: Float[Array, " D"], x: Array) -> Array:
-    """Adds leading dimensions, so that ranks match without promotion."""
-    return vector.reshape((1,) * (x.ndim - 1) + vector.shape)
-
-
 def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None) -> Array:
     """X plus a bias over its last dimensions, in x's dtype; x without a bias."""
     if bias is None:
@@ -189,9 +159,11 @@ def dropout(x: Array, rate: float, key: Array | None) -> Array:
         return x
     *lead, D = x.shape
     words = jax.random.bits(key, (*lead, -(-D // 2)), jnp.uint32)
-    halves = jnp.concatenate([words >> 16, words & 0xFFFF], axis=-1)[..., :D]
-    kept = max(round((1 - rate) * 65536), 1)
-    return jnp.where(halves < kept, x * (65536 / kept), jnp.zeros_like(x))
+    chance = max(round((1 - rate) * 65536), 1)
+    # Put together when compared: a byte an entry, which the backward pass needs too.
+    halves = (words >> 16 < chance, words & 0xFFFF < chance)
+    kept = jnp.concatenate(halves, axis=-1)[..., :D]
+    return jnp.where(kept, x * (65536 / chance), jnp.zeros_like(x))
 
 
 _ACTIVATIONS = {
@@ -224,10 +196,11 @@ def mixed(indices: Sequence[int], count: int) -> Bool[Array, " count"] | None:
 def lean(function: Callable, choice: config.Remat) -> Callable:
     """A function of which the inputs alone are kept for its gradient.
 
-    For what is cheap to compute and large to keep. A layer that is recomputed as
-    `choice` says keeps none of it anyhow.
+    For what is cheap to compute and large to keep. Layers that are compiled one by one
+    need a barrier, or the compiler merges both computations and keeps their result. A
+    layer that is recomputed as `choice` says keeps none of it anyhow.
     """
-    return jax.checkpoint(function, prevent_cse=False) if choice == "none" else function
+    return jax.checkpoint(function) if choice == "none" else function
 
 
 Read = Callable[[Array], Array]  # of [R, T, ...] what is asked for: [B, L, ...]
@@ -289,8 +262,7 @@ def _unrolled(x: Array, choice: config.Remat) -> bool:
     A loop puts what each layer keeps into one array of all layers, and takes it out
     again, which a CPU does slowly; but it compiles in half the time.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    cpu = not mesh.empty and mesh.abstract_device.platform == "cpu"
+    cpu = sharding.platform() == "cpu"
     return cpu and choice == "none" and x.size >= _UNROLLED
 
 

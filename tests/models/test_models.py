@@ -183,6 +183,36 @@ def test_remat_changes_memory_and_nothing_else(settings):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_unrolled_layers_keep_no_more_than_products_and_norms_read():
+    """What is cheap is made anew: the compiler must not merge it with the first."""
+    settings = config.Encoder(
+        num_layers=4,
+        embed_dim=256,
+        num_heads=4,
+        mlp_dim=1024,
+        max_positions=512,
+        dropout=0.1,
+    )
+    graphdef, params = nnx.split(make(settings))
+    R, T = 4, 512
+    text = jnp.ones((R, T), jnp.int32)
+    index = jnp.arange(R).reshape(-1, 1) * T
+    assert R * T * settings.embed_dim >= layers._UNROLLED
+
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        inputs = (text, text, text * 0, text * 0, index)
+        return jnp.sum(model(*inputs, key=jax.random.key(1)))
+
+    with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
+        compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    # A layer: q, k, v, what attention gives, and in and out of both norms; in and out
+    # of the activation, four times as wide; a byte for both masks of dropout.
+    kept = 4 * (settings.num_layers - 1) * R * T * 256 * (4 + 4 + 8 + 1)
+    assert temporary < 1.5 * kept, temporary / kept
+
+
 @both
 def test_bfloat16_stays_near_float32(settings):
     low = type(settings)(**{**vars_of(settings), "dtype": "bfloat16"})
