@@ -3,11 +3,12 @@
     python benchmarks/train_student.py --model MINILM
     python benchmarks/train_student.py --dtype bfloat16 --embed 768 --layers 12 --size 8
 
-Both train the same weights on the same pairs: ours in packed rows, CrossEncoder by its
-trainer at its defaults (batches of 32, padded to their longest text). Each has the
-checkpoint's dropout; ours has none on attention weights, and `--dropout 0` turns it off
-for both. A round is so many steps of ours, then of theirs; compiling and the first step
-are not counted. Needs `datasets` and `accelerate` for the peer's trainer. The last line
+Both train the same weights on the same pairs: ours in packed rows, with the batch of
+configs/distill.py cut into micro-batches of 16 rows, CrossEncoder by its trainer at its
+defaults (batches of 32, padded to their longest text). Each has the checkpoint's
+dropout; ours has none on attention weights, and `--dropout 0` turns it off for both. A
+round is so many steps of ours, then of theirs; compiling and the first step are not
+counted. Needs `datasets` and `accelerate` for the peer's trainer. The last line
 is one JSON object.
 """
 
@@ -54,9 +55,10 @@ def main() -> None:
     """Measures, and prints the ratio."""
     parser = make_parser(
         __doc__,
-        size=(2, "batch.size of ours: lists of full length a step"),
+        size=(8, "batch.size of ours: lists of full length a step"),
         list_size=(8, "documents a list"),
-        steps=(4, "steps of ours a round"),
+        accumulate=(4, "batch.accumulate of ours: micro-batches a step"),
+        steps=(1, "steps of ours a round"),
         their_steps=(6, "steps of theirs a round"),
         their_batch=(32, "pairs a batch of theirs"),
         dropout=(-1.0, "rate of both; -1: the checkpoint's"),
@@ -67,7 +69,9 @@ def main() -> None:
 
     setting = set_up(args, "student", partial(random_bert, args))
     ours = Ours(setting, dropout=args.dropout)
-    batch = config.Batch(size=args.size, list_size=args.list_size)
+    batch = config.Batch(
+        size=args.size, list_size=args.list_size, accumulate=args.accumulate
+    )
     objective = config.Rank(loss=("sigmoid_cross_entropy",))
     run_ours = ours.train_steps(objective, batch, 2e-5)
     run_ours(2)
