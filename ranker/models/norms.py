@@ -53,15 +53,15 @@ def _forward(rule: _Rule, x: Array, scale: Array, bias: Array):
 
 def _backward(rule: _Rule, saved, gradient: Array):
     x, mean, factor, scale = saved
-    wide, scale_ = gradient.astype(jnp.float32), scale.astype(jnp.float32)
+    up, by = gradient.astype(jnp.float32), scale.astype(jnp.float32)
     y = _take_off(x.astype(jnp.float32), mean) * factor[..., None]
-    product = wide * y
-    d_x = wide * _like(scale_, x) - y * _mean(product, scale_)[..., None]
+    # A norm takes off what moves all features alike, and what stretches them.
+    d_x = up * _like(by, x) - y * _mean(up * y, by)[..., None]
     if rule[0]:
-        d_x = d_x - _mean(wide, scale_)[..., None]
+        d_x = d_x - _mean(up, by)[..., None]
     d_x = d_x * factor[..., None]
     tokens = tuple(range(x.ndim - 1))
-    d_scale, d_bias = jnp.sum(product, tokens), jnp.sum(wide, tokens)
+    d_scale, d_bias = jnp.sum(up * y, tokens), jnp.sum(up, tokens)
     dtype = scale.dtype
     return d_x.astype(x.dtype), d_scale.astype(dtype), d_bias.astype(dtype)
 
