@@ -186,7 +186,7 @@ def test_remat_changes_memory_and_nothing_else(settings):
 def test_unrolled_layers_keep_no_more_than_products_and_norms_read():
     """What is cheap is made anew: the compiler must not merge it with the first."""
     settings = config.Encoder(
-        num_layers=4,
+        num_layers=3,
         embed_dim=256,
         num_heads=4,
         mlp_dim=1024,
