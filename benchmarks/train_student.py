@@ -1,7 +1,8 @@
-"""Training a BERT student, beside sentence-transformers' CrossEncoder.
+r"""Training a BERT student, beside sentence-transformers' CrossEncoder.
 
     python benchmarks/train_student.py --model MINILM
-    python benchmarks/train_student.py --dtype bfloat16 --embed 768 --layers 12 --size 8
+    python benchmarks/train_student.py --dtype bfloat16 --embed 768 --layers 12 \
+        --accumulate 1 --steps 8                                    # on a GPU
 
 Both train the same weights on the same pairs: ours in packed rows, with the batch of
 configs/distill.py cut into micro-batches of 16 rows, CrossEncoder by its trainer at its
@@ -58,7 +59,7 @@ def main() -> None:
         size=(8, "batch.size of ours: lists of full length a step"),
         list_size=(8, "documents a list"),
         accumulate=(4, "batch.accumulate of ours: micro-batches a step"),
-        steps=(1, "steps of ours a round"),
+        steps=(2, "steps of ours a round"),
         their_steps=(6, "steps of theirs a round"),
         their_batch=(32, "pairs a batch of theirs"),
         dropout=(-1.0, "rate of both; -1: the checkpoint's"),
