@@ -113,6 +113,7 @@ def main() -> None:
                 max_steps=args.their_steps + 1,
                 per_device_train_batch_size=args.their_batch,
                 bf16=args.dtype == "bfloat16",
+                use_cpu=not torch.cuda.is_available(),
                 report_to="none",
                 disable_tqdm=True,
                 save_strategy="no",

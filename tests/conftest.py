@@ -1,9 +1,13 @@
-"""Eight CPU devices and strict ranks, for every test."""
+"""Eight CPU devices, or what RANKER_TEST_PLATFORM names, and strict ranks."""
+
+import os
 
 import jax
 
-jax.config.update("jax_platforms", "cpu")
+PLATFORM = os.environ.get("RANKER_TEST_PLATFORM", "cpu")
+
+jax.config.update("jax_platforms", PLATFORM)
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests compile much and compute little.
-jax.config.update("jax_disable_most_optimizations", True)
+if PLATFORM == "cpu":  # tests compile much and compute little
+    jax.config.update("jax_disable_most_optimizations", True)

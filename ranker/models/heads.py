@@ -15,6 +15,9 @@ from ranker.models.encoder import Encoder
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
 
+# By default a GPU or a TPU would round what a product of float32 reads.
+_EXACT = jax.lax.Precision.HIGHEST
+
 
 class LanguageModel(nnx.Module):
     """A decoder that predicts the next token."""
@@ -75,7 +78,7 @@ class DenseHead(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` is not used."""
         del key
-        scores = jnp.einsum("...D,D->...", x, self.dense[...])
+        scores = jnp.einsum("...D,D->...", x, self.dense[...], precision=_EXACT)
         return scores + self.bias[...] if self.config.head_bias else scores
 
 
@@ -96,7 +99,8 @@ class PoolerHead(nnx.Module):
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` draws dropout, None: no dropout."""
         c = self.config
-        x = jnp.einsum("...D,DE->...E", x, gathered(self.pooler[...], "embed", None))
+        pooler = gathered(self.pooler[...], "embed", None)
+        x = jnp.einsum("...D,DE->...E", x, pooler, precision=_EXACT)
         x = layers.add_bias(x, self.pooler_bias[...] if c.bias else None)
         if c.head_activation == "tanh":
             x = jnp.tanh(x)
@@ -105,7 +109,8 @@ class PoolerHead(nnx.Module):
         if c.head_norm:
             x = layer_norm(x, self.norm[...], None, c.norm_eps)
         x = layers.dropout(x, c.dropout, key)
-        return jnp.einsum("...D,D->...", x, self.dense[...]) + self.bias[...]
+        scores = jnp.einsum("...D,D->...", x, self.dense[...], precision=_EXACT)
+        return scores + self.bias[...]
 
 
 class Ranker(nnx.Module):
@@ -164,7 +169,8 @@ def segment_means(
 ) -> Float[Array, "R T D"]:
     """At each token the mean, in float32, over the tokens of its segment."""
     same = make_mask(segments, causal=False)[:, 0].astype(jnp.float32)  # [R, T, T]
-    total = jnp.einsum("RTS,RSD->RTD", same, hidden.astype(jnp.float32))
+    hidden = hidden.astype(jnp.float32)
+    total = jnp.einsum("RTS,RSD->RTD", same, hidden, precision=_EXACT)
     return total / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1)
 
 

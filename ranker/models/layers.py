@@ -260,10 +260,11 @@ def _unrolled(x: Array, choice: config.Remat) -> bool:
     """Whether layers are compiled one by one for the backward pass.
 
     A loop puts what each layer keeps into one array of all layers, and takes it out
-    again, which a CPU does slowly; but it compiles in half the time.
+    again: a sixth of a step's time on a GPU, a tenth on a CPU. But it compiles in half
+    the time.
     """
-    cpu = sharding.platform() == "cpu"
-    return cpu and choice == "none" and x.size >= _UNROLLED
+    copies = sharding.platform() in ("cpu", "gpu", "cuda")
+    return copies and choice == "none" and x.size >= _UNROLLED
 
 
 def remat(body: Callable, choice: config.Remat) -> Callable:

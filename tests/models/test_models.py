@@ -134,6 +134,15 @@ def test_layers_compiled_one_by_one_give_the_same_gradients(settings, monkeypatc
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), *found)
 
 
+def test_layers_are_looped_over_where_that_is_cheap(monkeypatch):
+    large, small = jnp.zeros((8, 512, 256)), jnp.zeros((1, 512, 256))
+    for platform, expected in (("cpu", True), ("gpu", True), ("tpu", False)):
+        monkeypatch.setattr(layers.sharding, "platform", lambda p=platform: p)
+        assert layers._unrolled(large, "none") == expected, platform
+        assert not layers._unrolled(large, "full")  # little is kept
+        assert not layers._unrolled(small, "none")  # not worth the compiling
+
+
 def test_decoder_is_causal_and_encoder_is_not():
     for settings, changes in ((DECODER, False), (ENCODER, True)):
         model = make(settings)
