@@ -1,7 +1,8 @@
-"""Scoring pairs, beside CrossEncoder.predict and a batched transformers loop.
+r"""Scoring pairs, beside CrossEncoder.predict and a batched transformers loop.
 
     python benchmarks/score.py --model MINILM
-    python benchmarks/score.py --dtype bfloat16 --embed 768 --layers 12 --rows 256
+    python benchmarks/score.py --dtype bfloat16 --embed 768 --layers 12 --rows 256 \
+        --lists 300                                                 # on a GPU
 
 All score the same pairs with the same weights, and must give the same scores.
 CrossEncoder.predict sorts all texts by length first and pads a batch of 32 to its

@@ -2,7 +2,7 @@ r"""Training a BERT student, beside sentence-transformers' CrossEncoder.
 
     python benchmarks/train_student.py --model MINILM
     python benchmarks/train_student.py --dtype bfloat16 --embed 768 --layers 12 \
-        --accumulate 1 --steps 8                                    # on a GPU
+        --accumulate 1 --steps 40 --their_steps 60                  # on a GPU
 
 Both train the same weights on the same pairs: ours in packed rows, with the batch of
 configs/distill.py cut into micro-batches of 16 rows, CrossEncoder by its trainer at its

@@ -1,8 +1,9 @@
-"""Training an LLM teacher, beside a transformers loop in torch.
+r"""Training an LLM teacher, beside a transformers loop in torch.
 
     python benchmarks/train_teacher.py
     python benchmarks/train_teacher.py --dtype bfloat16 --embed 2048 --layers 16 \
-        --mlp 8192 --heads 32 --kv_heads 8 --size 8 --their_batch 4
+        --mlp 8192 --heads 32 --kv_heads 8 --size 8 --steps 10 \
+        --their_batch 4 --their_steps 20
 
 Both train the same random Llama (about 30M parameters by default, 1B in the second
 line) to rank lists by a listwise softmax: ours in packed rows, theirs with lists in
