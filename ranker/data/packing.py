@@ -12,8 +12,10 @@ loss. How many lists it takes follows from how long they are.
 """
 
 import bisect
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -54,7 +56,7 @@ class Example:
     labels: np.ndarray  # float32, of each segment; empty for a text
     targets: np.ndarray  # float32, of each segment; empty for a text
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each segment."""
         return [len(segment.tokens) for segment in self.segments]
@@ -175,28 +177,63 @@ def pack(
     batch.score_index[...] = first_row * layout.length
     used = [0] * layout.rows  # tokens
     count = [0] * layout.rows  # segments
+    segments: list[Segment] = []
+    starts, numbers = [], []  # of each segment: place of its first token, and its id
     for b, (example, its_rows) in enumerate(zip(examples, rows, strict=True)):
         for i, (segment, row) in enumerate(
             zip(example.segments, its_rows, strict=True)
         ):
-            start, n = used[row], len(segment.tokens)
-            used[row] += n
+            start = row * layout.length + used[row]
+            used[row] += len(segment.tokens)
             count[row] += 1
-            place = (row, slice(start, start + n))
-            batch.tokens[place] = segment.tokens
-            batch.segments[place] = count[row]
-            batch.positions[place] = np.arange(n)
-            batch.types[place] = segment.types
-            # A segment's first token has nothing before it to be predicted from.
-            predicted = slice(start + max(segment.document, 1), start + n)
-            batch.loss_mask[row, predicted] = True
+            segments.append(segment)
+            starts.append(start)
+            numbers.append(count[row])
             if layout.size:
-                batch.score_index[b, i] += row * layout.length + start + segment.score
+                batch.score_index[b, i] += start + segment.score
         n = len(example.labels)
         batch.labels[b, :n] = example.labels
         batch.targets[b, :n] = example.targets
         batch.where[b, :n] = True
+    _lay(batch, segments, starts, numbers)
     return batch
+
+
+def _lay(
+    batch: Batch,
+    segments: Sequence[Segment],
+    starts: Sequence[int],
+    numbers: Sequence[int],
+) -> None:
+    """Writes all tokens of `segments` at once, each from its place on."""
+    if not segments:
+        return
+    lengths = np.array([len(segment.tokens) for segment in segments])
+    total = int(lengths.sum())
+
+    def spread(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A number a segment, to each of its tokens."""
+        return np.repeat(np.asarray(numbers), lengths)
+
+    tokens = itertools.chain.from_iterable(segment.tokens for segment in segments)
+    positions = np.arange(total) - spread(np.cumsum(lengths) - lengths)
+    document = np.array([segment.document for segment in segments])
+    types = np.array([segment.type_ids for segment in segments])
+    at = spread(starts) + positions
+    for leaf, values in (
+        (batch.tokens, np.fromiter(tokens, np.int32, total)),
+        (batch.segments, spread(numbers)),
+        (batch.positions, positions),
+        (
+            batch.types,
+            np.where(
+                positions < spread(document), spread(types[:, 0]), spread(types[:, 1])
+            ),
+        ),
+        # A segment's first token has nothing before it to be predicted from.
+        (batch.loss_mask, positions >= spread(np.maximum(document, 1))),
+    ):
+        leaf.reshape(-1)[at] = values
 
 
 def join(shards: Sequence[Batch]) -> Batch:

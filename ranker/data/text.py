@@ -45,9 +45,16 @@ class Segment:
     """One text as a model reads it."""
 
     tokens: list[int]
-    types: list[int]  # 0: query, 1: document
+    type_ids: tuple[int, int]  # of the tokens before the document, and from there on
     document: int  # index of the document's first token, where language loss starts
     score: int  # index of the token that the score is read from
+
+    @property
+    def types(self) -> list[int]:
+        """The type of each token."""
+        first, second = self.type_ids
+        behind = len(self.tokens) - self.document
+        return [first] * self.document + [second] * behind
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,7 @@ class Tokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [
             encoding.ids
-            for encoding in self.backend.encode_batch(
+            for encoding in self.backend.encode_batch_fast(
                 list(texts), add_special_tokens=False
             )
         ]
@@ -249,10 +256,9 @@ class Tokenizer:
                 "document; raise text.teacher_length or text.student_length"
             )
         tokens = [*query, *document[:room], *self.tail]
-        first, second = self.type_ids
         return Segment(
             tokens=tokens,
-            types=[first] * len(query) + [second] * (len(tokens) - len(query)),
+            type_ids=self.type_ids,
             document=len(query),
             score=0 if self.words is None else len(tokens) - 1,
         )

@@ -18,7 +18,7 @@ DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def segment(n, document=1):
-    return Segment([7] * n, [0] * document + [1] * (n - document), document, n - 1)
+    return Segment([7] * n, (0, 1), document, n - 1)
 
 
 @settings(max_examples=200, deadline=None)

@@ -37,7 +37,7 @@ def examples(count, seed=0):
     def segment():
         n = int(generator.integers(4, T + 1))
         tokens = generator.integers(1, helpers.V, n).tolist()
-        return Segment(tokens, [0] * 2 + [1] * (n - 2), 2, int(generator.integers(n)))
+        return Segment(tokens, (0, 1), 2, int(generator.integers(n)))
 
     made = []
     for _ in range(count):
