@@ -287,6 +287,27 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
             call(settings, workdir)
 
 
+def test_a_child_may_compute_otherwise_than_its_parent(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    stage = stages()["sft"]
+    model = dataclasses.replace(stage.model, dtype="bfloat16", remat="full")
+    train(
+        dataclasses.replace(
+            stage,
+            name="low",
+            model=model,
+            loop=dataclasses.replace(stage.loop, steps=1),
+        ),
+        copy,
+    )
+    account = manifest.load(copy / "low")
+    assert account.done and account.settings["model"]["dtype"] == "bfloat16"
+    other = dataclasses.replace(stage.model, mlp_dim=24)
+    with pytest.raises(manifest.StageError, match="different models: mlp_dim 16 -> 24"):
+        train(dataclasses.replace(stage, name="wide", model=other), copy)
+
+
 def test_an_unknown_measure_is_found_before_any_work(tmp_path):
     with pytest.raises(config.ConfigError, match="'NDGC@5'; did you mean NDCG@k"):
         run._call()(tiny(measures=("NDGC@5",)), tmp_path)

@@ -268,6 +268,10 @@ def _base(settings: config.Train) -> dict[str, Any]:
     return {"base": base} if settings.lora.rank else {}
 
 
+# Of a model: how it computes, not what its weights are.
+_FREE = ("dtype", "remat", "dropout")
+
+
 def _check_same_model(
     settings: config.Train, origin: Origin, parent: manifest.Manifest
 ) -> None:
@@ -276,7 +280,7 @@ def _check_same_model(
     differing = [
         f"{name} {theirs.get(name)} -> {ours.get(name)}"
         for name in {**theirs, **ours}
-        if ours.get(name) != theirs.get(name)
+        if name not in _FREE and ours.get(name) != theirs.get(name)
     ]
     if differing:
         raise manifest.StageError(
