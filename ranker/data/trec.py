@@ -96,13 +96,16 @@ def _regular_run(path: pathlib.Path) -> _Columns | None:
         except (OSError, EOFError, zlib.error):
             return None
     first = data[: formats.MAX_LINE].split(b"\n", 1)[0]
+    delimiter = b"\t" if b"\t" in first else b" "
+    # Arrow would take nothing between two delimiters for a column of its own.
+    empty = (delimiter * 2, delimiter + b"\n", delimiter + b"\r")
+    if data.endswith(delimiter) or any(place in data for place in empty):
+        return None
     try:
         table = csv.read_csv(
             io.BytesIO(data),
             csv.ReadOptions(column_names=_RUN_COLUMNS, block_size=2**24),
-            csv.ParseOptions(
-                delimiter="\t" if b"\t" in first else " ", quote_char=False
-            ),
+            csv.ParseOptions(delimiter=delimiter.decode(), quote_char=False),
             csv.ConvertOptions(
                 column_types={
                     **dict.fromkeys(_RUN_COLUMNS, pa.string()),
