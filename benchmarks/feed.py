@@ -13,7 +13,7 @@ import contextlib
 import time
 from functools import partial
 
-from side_by_side import compare, make_parser, random_bert, report, set_up
+from side_by_side import compare, make_parser, pairs_of, random_bert, report, set_up
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
@@ -35,7 +35,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     setting = set_up(args, "student", partial(random_bert, args))
-    lists, corpus = setting.prepared.lists("train"), setting.prepared.corpus()
+    lists = setting.prepared.lists("train")
     batch = config.Batch(size=args.size, list_size=args.list_size)
 
     def feed(encoder: pipeline.ListEncoder) -> tuple[int, float]:
@@ -48,12 +48,7 @@ def main() -> None:
                 tokens += int((next(batches).segments > 0).sum())
         return tokens, time.perf_counter() - start
 
-    pairs = []
-    for number in range(len(lists)):
-        record = lists[number]
-        for row in record.documents[: args.list_size]:
-            document = corpus[int(row)]
-            pairs.append((record.query, f"{document.title} {document.text}".strip()))
+    pairs = pairs_of(lists, setting.prepared.corpus(), args.list_size)
     tokenizer = AutoTokenizer.from_pretrained(str(setting.folder))
 
     def collate(some: list[tuple[str, str]]):

@@ -25,6 +25,7 @@ from side_by_side import (
     make_parser,
     matmul_flops,
     model_flops,
+    pairs_of,
     random_bert,
     report,
     set_up,
@@ -60,7 +61,6 @@ def main() -> None:
     args = parser.parse_args()
 
     setting = set_up(args, "student", partial(random_bert, args))
-    corpus = setting.prepared.corpus()
     lists = _First(setting.prepared.lists("train"), args.lists)
     cuda = torch.cuda.is_available()
     dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
@@ -76,12 +76,7 @@ def main() -> None:
     theirs.save_pretrained(str(whole))
     ours = Ours(setting, folder=whole)
     score = scoring.make_score(ours.network)
-    pairs = []
-    for number in range(len(lists)):
-        record = lists[number]
-        for row in record.documents:
-            document = corpus[int(row)]
-            pairs.append((record.query, f"{document.title} {document.text}".strip()))
+    pairs = pairs_of(lists, setting.prepared.corpus())
     real = sum(
         len(segment.tokens)
         for number in range(len(lists))

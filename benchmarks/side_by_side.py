@@ -10,18 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-# A GPU is shared with the peer: jax takes what it uses, not three quarters at once.
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ranker import config, sharding
+from ranker.data import pipeline
+from ranker.data.pipeline import Source
+from ranker.data.prepare import Prepared, prepare
+from ranker.data.records import Document, RankedList
+from ranker.models.huggingface import import_params, open_checkpoint
+from ranker.training import objectives, optim, scoring, state, step, weights
+
+# A GPU is shared with the peer: jax, which has not started yet, then takes what it uses
+# and not three quarters at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from ranker import config, sharding  # noqa: E402
-from ranker.data import pipeline  # noqa: E402
-from ranker.data.prepare import Prepared, prepare  # noqa: E402
-from ranker.models.huggingface import import_params, open_checkpoint  # noqa: E402
-from ranker.training import objectives, optim, scoring, state, step, weights  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Queries of Google users and paragraphs of Wikipedia; the made world where absent.
@@ -276,6 +279,17 @@ def report(found: dict[str, Any], args: argparse.Namespace, **facts: Any) -> Non
             }
         )
     )
+
+
+def pairs_of(lists: Source[RankedList], corpus: Source[Document], size: int = 0):
+    """(query, document) texts of the first `size` documents of each list; 0: all."""
+    found = []
+    for number in range(len(lists)):
+        record = lists[number]
+        for row in record.documents[: size or None]:
+            document = corpus[int(row)]
+            found.append((record.query, f"{document.title} {document.text}".strip()))
+    return found
 
 
 def context_of(setting: Setting, size: int) -> float:

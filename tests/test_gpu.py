@@ -23,18 +23,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 T, V = 256, 64
-SEEN = {
-    "full": dict(causal=False, window=0),
-    "causal": dict(causal=True, window=0),
-    "window": dict(causal=False, window=20),
-    "causal-window": dict(causal=True, window=20),
-}
-CASES = {
-    "bert": ("full", (12, 12, 64)),
-    "minilm": ("full", (12, 12, 32)),
-    "modernbert": ("window", (12, 12, 64)),
-    "llama": ("causal", (8, 2, 128)),
-    "gemma": ("causal-window", (8, 2, 128)),
+CASES = {  # what is seen; query heads, key heads and their width
+    "bert": (dict(causal=False, window=0), (12, 12, 64)),
+    "minilm": (dict(causal=False, window=0), (12, 12, 32)),
+    "modernbert": (dict(causal=False, window=20), (12, 12, 64)),
+    "llama": (dict(causal=True, window=0), (8, 2, 128)),
+    "gemma": (dict(causal=True, window=20), (8, 2, 128)),
 }
 DECODER = config.Decoder(
     num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=128
@@ -58,7 +52,7 @@ SEGMENTS = [[70, 71, 200], [256], [5, 128, 250]]
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_attention_in_bfloat16_equals_the_reference(case):
-    seen, (N, K, H) = SEEN[case[0]], case[1]
+    seen, (N, K, H) = case
     keys = jax.random.split(jax.random.key(0), 4)
     shapes = ((3, T, heads, H) for heads in (N, K, K, N))
     q, k, v, up = (
