@@ -18,11 +18,11 @@ import jax
 import numpy as np
 import optax
 
-from ranker import config, manifest, sharding
+from ranker import config, sharding, storage
 from ranker.data.packing import Layout, empty_batch
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.objectives import make_objective
-from ranker.training.scoring import device_batch
+from ranker.training.scorer import device_batch
 from ranker.training.state import init_state, make_network
 from ranker.training.step import make_step
 from ranker.training.weights import complete
@@ -85,9 +85,9 @@ def main() -> None:
             blocked.append(waited)
     checkpoints.close()
     newest = folder / "checkpoints" / f"step_{max(checkpoints.steps)}"
-    size = sum(size for size, _ in manifest.file_digests(newest).values())
+    size = sum(size for size, _ in storage.file_digests(newest).values())
     begun = time.perf_counter()
-    manifest.file_digests(newest)
+    storage.file_digests(newest)
     digesting = time.perf_counter() - begun
     cost = (np.median(saving) - np.median(plain)) / arguments.saves
     print(f"checkpoint: {size / 1e6:.0f} MB; step: {plain[0] / arguments.steps:.3f} s")

@@ -26,7 +26,7 @@ from ranker.data import datasets, formats
 from ranker.data.pipeline import draw_documents
 from ranker.data.text import document_text
 from ranker.metrics import ranking, significance
-from ranker.training.evaluation import qrels_of, run_of
+from ranker.training.evaluate import qrels_of, run_of
 
 # Stage of ours -> the loss of theirs, and its target from a list's labels, such that
 # both minimise the same function (RankNet up to a factor, which Adam takes out).

@@ -32,7 +32,7 @@ from side_by_side import (
 )
 
 from ranker.data.records import RankedList
-from ranker.training import scoring
+from ranker.training import scorer as scoring
 
 
 class _First:

@@ -22,9 +22,9 @@ import time
 from collections.abc import Iterator
 
 from ranker import config
-from ranker.data import pairs, scores
-from ranker.training import teacher
-from ranker.training.loop import train
+from ranker.scoring import pairs, scores
+from ranker.training import score as teacher
+from ranker.training.train import train
 
 LIMIT = 0.03
 SHARDS = 4

@@ -26,9 +26,9 @@ import time
 import numpy as np
 
 from ranker import config
-from ranker.data import scores
-from ranker.data.pairs import Content, WorldPairs
 from ranker.manifest import Manifest
+from ranker.scoring import scores
+from ranker.scoring.pairs import Content, WorldPairs
 
 CANDIDATES = 100  # a query
 

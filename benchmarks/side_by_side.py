@@ -20,7 +20,8 @@ from ranker.data.pipeline import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.models.huggingface import import_params, open_checkpoint
-from ranker.training import objectives, optim, scoring, state, step, weights
+from ranker.training import objectives, optim, state, step, weights
+from ranker.training import scorer as scoring
 
 # A GPU is shared with the peer: jax, which has not started yet, then takes what it uses
 # and not three quarters at once.

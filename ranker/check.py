@@ -42,19 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
 
-    from ranker import contract
-    from ranker.models.families import ModelError
+    from ranker import errors
+    from ranker.errors import ModelError
 
     try:
         return _check(given)
-    except (contract.ContractError, ModelError) as error:
+    except (errors.ContractError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
 def _check(given: Any) -> int:
-    from ranker import contract
-    from ranker.serving import checking
+    from ranker.serving import checking, contract
 
     promise = contract.load(given.folder)
     served = _read_scores(given.scores, len(promise.golden)) if given.scores else None
@@ -84,7 +83,7 @@ def _read_scores(path: pathlib.Path, count: int) -> Any:
 
     import numpy as np
 
-    from ranker.contract import ContractError
+    from ranker.errors import ContractError
 
     try:
         found = np.asarray(json.loads(path.read_text()), np.float32)

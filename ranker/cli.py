@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ranker import config
+from ranker.errors import Stopped, UserError
 
 AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command goes on
 _DISK = {
@@ -77,21 +78,19 @@ def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> 
         call()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
-        from ranker.manifest import Stopped
-
-        if isinstance(error, Stopped):
-            print(f"stopped: {error}", file=sys.stderr)
-            raise SystemExit(AGAIN) from None
-        if isinstance(error, OSError) and error.errno in _DISK:
+    except Stopped as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        raise SystemExit(AGAIN) from None
+    except (UserError, FloatingPointError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except OSError as error:
+        if error.errno in _DISK:
             raise SystemExit(
                 f"error: {error.filename or where}: {error.strerror}; "
                 f"{_DISK[error.errno]}, and run the same command again: what is done "
                 "is kept"
             ) from None
-        if not _is_ours(error):
-            raise
-        raise SystemExit(f"error: {error}") from None
+        raise
 
 
 def _join(processes: str) -> None:
@@ -131,21 +130,5 @@ def _join(processes: str) -> None:
 
 
 def _stop(*_) -> None:
-    """SIGTERM, where nothing better is to be done: training saves first."""
-    from ranker.manifest import Stopped
-
-    raise Stopped("by SIGTERM; the same command goes on from what is done")
-
-
-def _is_ours(error: BaseException) -> bool:
-    """True for errors whose message is a sentence for the user."""
-    from ranker.contract import ContractError
-    from ranker.data.records import DataError
-    from ranker.manifest import StageError
-
-    ours = config.ConfigError | DataError | StageError | ContractError
-    if isinstance(error, ours | FloatingPointError):
-        return True
-    from ranker.models.families import ModelError
-
-    return isinstance(error, ModelError)
+    """SIGTERM, where nothing better can be done: training saves first."""
+    raise Stopped("by SIGTERM; the same command resumes from what is done")

@@ -23,14 +23,14 @@ gzip. The systems of a workdir are measured by --config FILE --workdir DIR inste
 
 
 def _call():
-    from ranker.training.evaluation import evaluate
+    from ranker.training.evaluate import evaluate
 
     return evaluate
 
 
 def _parser() -> argparse.ArgumentParser:
     from ranker.metrics.ranking import MEASURES, PAIR_MEASURES
-    from ranker.reporting.files import Files
+    from ranker.reporting.trec_files import Files
 
     parser = argparse.ArgumentParser(
         prog="python -m ranker.evaluate",
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate_files(arguments: list[str]) -> None:
-    from ranker.reporting.files import Files, evaluate_files, name_runs
+    from ranker.reporting.trec_files import Files, evaluate_files, name_runs
 
     given = vars(_parser().parse_args(arguments))
     runs = name_runs(given.pop("runs"))

@@ -7,7 +7,7 @@ from ranker import cli, config
 
 
 def _call():
-    from ranker.training.exporting import export
+    from ranker.training.export import export
 
     return export
 

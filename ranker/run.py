@@ -16,10 +16,10 @@ from ranker import cli, config
 
 
 def _functions() -> dict[type, Callable]:
-    from ranker.training.evaluation import evaluate
-    from ranker.training.exporting import export
-    from ranker.training.loop import train
-    from ranker.training.teacher import score
+    from ranker.training.evaluate import evaluate
+    from ranker.training.export import export
+    from ranker.training.score import score
+    from ranker.training.train import train
 
     return {
         config.Train: train,
@@ -31,7 +31,7 @@ def _functions() -> dict[type, Callable]:
 
 def _call():
     from ranker.data.prepare import prepare
-    from ranker.training.evaluation import check_measures
+    from ranker.training.evaluate import check_measures
 
     functions = _functions()
 
@@ -51,7 +51,7 @@ def _call():
 def _dry_call():
     from ranker import manifest
     from ranker.data.prepare import predict, prepare
-    from ranker.training.evaluation import check_measures
+    from ranker.training.evaluate import check_measures
 
     functions = _functions()
 

@@ -22,7 +22,7 @@ _DESCRIPTION = "Scores pairs with the teacher; see also: status FOLDER, verify F
 
 def _call(prove: bool):
     def load():
-        from ranker.training import teacher
+        from ranker.training import score as teacher
 
         if not prove:
             return teacher.score
@@ -38,7 +38,7 @@ def _call(prove: bool):
 def _status(folder: str) -> None:
     from rich.console import Console
 
-    from ranker.data import scores
+    from ranker.scoring import scores
 
     job = scores.load_job(folder)
     found = scores.status(job)
@@ -47,7 +47,7 @@ def _status(folder: str) -> None:
 
 
 def _verify(folder: str) -> None:
-    from ranker.data import scores
+    from ranker.scoring import scores
 
     _show_proof(scores.verify(scores.load_job(folder), progress=_shown))
 

@@ -7,7 +7,7 @@ from ranker import cli, config
 
 
 def _call():
-    from ranker.training.loop import train
+    from ranker.training.train import train
 
     return train
 

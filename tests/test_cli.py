@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from ranker import cli
-from ranker.config import ConfigError
+from ranker.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROGRAM = textwrap.dedent("""

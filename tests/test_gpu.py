@@ -15,7 +15,7 @@ from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.models import attention
 from ranker.training import objectives, optim, state, step, weights
-from ranker.training.scoring import device_batch, make_score
+from ranker.training.scorer import device_batch, make_score
 
 pytestmark = pytest.mark.skipif(
     "cuda" not in jax.config.jax_platforms,

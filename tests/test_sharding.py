@@ -14,7 +14,7 @@ from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.models import build
 from ranker.training import objectives, optim, state, step, weights
-from ranker.training.scoring import device_batch, make_score
+from ranker.training.scorer import device_batch, make_score
 
 DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32

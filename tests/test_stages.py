@@ -12,18 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import cli, config, manifest, run, sharding
+from ranker import cli, config, errors, manifest, run, sharding
 from ranker.data.prepare import prepare
-from ranker.data.records import DataError
+from ranker.errors import DataError
 from ranker.reporting import report as reporting
-from ranker.training import inputs, loop
+from ranker.training import inputs
+from ranker.training import train as loop
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.evaluation import evaluate
-from ranker.training.exporting import export
+from ranker.training.evaluate import evaluate
+from ranker.training.export import export
 from ranker.training.failure import load_failure
 from ranker.training.inputs import scored_lists
-from ranker.training.loop import train
-from ranker.training.teacher import score
+from ranker.training.score import score
+from ranker.training.train import train
 from ranker.training.trained import load_trained
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -245,7 +246,7 @@ def stages():
 
 def test_other_settings_in_a_finished_stage_are_refused(workdir):
     changed = dataclasses.replace(stages()["sft"], seed=7)
-    with pytest.raises(manifest.StageError, match="other settings: seed: 0 -> 7"):
+    with pytest.raises(errors.StageError, match="other settings: seed: 0 -> 7"):
         train(changed, workdir)
 
 
@@ -283,7 +284,7 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
         ),
     ]
     for call, settings, message in cases:
-        with pytest.raises(manifest.StageError, match=message):
+        with pytest.raises(errors.StageError, match=message):
             call(settings, workdir)
 
 
@@ -304,7 +305,7 @@ def test_a_child_may_compute_otherwise_than_its_parent(workdir, tmp_path):
     account = manifest.load(copy / "low")
     assert account.done and account.settings["model"]["dtype"] == "bfloat16"
     other = dataclasses.replace(stage.model, mlp_dim=24)
-    with pytest.raises(manifest.StageError, match="different models: mlp_dim 16 -> 24"):
+    with pytest.raises(errors.StageError, match="different models: mlp_dim 16 -> 24"):
         train(dataclasses.replace(stage, name="wide", model=other), copy)
 
 
@@ -353,7 +354,7 @@ def test_dev_is_measured(workdir):
 
 def test_other_data_in_a_workdir_is_refused(workdir):
     other = dataclasses.replace(tiny().data, world=config.World(seed=5))
-    with pytest.raises(manifest.StageError, match="other settings: data.world.*seed"):
+    with pytest.raises(errors.StageError, match="other settings: data.world.*seed"):
         prepare(other, tiny().text, workdir)
 
 
@@ -412,7 +413,7 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
     with pytest.raises(KeyboardInterrupt):
         train(stopped, workdir)
     assert not manifest.load(workdir / stopped.name).done
-    with pytest.raises(manifest.StageError, match="has not finished"):
+    with pytest.raises(errors.StageError, match="has not finished"):
         manifest.require(workdir, stopped.name, kinds=(name,), by="a test")
     monkeypatch.setattr(loop, "make_step", make_step)
     train(stopped, workdir)
@@ -466,12 +467,12 @@ def test_sigterm_saves_and_leaves(workdir, monkeypatch):
         return once
 
     monkeypatch.setattr(loop, "make_step", told)
-    with pytest.raises(manifest.Stopped, match="saved step 3 of 6"):
+    with pytest.raises(errors.Stopped, match="saved step 3 of 6"):
         train(stage, workdir)
     assert Checkpoints(workdir / "stopped").latest == 3
 
     def stop(*_):
-        raise manifest.Stopped("now")
+        raise errors.Stopped("now")
 
     with pytest.raises(SystemExit) as ended:
         cli.sentences(stop)

@@ -12,14 +12,8 @@ from ranker import config
 from ranker.data import formats
 from ranker.data.bm25 import Bm25
 from ranker.data.clicks import clicks_to_examples
-from ranker.data.records import (
-    Click,
-    ClickExample,
-    DataError,
-    Document,
-    Query,
-    RankedList,
-)
+from ranker.data.records import Click, ClickExample, Document, Query, RankedList
+from ranker.errors import DataError
 
 Qrels = dict[str, dict[str, int]]
 SPLITS = ("train", "dev", "test")

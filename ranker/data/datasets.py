@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ranker.data.records import ClickExample, DataError, Document, RankedList
+from ranker.data.records import ClickExample, Document, RankedList
+from ranker.errors import DataError
 
 T = TypeVar("T")
 Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them

@@ -27,17 +27,15 @@ import pyarrow.parquet as pq
 from ranker.data.records import (
     Candidate,
     Click,
-    DataError,
     Document,
-    FieldError,
     Judgement,
     Query,
     check_id,
     check_integer,
     check_number,
     check_text,
-    shown,
 )
+from ranker.errors import DataError, FieldError, shown
 
 _REMEDY = "correct it, or skip such records with --config.data.on_error=skip"
 OnError = Literal["stop", "skip"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from ranker import config, manifest
+from ranker import config, manifest, storage
 from ranker.data import datasets, text
 from ranker.data.beir import Loaded, load_beir
 from ranker.data.clicks import clicks_to_examples
-from ranker.data.records import ClickExample, DataError, Document, RankedList
+from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer
 from ranker.data.world import SearchWorld, grade
+from ranker.errors import DataError
 
 NAME = "prepare"
 ROLES: tuple[config.Role, ...] = ("teacher", "student")
@@ -154,7 +155,7 @@ def _prepare(
             "template": tokenizer.template_digest,
             "vocab_size": tokenizer.vocab_size,
         }
-        pieces[role] = manifest.digest([tokenizer.digest, tokenizer.template_digest])
+        pieces[role] = storage.digest([tokenizer.digest, tokenizer.template_digest])
         tokens = settings.of(role, "length")
         _drop_long_queries(raw, tokenizer, tokens, f"{role}_length", data.on_error)
     datasets.write_lists(folder / "lists", raw.lists)

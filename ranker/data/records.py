@@ -6,39 +6,17 @@ TREC file, texts are not empty, numbers are finite.
 
 import math
 import re
-import reprlib
 import unicodedata
 from dataclasses import dataclass
 
 import numpy as np
 
+from ranker.errors import FieldError
+
 _BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_ID = 512  # characters
 FLOAT32 = float(np.finfo(np.float32).max)
-
-_short = reprlib.Repr()  # what a stranger's file holds may be of any size and depth
-_short.maxlevel, _short.maxlist, _short.maxdict, _short.maxother = 2, 9, 3, 80
-
-
-def shown(value: object) -> str:
-    """A value for a message, cut to what a line can hold."""
-    if not isinstance(value, (str, bytes)):
-        return _short.repr(value)
-    if len(value) <= 80:
-        return repr(value)
-    return f"{value[:80]!r}... ({len(value)} characters)"
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names file, line, field and a way out."""
-
-
-class FieldError(ValueError):
-    """A field of one record is wrong; a reader adds the file and the line."""
-
-    def __init__(self, field: str, found: object, expected: str):
-        super().__init__(f"field {field!r}: found {shown(found)}, expected {expected}")
 
 
 def check_id(field: str, value: object) -> str:

@@ -27,7 +27,8 @@ from tokenizers import (
 )
 
 from ranker import config
-from ranker.data.records import DataError, Document
+from ranker.data.records import Document
+from ranker.errors import DataError
 
 END, PAD = "</s>", "<pad>"
 _WORDPIECE_SPECIALS = {

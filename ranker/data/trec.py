@@ -20,7 +20,8 @@ import pyarrow.compute
 from pyarrow import csv
 
 from ranker.data import formats
-from ranker.data.records import MAX_ID, Candidate, DataError
+from ranker.data.records import MAX_ID, Candidate
+from ranker.errors import DataError
 
 _compute: Any = pyarrow.compute  # makes its functions while it is imported
 _REMEDY = "correct that line"

@@ -13,14 +13,11 @@ from typing import Any
 import numpy as np
 
 from ranker import config
+from ranker.errors import ModelError
 
 Json = dict[str, Any]
 Index = tuple[slice, ...]  # part of an array, every start and stop given
 Read = Callable[[Index], np.ndarray]  # part of a source tensor
-
-
-class ModelError(ValueError):
-    """A checkpoint that cannot be read as it is; the message lists every problem."""
 
 
 # --- tensors ---

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ranker.models.families import KNOWN, ModelError
+from ranker.errors import ModelError
+from ranker.models.families import KNOWN
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 # Second copies of the weights, for other tools.

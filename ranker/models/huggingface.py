@@ -21,12 +21,12 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from ranker import config
+from ranker.errors import ModelError
 from ranker.models.families import (
     ABSENT,
     SAME,
     Entry,
     Index,
-    ModelError,
     prefix_of,
     read_config,
     table_of,

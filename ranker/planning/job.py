@@ -19,7 +19,7 @@ from ranker.planning.flops import model_flops
 from ranker.planning.known import KNOWN
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer
-from ranker.training.scoring import make_score
+from ranker.training.scorer import make_score
 from ranker.training.state import abstract_state, make_network, placed
 from ranker.training.step import make_step
 from ranker.training.trained import KINDS

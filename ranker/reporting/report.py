@@ -3,7 +3,7 @@
 import importlib.util
 import pathlib
 
-from ranker.config import ConfigError
+from ranker.errors import ConfigError
 from ranker.reporting import figures, page, workdir
 
 

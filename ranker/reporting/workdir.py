@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ranker import manifest
+from ranker import errors, manifest
 from ranker.data import datasets, trec
-from ranker.data.records import DataError, Document
+from ranker.data.records import Document
+from ranker.errors import DataError
 from ranker.metrics import agreement
 
 _ORDER = ("prepare", "cpt", "sft", "score", "distill", "evaluate", "export")
@@ -99,7 +100,7 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
     """
     stages, missing = _stages(workdir)
     if not stages:
-        raise manifest.StageError(
+        raise errors.StageError(
             f"{workdir} holds no stage: no folder in it has a {manifest.FILE}; name "
             "the --workdir of a run"
         )
@@ -143,7 +144,7 @@ def _stages(workdir: pathlib.Path) -> tuple[list[Stage], list[str]]:
         folder = path.parent
         try:
             account = manifest.load(folder)
-        except manifest.StageError as error:
+        except errors.StageError as error:
             missing.append(f"The stage {folder.name} cannot be shown: {error}")
             continue
         # A folder that a changed run has set aside is called NAME.KEY.

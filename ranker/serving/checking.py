@@ -17,12 +17,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from ranker import config, contract, sharding
-from ranker.contract import Contract, Golden
-from ranker.data.records import DataError, Document
+from ranker import config, errors, sharding
+from ranker.data.records import Document
 from ranker.data.text import TEMPLATES, Tokenizer, document_text
+from ranker.errors import DataError
 from ranker.models import build
 from ranker.models.huggingface import flat, import_params, open_checkpoint
+from ranker.serving import contract
+from ranker.serving.contract import Contract, Golden
 
 Scores = Float[np.ndarray, " 16"]
 
@@ -95,7 +97,7 @@ class Ours:
         params, _ = import_params(checkpoint, "score", abstract, shardings)
         missing = [path for path, _ in flat(abstract) if path not in params]
         if missing:
-            raise contract.ContractError(
+            raise errors.ContractError(
                 f"{folder}: the weights have no {', '.join(missing)}: no score head"
             )
 
@@ -118,7 +120,7 @@ class Ours:
             if self.promise.template == "pair":
                 # The tokenizer has lost what it puts around a pair.
                 return _stock_rows(self.folder, self.promise)
-            raise contract.ContractError(
+            raise errors.ContractError(
                 f"{self.folder}: the golden pairs cannot be read in the contract's "
                 f"template {self.promise.template!r}: {error}"
             ) from error
@@ -163,7 +165,7 @@ class Stock:
                 folder, local_files_only=True
             ).eval()
         except Exception as error:  # transformers raises many kinds
-            raise contract.ContractError(
+            raise errors.ContractError(
                 f"transformers cannot load {folder}: {error}"
             ) from error
 
@@ -221,7 +223,7 @@ def _stock_tokenizer(folder: pathlib.Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # transformers raises many kinds
-        raise contract.ContractError(
+        raise errors.ContractError(
             f"transformers cannot load the tokenizer of {folder}: {error}"
         ) from error
 

@@ -22,8 +22,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ranker import manifest
-from ranker.manifest import StageError
+from ranker import manifest, storage
+from ranker.errors import StageError
 from ranker.training.state import TrainState, abstract_like
 
 FOLDER = "checkpoints"
@@ -104,7 +104,7 @@ class Checkpoints:
         found = []
         for step in self.steps:
             try:
-                metrics = manifest.read_sealed(self._record(f"step_{step}"))["metrics"]
+                metrics = storage.read_sealed(self._record(f"step_{step}"))["metrics"]
             except (OSError, ValueError):
                 continue  # it is found damaged when it is wanted
             if self._best_metric in metrics:
@@ -160,8 +160,8 @@ class Checkpoints:
         try:
             response.result()
             if jax.process_index() == 0:
-                files = manifest.file_digests(self._root / name)
-                manifest.write_sealed(self._record(name), {**record, "files": files})
+                files = storage.file_digests(self._root / name)
+                storage.write_sealed(self._record(name), {**record, "files": files})
                 self._delete_old()
         except Exception as error:
             raise self._cannot_save(step, error) from error
@@ -208,7 +208,7 @@ class Checkpoints:
         restored = TrainState(
             params=loaded["params"], sound=state.sound, **loaded["train"]
         )
-        return restored, manifest.read_sealed(self._record(f"step_{step}"))["progress"]
+        return restored, storage.read_sealed(self._record(f"step_{step}"))["progress"]
 
     def restore_params(self, abstract: Any) -> Any:
         """Parameters alone of the checkpoint that is the stage's result.
@@ -252,14 +252,14 @@ class Checkpoints:
     def _damage(self, step: int, parts: tuple[str, ...]) -> str | None:
         record = self._record(f"step_{step}")
         try:
-            files = manifest.read_sealed(record)["files"]
+            files = storage.read_sealed(record)["files"]
         except FileNotFoundError:
             return f"{record.name} is missing"
         except (OSError, ValueError) as error:
             return f"{record.name}: {error}"
         others = {part for part in _PARTS if part not in parts}
         wanted = {k: v for k, v in files.items() if k.split("/")[0] not in others}
-        return manifest.find_damage(self._root / f"step_{step}", wanted)
+        return storage.find_damage(self._root / f"step_{step}", wanted)
 
     def _set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that another can be saved in its place."""

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker import manifest
+from ranker import storage
 from ranker.batch import Batch
 
 FOLDER = "failures"
@@ -34,7 +34,7 @@ def write_failure(
     index = jax.process_index()
     np.savez_compressed(target / f"batch_{index}.npz", **leaves)
     report = _readable({"step": step, **facts})
-    manifest.write_json(target / f"report_{index}.json", report)
+    storage.write_json(target / f"report_{index}.json", report)
     return target
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from ranker import config, manifest
+from ranker import config, errors, manifest
 from ranker.batch import Batch
 from ranker.data import pipeline
 from ranker.data.prepare import Prepared
-from ranker.data.scores import Joined, Scores, load_scores
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
-from ranker.training.evaluation import mean_ndcg
+from ranker.scoring.scores import Joined, Scores, load_scores
+from ranker.training.evaluate import mean_ndcg
 from ranker.training.objectives import Objective
-from ranker.training.scoring import (
+from ranker.training.scorer import (
     device_batch,
     make_score,
     score_lists,
@@ -172,7 +172,7 @@ def scored_lists(
     )
     splits = account.settings.get("splits")
     if splits is None:
-        raise manifest.StageError(
+        raise errors.StageError(
             f"the stage {settings.name!r} learns from the scores of prepared splits, "
             f"and {settings.scores!r} holds those of another input; score the splits "
             "too (without --config.input), or name their stage"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ranker.manifest import StageError
+from ranker.errors import StageError
 
 Values = dict[str, float]
 

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ranker import config, manifest
+from ranker import config, errors, manifest
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
 from ranker.data.text import answers_of
@@ -98,7 +98,7 @@ def _require(
     account = manifest.require(workdir, name, kinds=kinds, by=by)
     role = account.settings["role"]
     if not prepared.inputs(role).items() <= account.inputs.items():
-        raise manifest.StageError(
+        raise errors.StageError(
             f"{workdir / name} was trained with another tokenizer or template of the "
             f"{role} than {prepared.folder} holds; run that stage again"
         )
@@ -148,7 +148,7 @@ def _read_source(
     source = config.from_dict(account.facts["source"])
     checkpoint = open_checkpoint(source, answers_of(template))
     if checkpoint.digest != account.settings["checkpoint"]["digest"]:
-        raise manifest.StageError(
+        raise errors.StageError(
             f"{folder} is the checkpoint {checkpoint.folder}, which has changed since; "
             f"bring the old one back, or run the stage {folder.name!r} again"
         )
@@ -214,7 +214,7 @@ def _load_adapted(
     if isinstance(source, str):
         parent = manifest.require(workdir, source, kinds=STAGES, by=by)
         if parent.key != account.inputs[source]:
-            raise manifest.StageError(
+            raise errors.StageError(
                 f"{workdir / name} holds adapters of the stage {source!r}, which has "
                 f"run again since; run {name!r} again too"
             )
@@ -224,7 +224,7 @@ def _load_adapted(
     else:
         checkpoint = open_checkpoint(config.from_dict(source))
         if checkpoint.digest != account.settings["checkpoint"]["digest"]:
-            raise manifest.StageError(
+            raise errors.StageError(
                 f"{workdir / name} holds adapters of {checkpoint.folder}, which is "
                 f"another checkpoint now; bring the old one back, or run {name!r} again"
             )
@@ -244,7 +244,7 @@ def freeze(taken: dict[str, jax.Array], network: Network, *, by: str) -> Any:
     wanted = dict(flat(network.frozen))
     missing = [path for path in wanted if path not in taken]
     if missing:
-        raise manifest.StageError(
+        raise errors.StageError(
             f"{by}: what it begins from has no {', '.join(missing)}, and with adapters "
             "it would stay as it is drawn; set lora.rank to 0, or begin from weights "
             "that have it"

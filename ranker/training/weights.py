@@ -14,7 +14,7 @@ from ranker.data.text import answers_of
 from ranker.models import build
 from ranker.models.build import Head
 from ranker.models.huggingface import Checkpoint, flat, import_params, open_checkpoint
-from ranker.training.report import Reporter
+from ranker.training.reporter import Reporter
 from ranker.training.state import Network
 from ranker.training.trained import freeze, inherit, unflat
 

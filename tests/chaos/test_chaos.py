@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from ranker import config, manifest, sharding
+from ranker import config, errors, manifest, sharding, storage
 from ranker.data.prepare import Prepared, prepare
-from ranker.data.records import DataError
+from ranker.errors import DataError
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.report import Reporter
+from ranker.training.reporter import Reporter
 from ranker.training.trained import load_trained
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -78,7 +78,7 @@ def test_checkpoints_are_those_of_a_run_that_was_not_killed(runs, stage):
         records, states = [], []
         for folder in (clean, killed):
             at = folder / "checkpoints"
-            records.append(manifest.read_sealed(at / f"step_{step}.json"))
+            records.append(storage.read_sealed(at / f"step_{step}.json"))
             states.append(ocp.load_checkpointables(str(at.resolve() / f"step_{step}")))
         assert records[0]["progress"] == records[1]["progress"]
         assert records[0]["metrics"] == records[1]["metrics"]
@@ -148,7 +148,7 @@ def _resumed(workdir):
     checkpoints = Checkpoints(workdir / "cpt")
     step = checkpoints._whole(checkpoints.steps, ("params", "train"))
     if step != 10:
-        raise manifest.StageError(f"goes on from {step}")
+        raise errors.StageError(f"goes on from {step}")
     at = workdir / "cpt" / "checkpoints" / f"step_{step}"
     state = ocp.load_checkpointables(str(at.resolve()))
     return [_bytes(leaf) for leaf in jax.tree.leaves(state)]
@@ -170,7 +170,7 @@ def _outputs(stage):
     def read(workdir):
         account = manifest.load(workdir / stage)
         if damage := manifest.find_output_damage(workdir / stage, account):
-            raise manifest.StageError(damage)
+            raise errors.StageError(damage)
 
     return read
 
@@ -245,7 +245,7 @@ def test_damage_is_detected_or_harmless(runs, tmp_path):
             case = f"{kind} {number}: {victim} ({how})"
             try:
                 found = read(copy)
-            except (manifest.StageError, DataError):
+            except (errors.StageError, DataError):
                 assert not same, case
                 detected += 1
             else:

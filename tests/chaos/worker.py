@@ -25,14 +25,12 @@ import jax
 
 from ranker import config, manifest, run
 from ranker.data import prepare
-from ranker.training import (
-    checkpoint,
-    evaluation,
-    exporting,
-    loop,
-    report,
-    teacher,
-)
+from ranker.training import checkpoint
+from ranker.training import evaluate as evaluation
+from ranker.training import export as exporting
+from ranker.training import reporter as report
+from ranker.training import score as teacher
+from ranker.training import train as loop
 
 STAGES = ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export")
 

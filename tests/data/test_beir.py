@@ -5,7 +5,7 @@ import pytest
 
 from ranker import config
 from ranker.data.beir import load_beir
-from ranker.data.records import DataError
+from ranker.errors import DataError
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ranker.data import datasets
-from ranker.data.records import ClickExample, DataError, Document, RankedList
+from ranker.data.records import ClickExample, Document, RankedList
+from ranker.errors import DataError
 
 
 def ranked(n, name="q"):

@@ -6,7 +6,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from ranker.data import formats
-from ranker.data.records import Click, DataError, Document, Judgement, Query
+from ranker.data.records import Click, Document, Judgement, Query
+from ranker.errors import DataError
 
 
 def write(path, *lines):

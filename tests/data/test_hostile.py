@@ -27,12 +27,15 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ranker import config, contract, manifest
-from ranker.data import formats, scores, trec
+from ranker import config, errors, manifest, storage
+from ranker.data import formats, trec
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.datasets import load_clicks, write_clicks
-from ranker.data.pairs import WorldPairs
-from ranker.data.records import Click, DataError
+from ranker.data.records import Click
+from ranker.errors import DataError
+from ranker.scoring import scores
+from ranker.scoring.pairs import WorldPairs
+from ranker.serving import contract
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INPUTS = int(os.environ.get("RANKER_FUZZ", "5000"))
@@ -345,7 +348,7 @@ def load(folder):
     """The manifest, or None behind a sentence."""
     try:
         return manifest.load(folder)
-    except manifest.StageError as error:
+    except errors.StageError as error:
         assert str(folder / manifest.FILE) in str(error) and len(str(error)) < 2000
         return None
 
@@ -376,8 +379,8 @@ def test_manifests_that_say_anything(stage):
         fields = {**dataclasses.asdict(account), **changes}
         parts = [fields[name] for name in ("kind", "settings", "inputs")]
         try:
-            key = manifest.digest(parts)
-            manifest.write_sealed(folder / manifest.FILE, {"key": key, **fields})
+            key = storage.digest(parts)
+            storage.write_sealed(folder / manifest.FILE, {"key": key, **fields})
         except UnicodeEncodeError:
             return  # no file can hold it
         found = load(folder)
@@ -422,7 +425,7 @@ def proof(folder):
         job = scores.load_job(folder)
         assert scores.describe(job, scores.status(job))
         return scores.verify(job)
-    except (DataError, manifest.StageError) as error:
+    except (DataError, errors.StageError) as error:
         assert str(folder) in str(error) and len(str(error)) < 3000
         return None
 
@@ -455,7 +458,7 @@ def test_scores_that_say_anything(scored, which):
     def check(changes):
         fields = {**sealed, **changes}
         try:
-            text = json.dumps({**fields, "digest": manifest.digest(fields)})
+            text = json.dumps({**fields, "digest": storage.digest(fields)})
             files[which].write_text(text)
         except UnicodeEncodeError:
             return  # no file can hold it
@@ -490,7 +493,7 @@ def exported(tmp_path):
 def load_contract(folder):
     try:
         return contract.load(folder)
-    except contract.ContractError as error:
+    except errors.ContractError as error:
         assert str(folder) in str(error) and len(str(error)) < 2000
         return None
 
@@ -543,7 +546,7 @@ def test_damaged_safetensors(exported):
         path.write_bytes(data)
         try:
             found = contract.tensor_digests(folder)
-        except contract.ContractError as error:
+        except errors.ContractError as error:
             assert str(path) in str(error) and len(str(error)) < 2000
         else:
             # The same digests stand for the same numbers, wherever the damage is.
@@ -601,7 +604,7 @@ def peak(code, folder):
     start = textwrap.dedent("""
         import pathlib, resource
         from ranker.data import formats
-        from ranker.data.records import DataError
+        from ranker.errors import DataError
         def read(reader, path, **how):
             try:
                 print(sum(1 for _ in reader(pathlib.Path(path), **how)), "records")

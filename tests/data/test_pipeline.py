@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from ranker import config
-from ranker.data import pipeline, scores
+from ranker.data import pipeline
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
+from ranker.scoring import scores
 
 ONE = pipeline.Shards(1, (0,))
 CORPUS = [Document(f"d{i}", f"word{i}", "text") for i in range(40)]

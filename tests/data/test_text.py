@@ -7,8 +7,9 @@ import sys
 import pytest
 from transformers import AutoTokenizer
 
-from ranker.data.records import DataError, Document
+from ranker.data.records import Document
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+from ranker.errors import DataError
 
 TEXTS = ["cheap flights to Rome", "title: a", "summary: low fares, every day"] * 5
 KINDS = {"decoder": "prompt", "encoder": "pair"}

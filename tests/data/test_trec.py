@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from ranker.data import trec
-from ranker.data.records import DataError
+from ranker.errors import DataError
 
 RUN = "q1 Q0 a 1 2.5 x\nq1 Q0 b 2 1e-3 x\nq2 Q0 a 1 -7 x\n"
 SCORES = {"q1": {"a": 2.5, "b": 0.001}, "q2": {"a": -7.0}}

@@ -14,7 +14,7 @@ from ranker import config, sharding
 from ranker.models import adapters, build
 from ranker.models.huggingface import flat
 from ranker.training import objectives, optim, state, step, weights
-from ranker.training.scoring import device_batch
+from ranker.training.scorer import device_batch
 from ranker.training.trained import freeze, unflat
 
 _path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from ranker import config
-from ranker.data.records import DataError
 from ranker.data.text import Tokenizer, train_wordpiece
-from ranker.models.families import ModelError
+from ranker.errors import DataError, ModelError
 from ranker.models.huggingface import open_checkpoint
 
 INPUTS = int(os.environ.get("RANKER_FUZZ", "5000"))

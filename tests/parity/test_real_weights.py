@@ -25,9 +25,9 @@ from ranker.data.records import Document
 from ranker.data.text import Tokenizer
 from ranker.models.huggingface import export_huggingface
 from ranker.sharding import make_mesh
-from ranker.training.exporting import export
-from ranker.training.loop import train
-from ranker.training.scoring import make_score, score_lists
+from ranker.training.export import export
+from ranker.training.scorer import make_score, score_lists
+from ranker.training.train import train
 from ranker.training.trained import load_trained
 
 _path = pathlib.Path(__file__).with_name("test_huggingface.py")

@@ -12,14 +12,15 @@ import tokenizers
 import torch
 import transformers
 
-from ranker import config, manifest, run, sharding
+from ranker import config, errors, manifest, run, sharding
 from ranker.data.prepare import prepare
-from ranker.data.records import DataError, Document
+from ranker.data.records import Document
 from ranker.data.text import TEMPLATES, Tokenizer, train_bpe, train_wordpiece, words_of
+from ranker.errors import DataError
 from ranker.models.huggingface import ModelError, flat, open_checkpoint
-from ranker.training.loop import adopt, train
-from ranker.training.scoring import make_score, score_lists
-from ranker.training.teacher import score
+from ranker.training.score import score
+from ranker.training.scorer import make_score, score_lists
+from ranker.training.train import adopt, train
 from ranker.training.trained import load_trained
 
 _path = pathlib.Path(__file__).with_name("test_huggingface.py")
@@ -164,7 +165,7 @@ def test_qwen3_reranker_to_a_student(family, tmp_path):
         with torch.no_grad():
             qwen.lm_head.weight.mul_(2.0)
         qwen.save_pretrained(tmp_path / "teacher")
-        with pytest.raises(manifest.StageError, match="has changed since; bring the"):
+        with pytest.raises(errors.StageError, match="has changed since; bring the"):
             scores_of("sft", workdir, prepared)
 
 

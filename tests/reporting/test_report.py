@@ -15,7 +15,7 @@ from ranker.data import datasets, formats
 from ranker.data.records import Document, RankedList
 from ranker.metrics import agreement, comparison
 from ranker.reporting import charts, figures, page, tables, workdir
-from ranker.reporting.files import agreements
+from ranker.reporting.trec_files import agreements
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u202e\x07\"'<b>|"
 

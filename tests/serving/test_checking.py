@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
-from ranker import check, config, contract, manifest, sharding
+from ranker import check, config, manifest, sharding
 from ranker.data.records import Document, RankedList
 from ranker.data.text import (
     TEMPLATES,
@@ -20,8 +20,9 @@ from ranker.data.text import (
     train_bpe,
     train_wordpiece,
 )
+from ranker.serving import contract
 from ranker.training import weights
-from ranker.training.exporting import frame_pairs, write_folder
+from ranker.training.export import frame_pairs, write_folder
 from ranker.training.state import make_network
 from ranker.training.trained import Trained
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import transformers
 
-from ranker import check, config, manifest, sharding
+from ranker import check, config, errors, manifest, sharding
 from ranker.data.prepare import prepare
 from ranker.data.text import train_bpe
 from ranker.models.huggingface import flat
-from ranker.training import loop
-from ranker.training.exporting import export
-from ranker.training.loop import train
+from ranker.training import train as loop
+from ranker.training.export import export
+from ranker.training.train import train
 from ranker.training.trained import load_trained
 
 DATA = config.Data(
@@ -187,5 +187,5 @@ def test_exports_of_teachers_with_adapters(run, family, tmp_path, capsys):
         path = tmp_path / "qwen3" / "config.json"
         described = json.loads(path.read_text())
         path.write_text(json.dumps({**described, "rms_norm_eps": 0.1}))
-        with pytest.raises(manifest.StageError, match="another checkpoint now"):
+        with pytest.raises(errors.StageError, match="another checkpoint now"):
             params_of(root, name)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from ranker import manifest
-from ranker.manifest import StageError
+from ranker.errors import StageError
 from ranker.training import checkpoint
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.failure import load_failure, write_failure
 from ranker.training.progress import Progress, first_wrong
-from ranker.training.report import Reporter
+from ranker.training.reporter import Reporter
 from ranker.training.state import TrainState
 
 

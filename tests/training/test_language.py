@@ -13,7 +13,8 @@ from flax import nnx
 
 from ranker import config
 from ranker.losses import language
-from ranker.training import objectives, scoring, weights
+from ranker.training import objectives, weights
+from ranker.training import scorer as scoring
 
 _path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
 _spec = importlib.util.spec_from_file_location("helpers", _path)

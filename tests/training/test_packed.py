@@ -13,7 +13,8 @@ from ranker.data import pipeline
 from ranker.data.packing import Example, Layout, choose, pack, text_example
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, train_bpe, train_wordpiece
-from ranker.training import objectives, optim, scoring, state, step, weights
+from ranker.training import objectives, optim, state, step, weights
+from ranker.training import scorer as scoring
 
 _path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
 _spec = importlib.util.spec_from_file_location("helpers", _path)

@@ -9,17 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker import config, manifest, sharding
+from ranker import config, errors, manifest, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
 from ranker.data.pipeline import Source
 from ranker.data.prepare import Prepared, prepare
-from ranker.data.records import DataError, Document, RankedList
+from ranker.data.records import Document, RankedList
+from ranker.errors import DataError
 from ranker.metrics import comparison, ranking
 from ranker.reporting import tables
-from ranker.reporting.files import agreements
-from ranker.training.report import Reporter
-from ranker.training.scoring import make_score, score_lists
+from ranker.reporting.trec_files import agreements
+from ranker.training.reporter import Reporter
+from ranker.training.scorer import make_score, score_lists
 from ranker.training.trained import load_trained
 
 _REPORT_EVERY = 10.0  # seconds
@@ -98,7 +99,7 @@ def evaluate(
     check_measures(settings.measures)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     if not len(prepared.lists(settings.split)):
-        raise manifest.StageError(f"the split {settings.split!r} has no query")
+        raise errors.StageError(f"the split {settings.split!r} has no query")
     by = "the evaluate stage"
     parents = {
         name: manifest.require(workdir, name, kinds=("sft", "distill"), by=by)
@@ -117,7 +118,7 @@ def evaluate(
             "relevance": settings.relevance,
             "permutations": settings.permutations,
             "seed": settings.seed,
-            "query_fields": manifest.digest(fields) if fields else "",
+            "query_fields": storage.digest(fields) if fields else "",
         },
         inputs={
             **prepared.inputs("corpus", f"lists/{settings.split}"),
@@ -237,5 +238,5 @@ def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarr
 
 def _finish(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     if jax.process_index() == 0:
-        manifest.write_json(workdir / "summary.json", summary)
+        storage.write_json(workdir / "summary.json", summary)
         tables.show(tables.grids(summary))

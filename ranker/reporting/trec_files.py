@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ranker.config import ConfigError
 from ranker.data import trec
-from ranker.data.records import DataError
+from ranker.errors import ConfigError, DataError
 from ranker.metrics import comparison, ranking
 from ranker.reporting import tables
 

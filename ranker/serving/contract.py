@@ -11,16 +11,14 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
-from ranker.manifest import check_types, read_json, write_json
+from ranker.errors import ContractError
+from ranker.manifest import check_types
+from ranker.storage import read_json, write_json
 
 FILE = "ranker_contract.json"
 VERSION = 1
 _BROKEN = (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError)
 _CHUNK = 1 << 24  # bytes read at once
-
-
-class ContractError(ValueError):
-    """A folder without a contract that can be used; says what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)

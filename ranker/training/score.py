@@ -1,9 +1,9 @@
 """`score`: the teacher scores the candidates of many queries, offline.
 
-The work is cut into shards (data/pairs.py), and process i of n takes the shards whose
-number is i modulo n, of those that are missing (data/scores.py). The scores of a shard
-depend on the shard and the devices of one process alone, so any number of processes,
-stopped and started in any way, makes the same files.
+The work is cut into shards (scoring/pairs.py), and process i of n takes the shards
+whose number is i modulo n, of those that are missing (scoring/scores.py). The scores of
+a shard depend on the shard and the devices of one process alone, so any number of
+processes, stopped and started in any way, makes the same files.
 """
 
 import contextlib
@@ -22,19 +22,19 @@ from jax.experimental import multihost_utils
 
 import ranker
 from ranker import config, manifest, sharding
-from ranker.data import scores as stored
-from ranker.data.pair_files import open_input
-from ranker.data.pairs import Bad, Content, Input, ListPairs
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
-from ranker.data.records import DataError
 from ranker.data.text import Tokenizer
+from ranker.errors import DataError
 from ranker.manifest import Manifest
 from ranker.models.folder import resolve_folder
-from ranker.training.loop import adopt
-from ranker.training.report import duration
-from ranker.training.scoring import make_score, score_lists
+from ranker.scoring import scores as stored
+from ranker.scoring.pair_files import open_input
+from ranker.scoring.pairs import Bad, Content, Input, ListPairs
+from ranker.training.reporter import duration
+from ranker.training.scorer import make_score, score_lists
+from ranker.training.train import adopt
 from ranker.training.trained import Trained, load_trained
 
 _KINDS = ("sft", "distill")  # stages that can score

@@ -12,14 +12,15 @@ import tokenizers
 from jax.sharding import Mesh
 
 import ranker
-from ranker import config, contract, manifest, sharding
-from ranker.contract import Contract, Golden
+from ranker import config, manifest, sharding
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Tokenizer, document_text
 from ranker.models.huggingface import export_huggingface
-from ranker.training.scoring import make_score, score_lists
+from ranker.serving import contract
+from ranker.serving.contract import Contract, Golden
+from ranker.training.scorer import make_score, score_lists
 from ranker.training.state import make_network
 from ranker.training.trained import Trained, load_trained
 

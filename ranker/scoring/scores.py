@@ -33,10 +33,12 @@ from array_record.python.array_record_module import (
 )
 
 from ranker import config
-from ranker.data.pairs import Bad, Content, Input, Shard, open_path
 from ranker.data.pipeline import Source
-from ranker.data.records import DataError, RankedList
-from ranker.manifest import Manifest, StageError, changes, check_types, digest
+from ranker.data.records import RankedList
+from ranker.errors import DataError, StageError
+from ranker.manifest import Manifest, changes, check_types
+from ranker.scoring.pairs import Bad, Content, Input, Shard, open_path
+from ranker.storage import digest
 
 FILE = "job.json"
 _SCHEMA = pa.schema(

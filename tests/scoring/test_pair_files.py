@@ -10,9 +10,9 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from ranker import config
-from ranker.data import pair_files
-from ranker.data.pair_files import open_input
-from ranker.data.records import DataError
+from ranker.errors import DataError
+from ranker.scoring import pair_files
+from ranker.scoring.pair_files import open_input
 
 QUERIES = {f"q{i}": f"what is {i}" for i in range(7)}
 DOCUMENTS = {f"d{i}": (f"title {i}", f"text of {i}") for i in range(9)}

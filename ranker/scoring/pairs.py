@@ -15,8 +15,9 @@ from etils import epath
 
 from ranker import config
 from ranker.data.pipeline import Source
-from ranker.data.records import DataError, Document, RankedList
+from ranker.data.records import Document, RankedList
 from ranker.data.world import SearchWorld
+from ranker.errors import DataError
 
 WORLD = "world"  # the input that is made
 

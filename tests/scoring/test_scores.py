@@ -14,10 +14,11 @@ from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
 from ranker import config, score
-from ranker.data import scores
-from ranker.data.pairs import Bad, ListPairs, WorldPairs, make_list
-from ranker.data.records import DataError, Document
-from ranker.manifest import Manifest, StageError
+from ranker.data.records import Document
+from ranker.errors import DataError, StageError
+from ranker.manifest import Manifest
+from ranker.scoring import scores
+from ranker.scoring.pairs import Bad, ListPairs, WorldPairs, make_list
 
 WORLD = config.World(num_topics=3, unlabelled_queries=10, candidates=6)
 FACTS = dict(seconds=2.0, chips=4, tokens=100, code="c0de", device="cpu")

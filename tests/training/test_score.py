@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import config, manifest, score
-from ranker.data import scores
-from ranker.data.records import DataError
-from ranker.training import teacher
-from ranker.training.loop import train
+from ranker import config, errors, manifest, score
+from ranker.errors import DataError
+from ranker.scoring import scores
+from ranker.training import score as teacher
+from ranker.training.train import train
 
 WORLD = config.World(
     num_topics=6,
@@ -67,7 +67,7 @@ def values(workdir, name):
 # Children are forked before a backend starts, so that imports are paid for once.
 DRIVER = """
 import dataclasses, os, pathlib, pickle, signal, sys, time
-from ranker.training.teacher import score
+from ranker.training.score import score
 
 workdir, settings = pickle.load(sys.stdin.buffer)
 receipts = lambda name: set((workdir / name / "receipts").glob("*.json"))
@@ -247,7 +247,7 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
     assert table["pair"].to_pylist() == [i for i in range(50) if i not in (7, 9, 11)]
     # What was scored is no longer what the input says.
     write_jsonl(tmp_path / "pairs.jsonl", [*rows[:20], pair(77), *rows[21:]])
-    with pytest.raises(manifest.StageError, match="jsonl"):
+    with pytest.raises(errors.StageError, match="jsonl"):
         teacher.verify(stage, workdir)
 
 
@@ -265,7 +265,7 @@ def test_distillation_refuses_scores_of_another_input(workdir, tmp_path):
         batch=config.Batch(size=8, list_size=4),
         loop=config.Loop(steps=1),
     )
-    with pytest.raises(manifest.StageError, match="holds those of another input"):
+    with pytest.raises(errors.StageError, match="holds those of another input"):
         train(student, workdir)
 
 

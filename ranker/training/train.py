@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from ranker import config, manifest, sharding
+from ranker import config, errors, manifest, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
 from ranker.training import preemption
@@ -30,8 +30,8 @@ from ranker.training.inputs import (
 from ranker.training.objectives import make_objective
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.progress import Progress, first_wrong
-from ranker.training.report import Reporter
-from ranker.training.scoring import device_batch
+from ranker.training.reporter import Reporter
+from ranker.training.scorer import device_batch
 from ranker.training.state import (
     Network,
     TrainState,
@@ -283,7 +283,7 @@ def _check_same_model(
         if name not in _FREE and ours.get(name) != theirs.get(name)
     ]
     if differing:
-        raise manifest.StageError(
+        raise errors.StageError(
             f"the stage {settings.name!r} and its parent {settings.parent!r} have "
             f"different models: {', '.join(differing)}; make them equal"
         )
@@ -353,7 +353,7 @@ def run(
                 checkpoints.save(state, number, rest, measured)
             if stop and not end:
                 checkpoints.wait()
-                raise manifest.Stopped(
+                raise errors.Stopped(
                     f"{settings.name} was told to stop and has saved step {number} of "
                     f"{loop.steps}; the same command goes on from there"
                 )

@@ -31,7 +31,9 @@ from array_record.python.array_record_module import ArrayRecordReader
 
 from ranker import config
 from ranker.data import formats
-from ranker.data.pairs import (
+from ranker.data.records import Document, RankedList, check_id, check_text
+from ranker.errors import DataError, FieldError
+from ranker.scoring.pairs import (
     WORLD,
     Bad,
     Content,
@@ -41,15 +43,7 @@ from ranker.data.pairs import (
     make_list,
     open_path,
 )
-from ranker.data.records import (
-    DataError,
-    Document,
-    FieldError,
-    RankedList,
-    check_id,
-    check_text,
-)
-from ranker.manifest import digest
+from ranker.storage import digest
 
 FIELDS = ("query_id", "document_id", "query", "title", "text")
 _AT_ONCE = 4096  # records read at a time

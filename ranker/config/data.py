@@ -1,0 +1,151 @@
+"""Settings of the data, of how text is read, and of the mesh."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ranker.config.checks import positive, require
+from ranker.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """How many devices lie along each axis of the mesh."""
+
+    slices: int = -1  # TPU slices; batches are split over them; -1: as many as are here
+    data: int = -1  # devices; batches are split over it; -1: all that the others leave
+    fsdp: int = 1  # devices; batches, parameters and optimiser state are split over it
+    tensor: int = 1  # devices; heads, MLP width and vocabulary are split over it
+
+    def __post_init__(self):
+        require(
+            self.data == -1 or self.data > 0,
+            f"mesh.data must be -1 (all devices left) or above 0, found {self.data}",
+        )
+        require(
+            self.slices == -1 or self.slices > 0,
+            f"mesh.slices must be -1 (all that are here) or above 0, found "
+            f"{self.slices}",
+        )
+        positive(self, "fsdp", "tensor")
+
+
+# --- data -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """The made search world: a deterministic function of (seed, index)."""
+
+    seed: int = 0  # every document, query and click follows from it
+    num_topics: int = 64  # topics; each has its own words for titles and for queries
+    num_aspects: int = 12  # aspects a document or a query can be about
+    documents_per_topic: int = 32  # documents
+    labelled_queries: int = 300  # queries with grades, for supervised fine-tuning
+    unlabelled_queries: int = 4000  # queries without grades, for the teacher to score
+    dev_queries: int = 200  # queries with grades, for choosing settings
+    test_queries: int = 600  # queries with grades, held out
+    clicks: int = 30000  # rows of the click log
+    candidates: int = 12  # documents a query
+
+    def __post_init__(self):
+        positive(
+            self,
+            "num_topics",
+            "num_aspects",
+            "documents_per_topic",
+            "labelled_queries",
+            "test_queries",
+            "candidates",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClickRules:
+    """Which rows of a click log become continued pre-training examples."""
+
+    min_dwell: float = 10.0  # seconds; clicks known to be shorter are dropped
+    max_per_query: int = 20  # documents; the most clicked of a query are kept
+    dev_fraction: float = 0.02  # of the queries; held out to watch the loss
+
+    def __post_init__(self):
+        positive(self, "max_per_query")
+        require(
+            0 <= self.dev_fraction < 1,
+            f"clicks.dev_fraction must be in [0, 1), found {self.dev_fraction}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where queries, documents, judgements, candidates and clicks come from."""
+
+    path: str = ""  # folder in the BEIR layout; empty: the made world
+    world: World = field(default_factory=World)
+    test: str = "test"  # name of the split that is held out: qrels/NAME.tsv
+    runs: str = "runs/*.{split}.*"  # run files below path; none: BM25
+    candidates: int = 50  # documents a query, the first of the run
+    click_log: str = ""  # .jsonl, .tsv or .parquet; empty: positives of train
+    click_rules: ClickRules = field(default_factory=ClickRules)
+    labelled_queries: int = 0  # train queries whose grades may be used; 0: all
+    max_queries: int = 0  # queries read of each split, for a short run; 0: all
+    # at a malformed record; skipped are counted
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def __post_init__(self):
+        positive(self, "candidates")
+
+
+Role = Literal["teacher", "student"]
+TEMPLATES = ("prompt", "pair", "qwen3_reranker", "bge_reranker_gemma")
+TEMPLATE_BAR = "|||"  # between the parts of a template that is written out
+Template = str  # one of TEMPLATES, or "QUERY ||| DOCUMENT ||| END"; see data/text.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """How teacher and student read text; they never share a vocabulary."""
+
+    teacher_tokenizer: str = ""  # Hugging Face folder or hub name; empty: trained
+    student_tokenizer: str = ""  # Hugging Face folder or hub name; empty: trained
+    teacher_template: Template = "prompt"  # pair for an encoder; see data/text.py
+    student_template: Template = "pair"  # words around query and document
+    teacher_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
+    student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
+    teacher_length: int = 64  # tokens a row, the end token included
+    student_length: int = 64  # tokens a row, the special tokens included
+
+    def __post_init__(self):
+        for name in ("teacher_length", "student_length"):
+            require(
+                getattr(self, name) >= 8,
+                f"text.{name} must be at least 8 tokens, found {getattr(self, name)}",
+            )
+        for name in ("teacher_template", "student_template"):
+            _check_template(f"text.{name}", getattr(self, name))
+
+    def of(self, role: Role, name: str) -> Any:
+        """The field `name` of the teacher or the student, such as "length"."""
+        return getattr(self, f"{role}_{name}")
+
+
+def _check_template(name: str, template: str) -> None:
+    if template in TEMPLATES:
+        return
+    parts = template.split(TEMPLATE_BAR)
+    require(
+        len(parts) == 3,
+        f"{name} is {template!r}; it takes {', '.join(TEMPLATES)}, or words of "
+        f"your own as 'QUERY {TEMPLATE_BAR} DOCUMENT {TEMPLATE_BAR} END', such as "
+        f"'query: {{query}} {TEMPLATE_BAR}document: {{title}} {{text}}{TEMPLATE_BAR}'",
+    )
+    empty = {"query": {"query": ""}, "document": dict(title="", text="", both="")}
+    for part, (place, fields) in zip(parts, empty.items(), strict=False):
+        names = " or ".join(f"{{{field}}}" for field in fields)
+        try:
+            changed = part.format(**fields) != part
+        except (KeyError, IndexError, ValueError) as error:
+            raise ConfigError(
+                f"{name}: its {place} {part!r} may hold {names} in braces, and no "
+                f"others ({error!r})"
+            ) from error
+        require(changed, f"{name}: its {place} {part!r} must hold {names}")

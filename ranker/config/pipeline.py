@@ -1,0 +1,159 @@
+"""Settings of the whole method, and the stages that follow from them."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ranker.config.data import Data, Mesh, Text
+from ranker.config.models import Model, Pretrained
+from ranker.config.stages import Evaluate, Export, Score, Stage, Train
+from ranker.config.training import (
+    NO_LORA,
+    Batch,
+    Distillation,
+    Language,
+    Loop,
+    Lora,
+    Optim,
+    Rank,
+    RankLoss,
+)
+
+Variant = Literal[
+    "sft_without_cpt",
+    "sft_pointwise",
+    "sft_pairwise",
+    "sft_listwise",
+    "student_labels",
+    "student_point",
+    "student_margin",
+    "student_kl",
+]
+
+# Rank loss of each family of teachers that `Pipeline.compare` can add.
+_FAMILIES: dict[str, tuple[RankLoss, ...]] = {
+    "sft_pointwise": ("sigmoid_cross_entropy",),
+    "sft_pairwise": ("ranknet",),
+    "sft_listwise": ("softmax",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one stage of a pipeline trains."""
+
+    optim: Optim
+    batch: Batch
+    loop: Loop
+    lora: Lora = NO_LORA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """The whole method: prepare, cpt, sft, score, distill, evaluate, export.
+
+    `compare` adds systems to the table: the teacher without continued pre-training or
+    with a loss of another family, and students trained on the labels alone, with one
+    term of the distillation loss, or with the listwise KL divergence in its place. Each
+    differs from the main line in what its name says and in nothing else.
+    """
+
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    mesh: Mesh = field(default_factory=Mesh)
+    teacher: Model
+    student: Model
+    cpt: Recipe
+    sft: Recipe
+    distill: Recipe
+    labels: Recipe  # of the student that is trained on the labels alone
+    rank: Rank = field(default_factory=Rank)
+    distillation: Distillation = field(default_factory=Distillation)
+    compare: tuple[Variant, ...] = ("student_labels",)
+    measures: tuple[str, ...] = Evaluate.measures  # of the table
+    query_fields: str = Evaluate.query_fields  # TSV or JSON lines: slices by them
+    relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
+    rows: int = 128  # rows of the text length a batch, when scoring
+    seed: int = 0  # of every stage
+
+    @property
+    def reading(self) -> Text:
+        """`text`, with the tokenizers of pretrained models where none is named."""
+        given: dict[str, Any] = {}
+        for role, model in (("teacher", self.teacher), ("student", self.student)):
+            name = f"{role}_tokenizer"
+            if isinstance(model, Pretrained) and not getattr(self.text, name):
+                given[name] = model.path
+        return dataclasses.replace(self.text, **given)
+
+    def stages(self) -> dict[str, Stage]:
+        """Every stage in the order it runs; without cpt where that has no steps."""
+        shared: dict[str, Any] = dict(data=self.data, text=self.reading, mesh=self.mesh)
+
+        def train(name: str, recipe: Recipe, **fields) -> Train:
+            return Train(
+                **shared,
+                name=name,
+                optim=recipe.optim,
+                batch=recipe.batch,
+                loop=recipe.loop,
+                lora=recipe.lora,
+                seed=self.seed,
+                **fields,
+            )
+
+        def wanted(variants: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+            return ((k, v) for k, v in variants.items() if k in self.compare)
+
+        alone: dict[str, Any] = dict(loss=(), loss_weights=())
+        terms = {
+            "student_point": dict(alpha=1.0, beta=0.0, **alone),
+            "student_margin": dict(alpha=0.0, beta=1.0, **alone),
+            "student_kl": dict(
+                alpha=0.0, beta=0.0, loss=("listwise_kl",), loss_weights=()
+            ),
+        }
+        teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
+        student: dict[str, Any] = dict(model=self.student, role="student")
+        distils: dict[str, Any] = dict(student, scores="scores")
+        stages: dict[str, Stage] = {}
+        if self.cpt.loop.steps:
+            stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
+        parent = "".join(stages)
+        ranks = dict(teacher, objective=self.rank)
+        stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
+        if "sft_without_cpt" in self.compare:
+            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
+        for name, loss in wanted(_FAMILIES):
+            rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
+            stages[name] = train(
+                name, self.sft, parent=parent, objective=rank, **teacher
+            )
+        stages["scores"] = Score(**shared, rows=self.rows)
+        if "student_labels" in self.compare:
+            stages["student_labels"] = train(
+                "student_labels", self.labels, objective=self.rank, **student
+            )
+        for name, term in wanted(terms):
+            objective = dataclasses.replace(self.distillation, **term)
+            stages[name] = train(name, self.distill, objective=objective, **distils)
+        stages["distill"] = train(
+            "distill", self.distill, objective=self.distillation, **distils
+        )
+        systems = [
+            name
+            for name, stage in stages.items()
+            if isinstance(stage, Train) and not isinstance(stage.objective, Language)
+        ]
+        stages["evaluate"] = Evaluate(
+            **shared,
+            systems=tuple(systems),
+            measures=self.measures,
+            query_fields=self.query_fields,
+            relevance=self.relevance,
+            rows=self.rows,
+            seed=self.seed,
+        )
+        stages["export"] = Export(**shared)
+        return stages

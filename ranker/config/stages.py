@@ -1,0 +1,150 @@
+"""Settings of each stage."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ranker.config.checks import positive, require
+from ranker.config.data import Data, Mesh, Text
+from ranker.config.models import DType, Encoder, Model, Pretrained
+from ranker.config.training import (
+    NO_LORA,
+    Batch,
+    Distillation,
+    Language,
+    Loop,
+    Lora,
+    Objective,
+    Optim,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage needs: data, text, devices."""
+
+    data: Data = field(default_factory=Data)
+    text: Text = field(default_factory=Text)
+    mesh: Mesh = field(default_factory=Mesh)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Stage):
+    """One training stage; `objective` and `model` say which."""
+
+    name: str  # folder of this stage in the workdir
+    parent: str = ""  # stage folder that the weights come from; empty: fresh weights
+    model: Model
+    objective: Objective
+    # whose tokenizer and template; auto: decoders are teachers
+    role: Literal["auto", "teacher", "student"] = "auto"
+    scores: str = ""  # folder of teacher scores in the workdir (distillation)
+    lora: Lora = NO_LORA
+    optim: Optim
+    batch: Batch
+    loop: Loop
+    seed: int = 0  # of initial weights, data order and dropout
+
+    def __post_init__(self):
+        distils = isinstance(self.objective, Distillation)
+        require(
+            distils == bool(self.scores),
+            f"stage {self.name!r}: scores is {self.scores!r}; a distillation needs the "
+            "folder of teacher scores there, and no other stage reads one",
+        )
+        if isinstance(self.objective, Language):
+            require(
+                not isinstance(self.model, Encoder),
+                f"stage {self.name!r}: the language objective needs a decoder, found "
+                "an encoder",
+            )
+        require(
+            not self.lora.rank
+            or bool(self.parent)
+            or isinstance(self.model, Pretrained),
+            f"stage {self.name!r}: lora.rank is {self.lora.rank}, and there are no "
+            "weights to adapt; name a parent or a checkpoint (model.path), or set "
+            "lora.rank to 0",
+        )
+        require(
+            self.optim.warmup <= self.loop.steps,
+            f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
+        )
+        language = isinstance(self.objective, Language)
+        measured = "dev_language" if language else "dev_ndcg@5"
+        require(
+            self.loop.best_metric in ("none", measured),
+            f"stage {self.name!r} measures {measured} on dev, and loop.best_metric is "
+            f"{self.loop.best_metric!r}",
+        )
+
+
+ScoreFormat = Literal["parquet", "array_record"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Stage):
+    """The teacher scores the candidates of many queries, or pairs of any input."""
+
+    name: str = "scores"  # folder of the scores in the workdir
+    teacher: str = "sft"  # stage that scores; OWNER/NAME, ./FOLDER: as it is
+    dtype: DType = "float32"  # of the computation, of a checkpoint as it is
+    # Whose candidates are scored.
+    splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
+    input: str = ""  # pairs to score in place of splits; see scoring/pair_files.py
+    pairs: str = "runs/*"  # files below a BEIR folder (input) that list the pairs
+    output: str = ""  # folder of the shards, local or gs://; empty: that of the stage
+    format: ScoreFormat = "parquet"  # of the shards
+    shard_pairs: int = 32768  # pairs a shard: what a killed process loses at most
+    quarantine: int = 0  # bad pairs a shard that are set aside; more stop the run
+    rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
+    # Whole teachers: one on each process's devices (local), or one on those of all.
+    devices: Literal["local", "all"] = "local"
+    process_index: int = -1  # of this process, from 0; -1: jax's
+    process_count: int = 0  # processes that share the work; 0: jax's
+    cache: str = ""  # local folder for texts of an input; empty: the system's
+
+    def __post_init__(self):
+        positive(self, "rows", "shard_pairs")
+        require(
+            self.quarantine >= 0,
+            f"Score.quarantine must be 0 or more, found {self.quarantine}",
+        )
+        require(
+            (self.process_index < 0) == (self.process_count < 1)
+            and self.process_index < max(self.process_count, 1),
+            f"Score.process_index is {self.process_index} and Score.process_count is "
+            f"{self.process_count}; give both, the index from 0 to process_count - 1, "
+            "or neither",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Stage):
+    """Measures systems on held-out queries, against each other and BM25."""
+
+    systems: tuple[str, ...] = ("sft", "student_labels", "distill")  # stage folders
+    reference: str = "distill"  # system that p-values compare the others with
+    split: Literal["dev", "test"] = "test"  # queries
+    # NAME or NAME@k: NDCG, NDCG-exp, MRR, MAP, P, R, Rprec, Success, ERR; PNR, OPA, ...
+    measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
+    relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
+    permutations: int = 10000  # of the randomisation test; samples of the bootstrap
+    rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
+    seed: int = 0  # of the randomisation test and the bootstrap
+    query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
+
+    def __post_init__(self):
+        positive(self, "permutations", "rows")
+        require(
+            self.reference in (*self.systems, "bm25"),
+            f"reference {self.reference!r} is none of the systems "
+            f"{(*self.systems, 'bm25')}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Stage):
+    """Writes a trained model as a Hugging Face folder."""
+
+    stage: str = "distill"  # stage folder
+    folder: str = "export"  # in the workdir

@@ -1,0 +1,220 @@
+"""Settings of one training run: optimiser, batch, loop, objective, adapters."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ranker.config.checks import positive, require
+from ranker.config.models import DType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optim:
+    """AdamW with linear warm-up and cosine decay."""
+
+    learning_rate: float  # at the peak
+    warmup: int  # steps
+    final_fraction: float = 0.1  # of learning_rate, at the last step
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.98  # decay of the second moment
+    eps: float = 1e-8  # added to the root of the second moment
+    weight_decay: float = 0.01  # not applied to norms and biases
+    clip_norm: float = 1.0  # global gradient norm; 0: no clipping
+    # The second moment is float32: bfloat16 would lose what b2 lets in at each step.
+    mu_dtype: DType = "float32"  # of the first moment as it is kept; bfloat16 halves it
+
+    def __post_init__(self):
+        positive(self, "learning_rate", "eps")
+        require(
+            self.warmup >= 0, f"optim.warmup must be 0 or more, found {self.warmup}"
+        )
+        require(
+            self.clip_norm >= 0,
+            f"optim.clip_norm must be 0 (off) or more, found {self.clip_norm}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one optimiser step sees, over all devices.
+
+    A step has `size` rows (cpt), or `size * list_size` rows (sft, distill), of the text
+    length. Shorter texts share a row, so that a step sees more than `size` of them.
+    """
+
+    size: int  # texts (cpt) or lists (sft, distill) of full length that a step holds
+    list_size: int = 8  # documents drawn from each list (sft, distill)
+    accumulate: int = 1  # micro-batches that a step is cut into; divides size
+
+    def __post_init__(self):
+        positive(self, "size", "list_size", "accumulate")
+        require(
+            self.size % self.accumulate == 0,
+            f"batch.size {self.size} is not divisible by batch.accumulate "
+            f"{self.accumulate}",
+        )
+
+
+DevMetric = Literal["none", "dev_ndcg@5", "dev_language"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """How long to train, and what to do on the way."""
+
+    steps: int  # optimiser steps; 0: the weights are taken over as they are
+    log_every: int = 50  # steps
+    eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
+    save_every: int = 1000  # steps between checkpoints; one is always saved at the end
+    keep: int = 2  # checkpoints kept, the newest
+    best_metric: DevMetric = "none"  # the checkpoint with its best value is kept too
+    result: Literal["last", "best"] = "last"  # checkpoint that later stages read
+    idle_steps: int = 100  # steps in a row without a pair or with equal scores; 0: any
+
+    def __post_init__(self):
+        require(self.steps >= 0, f"Loop.steps must be 0 or more, found {self.steps}")
+        positive(self, "log_every", "save_every", "keep")
+        for name in ("eval_every", "idle_steps"):
+            require(
+                getattr(self, name) >= 0,
+                f"Loop.{name} must be 0 or more, found {getattr(self, name)}",
+            )
+        require(
+            self.best_metric == "none" or self.eval_every > 0,
+            f"loop.best_metric {self.best_metric!r} is measured every loop.eval_every "
+            "steps, and that is 0; set it to a number of steps",
+        )
+        require(
+            self.result == "last" or self.best_metric != "none",
+            "loop.result is 'best', and loop.best_metric is 'none'; name the metric of "
+            "dev that decides",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Language:
+    """Next-token cross-entropy on the clicked title and summary."""
+
+
+RankLoss = Literal[
+    "softmax",
+    "list_net",
+    "list_mle",
+    "position_aware_list_mle",
+    "approx_ndcg",
+    "lambda_loss",
+    "ranknet",
+    "hinge",
+    "mse",
+    "sigmoid_cross_entropy",
+    "ordinal",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Rank losses over the judged documents of a query, each times its weight."""
+
+    loss: tuple[RankLoss, ...] = ("softmax",)  # several are added up
+    loss_weights: tuple[float, ...] = ()  # of each loss; empty: 1 each
+    # of ranknet's and hinge's pairs; delta_ndcg makes ranknet LambdaRank
+    pair_weights: Literal["equal", "grade_difference", "delta_ndcg"] = "equal"
+    margin: float = 1.0  # score units, of hinge
+    temperature: float = 0.1  # score units, of approx_ndcg
+    mu: float = 10.0  # weight of lambda_loss's second term
+    highest_grade: float = 1.0  # certainly relevant, of sigmoid_cross_entropy
+    thresholds: tuple[float, ...] = (0.5, 1.5, 2.5, 3.5)  # between grades, of ordinal
+
+    def __post_init__(self):
+        _check_mixture(self.loss, self.loss_weights, "objective.loss")
+        require(bool(self.loss), "objective.loss names no loss; name at least one")
+        positive(self, "temperature", "highest_grade")
+        require(
+            list(self.thresholds) == sorted(self.thresholds) and bool(self.thresholds),
+            f"objective.thresholds must rise, found {self.thresholds}",
+        )
+
+
+DistillationLoss = Literal[
+    "margin_mse_positive_negative",
+    "margin_mse_reference",
+    "listwise_kl",
+    "ranknet_on_teacher_order",
+    "adr_mse",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """alpha * point-wise MSE + beta * margin MSE, against the teacher's scores."""
+
+    alpha: float = 1.0  # weight of the point-wise term; 0: without it
+    beta: float = 1.0  # weight of the margin term over all pairs; 0: without it
+    loss: tuple[DistillationLoss, ...] = ()  # further losses, added to the two
+    loss_weights: tuple[float, ...] = ()  # of each further loss; empty: 1 each
+    temperature: float = 1.0  # score units, of listwise_kl and adr_mse
+    # standardised per list or set, or fitted to the grades of train
+    target_scale: Literal["raw", "list", "data", "labels"] = "data"
+
+    def __post_init__(self):
+        _check_mixture(self.loss, self.loss_weights, "objective.loss")
+        require(
+            self.alpha >= 0 and self.beta >= 0,
+            "objective.alpha and objective.beta must be 0 or more, found "
+            f"{self.alpha} and {self.beta}",
+        )
+        require(
+            self.alpha + self.beta > 0 or bool(self.loss),
+            "objective.alpha and objective.beta are both 0 and objective.loss names no "
+            "other loss: there is nothing to minimise",
+        )
+        positive(self, "temperature")
+
+
+def _check_mixture(
+    losses: tuple[str, ...], weights: tuple[float, ...], name: str
+) -> None:
+    require(
+        len(set(losses)) == len(losses),
+        f"{name} names a loss twice, found {losses}; give it one weight",
+    )
+    require(
+        not weights or len(weights) == len(losses),
+        f"{name}_weights has {len(weights)} weights for the {len(losses)} losses of "
+        f"{name}; give one each, or none for 1 each",
+    )
+    require(
+        all(weight > 0 for weight in weights),
+        f"{name}_weights must be above 0, found {weights}",
+    )
+
+
+Objective = Language | Rank | Distillation
+
+LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
+LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Low-rank adapters: they and a score head train, all other weights are frozen."""
+
+    rank: int = 0  # numbers between the two factors of an adapter; 0: all weights train
+    alpha: float = 32.0  # what an adapter adds counts alpha / rank
+    targets: tuple[LoraTarget, ...] = ()  # adapted matrices; empty: all of a layer
+    base_dtype: DType = "bfloat16"  # that the frozen weights are kept in
+
+    def __post_init__(self):
+        require(self.rank >= 0, f"lora.rank must be 0 or more, found {self.rank}")
+        positive(self, "alpha")
+        require(
+            len(set(self.targets)) == len(self.targets),
+            f"lora.targets names a matrix twice, found {self.targets}",
+        )
+
+    @property
+    def scale(self) -> float:
+        """Factor on what an adapter adds."""
+        return self.alpha / self.rank
+
+
+NO_LORA = Lora()
