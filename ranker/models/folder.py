@@ -190,10 +190,13 @@ def _first_numbers(file: Any, part: Any, name: str, shape: tuple[int, ...]) -> b
 
 
 def _list_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of every tensor that the index names; "" for a file without an index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        whole = folder / "model.safetensors"
+    """The file of every tensor that the index names; "" for a file without an index.
+
+    A single file counts before an index, as for transformers: a small model that is
+    saved over a large one leaves the large one's shards where they are.
+    """
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists() or not index.is_file():
         if not whole.exists():
             raise ModelError(_say_no_weights(folder))
         return {"": whole}

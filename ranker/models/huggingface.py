@@ -55,6 +55,7 @@ class Checkpoint:
     folder: pathlib.Path
     model: config.Decoder | config.Encoder
     vocab_size: int
+    num_layers: int  # of the source
     kept: tuple[int, ...]  # layers of the source, one for each of the model's
     fresh_head: bool
     score_tokens: tuple[int, ...]  # ids; empty: the score has weights of its own
@@ -122,8 +123,9 @@ def open_checkpoint(
     tensors = _whole_names(tensors, prefix_of(model.family)) | head.tensors
     if isinstance(model, config.Decoder) and "score.bias" in tensors:
         model = dataclasses.replace(model, head_bias=True)
+    num_layers = model.num_layers
     try:
-        kept = settings.kept(model.num_layers)
+        kept = settings.kept(num_layers)
         model = _adapted(model, settings, kept)
     except config.ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
@@ -141,6 +143,7 @@ def open_checkpoint(
         folder=folder,
         model=model,
         vocab_size=fields["vocab_size"],
+        num_layers=num_layers,
         kept=kept,
         fresh_head=settings.fresh_head,
         score_tokens=tokens,
@@ -174,8 +177,24 @@ _HEADS = ("score.", "lm_head.", "classifier.", "cls.", "head.", "decoder.")
 _NESTED = (("language_model.", ""), ("model.language_model.", "model."))
 
 
+# Names that releases before 2019 gave the parameters of a norm.
+_OLD_NAMES = (
+    ("LayerNorm.gamma", "LayerNorm.weight"),
+    ("LayerNorm.beta", "LayerNorm.bias"),
+)
+
+
+def _today(name: str) -> str:
+    """The name that a tensor has in files of today."""
+    for old, new in _OLD_NAMES:
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
+
+
 def _whole_names(tensors: Tensors, prefix: str) -> Tensors:
     """Tensors by the names that they have in a model with a head, of text alone."""
+    tensors = {_today(name): one for name, one in tensors.items()}
     for nested, plain in _NESTED:
         if any(name.startswith(nested) for name in tensors):
             inside = {n: t for n, t in tensors.items() if n.startswith(nested)}
@@ -246,7 +265,8 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     entries: dict[str, tuple[Entry, list[str | None]]] = {}
     used: set[str] = set()
     notes, problems = [], []
-    for entry in table_of(model, checkpoint.vocab_size, head):
+    table = table_of(model, checkpoint.vocab_size, head)
+    for entry in table:
         last = entry.ours in ("head.dense", "head.bias")
         if last and checkpoint.fresh_head:
             notes.append(f"{entry.ours}: starts fresh (model.fresh_head)")
@@ -274,13 +294,16 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
         ]
         sources = [name if name in shapes else None for name in names]
         entries[entry.ours] = (entry, sources)
+    if head == "score":
+        notes += _drop_parts(entries, {entry.ours for entry in table})
     in_layer = re.compile(r"\blayers?\.(\d+)\.")
+    left_out = set(range(checkpoint.num_layers)) - set(checkpoint.kept)
     dropped = 0
     for name in sorted(set(shapes) - used):
         layer = in_layer.search(name)
         if _IGNORED.match(name):
             notes.append(f"{name}: ignored")
-        elif layer and checkpoint.kept[-1] + 1 != len(checkpoint.kept):
+        elif layer and int(layer[1]) in left_out:
             dropped += 1
         else:
             problems.append(f"{name}: unknown")
@@ -290,6 +313,20 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     if problems:
         raise ModelError(f"{checkpoint.folder}: {'; '.join(dict.fromkeys(problems))}")
     return Plan(entries, notes)
+
+
+def _drop_parts(
+    entries: dict[str, tuple[Entry, list[str | None]]], wanted: set[str]
+) -> list[str]:
+    """Has a score begin anew where what it was trained behind is not there; notes."""
+    kept = {path for path in entries if path.startswith("head.")}
+    behind = {"head.pooler", "head.norm"}
+    lost = [path for path in sorted(behind & wanted) if path not in kept]
+    if not lost or "head.dense" not in kept:
+        return []
+    for path in ("head.dense", "head.bias"):
+        entries.pop(path, None)
+    return [f"head.dense: starts fresh, since it was trained behind {', '.join(lost)}"]
 
 
 def _say_shape(name: str, found: tuple[int, ...], entry: Entry, last: bool) -> str:
