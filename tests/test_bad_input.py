@@ -151,7 +151,7 @@ MISTAKES = {
     ),
     "a pair judged twice": (
         add("qrels/test.tsv", "q1\td1\t2"),
-        r"test\.tsv:7: .*no earlier line",
+        r"test\.tsv:7: .*the grade that an earlier line gives query",
     ),
     "a grade that is no number": (
         add("qrels/test.tsv", "q2\td2\thigh"),

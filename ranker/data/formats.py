@@ -5,17 +5,13 @@ names file, line and field, or, with `on_error="skip"`, is counted in a `Skipped
 left out. A file that cannot be read on, such as broken gzip, stops it in either case.
 
 Files may come from strangers. Nothing in them names a path or is run, and what they can
-make a reader hold in memory is bounded by `MAX_LINE` and `MAX_EXPANSION`.
+make a reader hold in memory is bounded; see `lines`.
 """
 
-import contextlib
 import dataclasses
-import gzip
-import io
 import json
 import os
 import pathlib
-import zlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -24,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.parquet as pq
 
+from ranker.data import lines
 from ranker.data.records import (
     Candidate,
     Click,
@@ -39,11 +36,6 @@ from ranker.errors import DataError, FieldError, shown
 
 _REMEDY = "correct it, or skip such records with --config.data.on_error=skip"
 OnError = Literal["stop", "skip"]
-MAX_LINE = 16 * 2**20  # bytes; a longer line, or text in Parquet, is no record
-# A gzip file may unpack to so many times its size, and this many bytes. Text packs 3 to
-# 20 times, and gzip at most 1,032 times.
-MAX_EXPANSION = 200
-FREE_EXPANSION = 64 * 2**20
 T = TypeVar("T")
 _compute: Any = pyarrow.compute  # makes its functions while it is imported
 
@@ -54,6 +46,7 @@ class Skipped:
 
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
+    repeated: dict[str, int] = field(default_factory=dict)  # said again, the same
 
     def add(self, path: pathlib.Path, reason: str) -> None:
         """Counts one more."""
@@ -66,141 +59,96 @@ class Skipped:
         return {
             f"skipped, {name}": f"{count} malformed; the first: {self.first[name]}"
             for name, count in self.counts.items()
+        } | {
+            f"repeated, {name}": f"{count} judgements came again with the same grade"
+            for name, count in self.repeated.items()
         }
 
 
-# --- lines ---
-
-
-class _Unzipped(io.RawIOBase):
-    """What a gzip file unpacks to, up to a bound."""
-
-    def __init__(self, path: pathlib.Path, file: Any):
-        self._left = FREE_EXPANSION + MAX_EXPANSION * file.seek(0, os.SEEK_END)
-        file.seek(0)
-        self._path, self._zipped = path, gzip.GzipFile(fileobj=file)
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """See `io.RawIOBase`."""
-        size = self._zipped.readinto(buffer)
-        self._left -= size
-        if self._left < 0:
-            raise DataError(
-                f"{self._path}: unpacks to over {MAX_EXPANSION} times its size, as no "
-                "text does; if it is what you want, unpack it with gunzip"
-            )
-        return size
-
-
-@contextlib.contextmanager
-def open_file(path: pathlib.Path) -> Iterator[Any]:
-    """A binary file, unzipped where it is gzip; missing files name what is there.
-
-    Reading it raises `OSError`, `EOFError` or `zlib.error` where the gzip stream is
-    broken, and `DataError` where it unpacks to more than `MAX_EXPANSION` allows.
-    """
-    if path.is_dir():
-        raise DataError(f"{path}: is a folder, expected a file")
-    if path.exists() and not path.is_file():
-        raise DataError(f"{path}: is a pipe or a device, expected a file")
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        near = []
-        if path.parent.is_dir():
-            near = sorted(other.name for other in path.parent.iterdir())[:20]
-        hint = f"; {path.parent} has {', '.join(near)}" if near else ""
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        raise DataError(f"{path}: {reason}{hint}") from error
-    with file:
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        if path.suffix == ".gz" and not zipped:
-            raise DataError(
-                f"{path}: is named .gz and is not gzip; rename it or compress it"
-            )
-        yield io.BufferedReader(_Unzipped(path, file), 2**18) if zipped else file
-
-
-def read_lines(path: pathlib.Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, plain or gzip, with their numbers from 1; no empty ones.
-
-    Raises:
-      DataError: for a missing file, broken gzip, text that is not UTF-8 or a line over
-        `MAX_LINE`, naming the line.
-    """
-    number = 0
-    with open_file(path) as file:
-        while True:
-            number += 1
-            try:
-                raw = file.readline(MAX_LINE)
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(
-                    f"{path}:{number}: the gzip stream is broken ({error}); the file "
-                    "is truncated or damaged: fetch it again"
-                ) from error
-            if not raw:
-                return
-            if len(raw) >= MAX_LINE and not raw.endswith(b"\n"):
-                raise DataError(
-                    f"{path}:{number}: the line is over {MAX_LINE // 2**20} MiB; this "
-                    "is no file of one record a line"
-                )
-            if number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                raise DataError(
-                    f"{path}:1: the file is UTF-16, as a spreadsheet's 'Unicode text' "
-                    "is; save it as UTF-8 (iconv -f UTF-16 -t UTF-8)"
-                )
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{path}:{number}: byte {error.start} is not UTF-8; convert the "
-                    "file to UTF-8 (a spreadsheet must be saved as text, not as .xlsx)"
-                ) from error
-            if line.strip():
-                yield number, line.rstrip("\r\n")
+# --- records ---
 
 
 def _records(
     path: pathlib.Path,
     rows: Iterable[tuple[int, Any]],
-    parse: Callable[[Any], T],
+    parse: Callable[[Any], T | None],
     on_error: OnError,
     skipped: Skipped | None,
     remedy: str = _REMEDY,
 ) -> Iterator[T]:
-    """Parses each row, and stops at or counts the malformed ones."""
+    """Parses each row, and stops at or counts the malformed ones; None is nothing."""
     for number, row in rows:
         try:
-            yield parse(row)
+            record = parse(row)
         except FieldError as error:
             reason = f"{path}:{number}: {error}"
             if on_error == "stop" or skipped is None:
                 raise DataError(f"{reason}; {remedy}") from error
             skipped.add(path, reason)
+        else:
+            if record is not None:
+                yield record
 
 
 def _json(line: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise FieldError("line", line, f"a JSON object ({error})") from error
+        kind = "one JSON object a line" if line.lstrip()[:1] == "[" else "a JSON object"
+        raise FieldError("line", line, f"{kind} ({error})") from error
     if not isinstance(value, dict):
-        raise FieldError("line", line, "a JSON object")
+        kind = "one JSON object a line" if isinstance(value, list) else "a JSON object"
+        raise FieldError("line", line, kind)
     return value
+
+
+# Names that collections give to one field; the first is ours.
+DOCUMENT_IDS = ("_id", "id", "docid", "doc_id", "document_id", "pid", "docno")
+QUERY_IDS = ("_id", "id", "qid", "query_id")
+TITLES = ("title", "headline")
+TEXTS = ("text", "contents", "body", "passage", "content", "segment", "abstract")
+QUERY_TEXTS = ("text", "query", "question", "title")
 
 
 def _want(row: Mapping[str, Any], *names: str) -> Any:
     for name in names:
         if name in row:
             return row[name]
-    raise FieldError(names[0], None, f"a field {' or '.join(names)}")
+    raise FieldError(
+        names[0],
+        None,
+        f"one of the fields {', '.join(names)}; this record has {shown(list(row))}",
+    )
+
+
+def to_document(row: Mapping[str, Any]) -> Document:
+    """A document from named fields; see `DOCUMENT_IDS`, `TITLES` and `TEXTS`.
+
+    Raises:
+      FieldError: naming the field, and those that there are where none fits.
+    """
+    name = check_id("_id", _want(row, *DOCUMENT_IDS))
+    title = next((row[one] for one in TITLES if one in row), None)
+    text = next((row[one] for one in TEXTS if one in row), None)
+    if title is None and text is None:
+        _want(row, *TEXTS, *TITLES)
+    return Document(
+        name,
+        check_text("title", title, empty=True).strip(),
+        check_text("text", text, empty=True).strip(),
+    )
+
+
+def to_query(row: Mapping[str, Any]) -> Query:
+    """A query from named fields; see `QUERY_IDS` and `QUERY_TEXTS`.
+
+    Raises:
+      FieldError: naming the field, and those that there are where none fits.
+    """
+    return Query(
+        check_id("_id", _want(row, *QUERY_IDS)),
+        check_text("text", _want(row, *QUERY_TEXTS)).strip(),
+    )
 
 
 # --- BEIR ---
@@ -228,21 +176,20 @@ def read_corpus(
     skipped: Skipped | None = None,
     unique: bool = True,
 ) -> Iterator[Document]:
-    """Documents of a BEIR `corpus.jsonl[.gz]`: `_id`, `title`, `text`.
+    """Documents of a `corpus.jsonl[.gz]`: `_id`, `title`, `text`, or as others say.
 
     With `unique`, an id that comes twice is malformed; it takes memory for every id.
     """
 
     def parse(line: str) -> Document:
-        row = _json(line)
-        return Document(
-            check_id("_id", _want(row, "_id", "id")),
-            check_text("title", row.get("title"), empty=True).strip(),
-            check_text("text", row.get("text"), empty=True).strip(),
-        )
+        return to_document(_json(line))
 
     yield from _records(
-        path, read_lines(path), _once(parse) if unique else parse, on_error, skipped
+        path,
+        lines.read_lines(path),
+        _once(parse) if unique else parse,
+        on_error,
+        skipped,
     )
 
 
@@ -253,20 +200,20 @@ def read_queries(
     skipped: Skipped | None = None,
     unique: bool = True,
 ) -> Iterator[Query]:
-    """Queries of a BEIR `queries.jsonl[.gz]`: `_id`, `text`.
+    """Queries of a `queries.jsonl[.gz]`: `_id`, `text`, or as others say.
 
     With `unique`, an id that comes twice is malformed; it takes memory for every id.
     """
 
     def parse(line: str) -> Query:
-        row = _json(line)
-        return Query(
-            check_id("_id", _want(row, "_id", "id")),
-            check_text("text", _want(row, "text")).strip(),
-        )
+        return to_query(_json(line))
 
     yield from _records(
-        path, read_lines(path), _once(parse) if unique else parse, on_error, skipped
+        path,
+        lines.read_lines(path),
+        _once(parse) if unique else parse,
+        on_error,
+        skipped,
     )
 
 
@@ -278,6 +225,16 @@ def _known(field: str, name: str, known: Container[str] | None, file: str) -> st
     if known is not None and name not in known:
         raise FieldError(field, name, f"an id that {file} has")
     return name
+
+
+_GRADES = {"score", "rel", "relevance", "grade", "label", "judgement", "judgment"}
+
+
+def _is_header(line: str) -> bool:
+    """Whether the first line of judgements names columns."""
+    cells = line.lower().split()
+    known = cells[0] in ("query-id", "query_id")
+    return known or (len(cells) > 2 and cells[-1] in _GRADES)
 
 
 def read_qrels(
@@ -292,11 +249,12 @@ def read_qrels(
     """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
 
     Ids must be among `queries` and `documents` where these are given; `remedy` ends
-    the error of a malformed line.
+    the error of a malformed line. A judgement that comes again with the same grade is
+    left out, and counted in `skipped`; one with another grade is malformed.
     """
-    seen: set[tuple[str, str]] = set()
+    seen: dict[tuple[str, str], int] = {}
 
-    def parse(line: str) -> Judgement:
+    def parse(line: str) -> Judgement | None:
         cells = line.split()
         if len(cells) == 4:
             cells = [cells[0], *cells[2:]]
@@ -305,23 +263,32 @@ def read_qrels(
                 "line",
                 line,
                 "query, document and grade, or TREC's query, 0, document and grade, "
-                "between tabs or spaces",
+                "between tabs or spaces"
+                + (" (this one has commas)" if line.count(",") > 1 else ""),
             )
         pair = (
             _known("query-id", cells[0], queries, "queries.jsonl"),
             _known("corpus-id", cells[1], documents, "corpus.jsonl"),
         )
-        if pair in seen:
-            raise FieldError("corpus-id", cells[1], "a pair that no earlier line has")
         grade = check_integer("score", cells[2])
-        seen.add(pair)
-        return Judgement(*pair, grade)
+        if pair not in seen:
+            seen[pair] = grade
+            return Judgement(*pair, grade)
+        if seen[pair] != grade:
+            raise FieldError(
+                "score",
+                cells[2],
+                f"{seen[pair]}, the grade that an earlier line gives query {pair[0]!r} "
+                f"and document {pair[1]!r}",
+            )
+        if skipped is not None:
+            skipped.repeated[path.name] = skipped.repeated.get(path.name, 0) + 1
+        return None
 
-    lines = read_lines(path)
     rows = (
         (number, line)
-        for number, line in lines
-        if not (number == 1 and line.split()[0].lower() in ("query-id", "query_id"))
+        for number, line in lines.read_lines(path)
+        if not (number == 1 and _is_header(line))
     )
     yield from _records(path, rows, parse, on_error, skipped, remedy)
 
@@ -363,7 +330,7 @@ def read_run(
         seen.add(pair)
         return candidate
 
-    yield from _records(path, read_lines(path), parse, on_error, skipped, remedy)
+    yield from _records(path, lines.read_lines(path), parse, on_error, skipped, remedy)
 
 
 def write_run(
@@ -431,7 +398,7 @@ def read_clicks(
     elif name.endswith(".tsv"):
         rows, parse = _tsv_rows(path), _tsv_click
     elif name.endswith((".jsonl", ".json")):
-        rows, parse = read_lines(path), lambda line: _click(_json(line))
+        rows, parse = lines.read_lines(path), lambda line: _click(_json(line))
     else:
         raise DataError(
             f"{path}: a click log is .jsonl, .tsv or .parquet (.gz for the first two); "
@@ -441,8 +408,8 @@ def read_clicks(
 
 
 def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
-    lines = read_lines(path)
-    number, header = next(lines, (1, ""))
+    found = lines.read_lines(path)
+    number, header = next(found, (1, ""))
     names = header.split("\t")
     if "query" not in names:
         hint = ""
@@ -456,7 +423,7 @@ def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[s
         )
     if len(set(names)) < len(names):
         raise DataError(f"{path}:{number}: a column is there twice: {shown(names)}")
-    for number, line in lines:
+    for number, line in found:
         yield number, (names, line.split("\t"))
 
 
@@ -480,7 +447,7 @@ _PARQUET_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
 
 
 def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open_file(path):
+    with lines.open_file(path):
         pass  # for its errors
     try:
         with pq.ParquetFile(path) as file:
@@ -491,7 +458,7 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
             ]
         with pq.ParquetFile(path, read_dictionary=texts) as file:
             number = 0
-            left = FREE_EXPANSION + MAX_EXPANSION * path.stat().st_size
+            left = lines.FREE_EXPANSION + lines.MAX_EXPANSION * path.stat().st_size
             for batch in file.iter_batches(batch_size=4096, columns=names):
                 cells = []
                 for name in names:
@@ -500,8 +467,9 @@ def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     left -= size
                 if left < 0:
                     raise DataError(
-                        f"{path}: row {number}: its texts are over {MAX_EXPANSION} "
-                        "times the file's size, as no click log's are"
+                        f"{path}: row {number}: its texts are over "
+                        f"{lines.MAX_EXPANSION} times the file's size, as no click "
+                        "log's are"
                     )
                 for row in zip(*cells, strict=True):
                     number += 1
@@ -547,10 +515,10 @@ def _cells(path: pathlib.Path, name: str, column: pa.Array) -> tuple[list[Any], 
     if _is_text(known.type):
         lengths = _compute.binary_length(known)
         longest = _compute.max(lengths).as_py() or 0
-        if longest >= MAX_LINE:
+        if longest >= lines.MAX_LINE:
             raise DataError(
                 f"{path}: column {name!r} holds a text of {longest} bytes, over "
-                f"{MAX_LINE // 2**20} MiB; this is no click log"
+                f"{lines.MAX_LINE // 2**20} MiB; this is no click log"
             )
         lengths = _compute.cast(lengths.take(places), pa.int64())
         size = _compute.sum(lengths).as_py() or 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 from pyarrow import csv
 
-from ranker.data import formats
+from ranker.data import formats, lines
 from ranker.data.records import MAX_ID, Candidate
 from ranker.errors import DataError
 
@@ -91,12 +91,12 @@ class _Columns:
 
 def _regular_run(path: pathlib.Path) -> _Columns | None:
     """Queries, documents, ranks and scores by line; None for a file to look into."""
-    with formats.open_file(path) as file:
+    with lines.open_file(path) as file:
         try:
             data = file.read()
         except (OSError, EOFError, zlib.error):
             return None
-    first = data[: formats.MAX_LINE].split(b"\n", 1)[0]
+    first = data[: lines.MAX_LINE].split(b"\n", 1)[0]
     delimiter = b"\t" if b"\t" in first else b" "
     # Arrow would take nothing between two delimiters for a column of its own.
     empty = (delimiter * 2, delimiter + b"\n", delimiter + b"\r")
@@ -187,7 +187,7 @@ def _oddities(path: pathlib.Path, columns: _Columns) -> list[str]:
 
 def _mistaken(path: pathlib.Path, *widths: int) -> str:
     """A guess, where the file looks like one of the other kind."""
-    for _, line in formats.read_lines(path):
+    for _, line in lines.read_lines(path):
         if len(line.split()) in widths:
             other = "--qrels" if 6 not in widths else "--run"
             return f" (this one looks as if it were meant for {other})"
@@ -197,7 +197,7 @@ def _mistaken(path: pathlib.Path, *widths: int) -> str:
 
 def line_of(path: pathlib.Path, query: str) -> int:
     """Number of the first line whose first column is `query`; 0 without one."""
-    for number, line in formats.read_lines(path):
+    for number, line in lines.read_lines(path):
         if line.split(None, 1)[0] == query:
             return number
     return 0
@@ -238,7 +238,7 @@ def _kind(path: pathlib.Path) -> str:
 
 
 def _json_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    for number, line in formats.read_lines(path):
+    for number, line in lines.read_lines(path):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -263,7 +263,7 @@ def _json_fields(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]
 
 def _tsv_fields(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     names: list[str] = []
-    for number, line in formats.read_lines(path):
+    for number, line in lines.read_lines(path):
         cells = line.split("\t")
         if not names:
             names = cells
@@ -290,7 +290,7 @@ def load_queries(path: pathlib.Path) -> dict[str, str]:
     if _kind(path) == ".jsonl":
         return {query: str(row.get("text", "")) for _, query, row in _json_rows(path)}
     texts = {}
-    for number, line in formats.read_lines(path):
+    for number, line in lines.read_lines(path):
         query, tab, text = line.partition("\t")
         if not tab:
             raise DataError(

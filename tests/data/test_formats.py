@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ranker.data import formats
+from ranker.data import formats, lines
 from ranker.data.records import Click, Document, Judgement, Query
 from ranker.errors import DataError
 
@@ -113,7 +113,7 @@ def test_bytes_that_are_not_utf8(tmp_path):
 
 
 def test_a_line_beyond_all_bounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_LINE", 100)
+    monkeypatch.setattr(lines, "MAX_LINE", 100)
     path = write(tmp_path / "queries.jsonl", "x" * 200)
     with pytest.raises(DataError, match=r":1: the line is over"):
         list(formats.read_queries(path))
@@ -153,8 +153,12 @@ def test_a_pair_judged_twice(tmp_path):
     path = write(tmp_path / "test.tsv", "q d 1", "q d 2")
     with pytest.raises(DataError, match="test.tsv:1: "):
         list(formats.read_qrels(write(tmp_path / "test.tsv", "q")))
+    path = write(tmp_path / "test.tsv", "q\td\t1", "q\td\t1", "q\td\t1")
+    skipped = formats.Skipped()
+    assert len(list(formats.read_qrels(path, skipped=skipped))) == 1
+    assert skipped.repeated == {"test.tsv": 2} and not skipped.counts
     path = write(tmp_path / "test.tsv", "q\td\t1", "q\td\t2")
-    with pytest.raises(DataError, match="test.tsv:2: .*no earlier line"):
+    with pytest.raises(DataError, match="test.tsv:2: .*an earlier line gives"):
         list(formats.read_qrels(path))
 
 
@@ -234,7 +238,7 @@ def test_clicks_json_tsv_and_parquet(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"title": "t"}, "field query"),
+        ({"title": "t"}, "one of the fields query"),
         ({"query": " ", "title": "t"}, "'query'"),
         ({"query": "q", "dwell": -1}, "'dwell'"),
         ({"query": "q", "count": 0}, "'count'"),

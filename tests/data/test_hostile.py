@@ -603,7 +603,7 @@ def peak(code, folder):
     """Peak memory in MiB, and output, of Python code in a process of its own."""
     start = textwrap.dedent("""
         import pathlib, resource
-        from ranker.data import formats
+        from ranker.data import formats, lines
         from ranker.errors import DataError
         def read(reader, path, **how):
             try:
@@ -637,7 +637,7 @@ def test_gzip_bombs_are_refused_within_a_bound(tmp_path):
     size, said = peak(
         """
         read(formats.read_corpus, "corpus.jsonl.gz", on_error="skip")
-        formats.MAX_EXPANSION, formats.FREE_EXPANSION = 10, 2**20  # is soon reached
+        lines.MAX_EXPANSION, lines.FREE_EXPANSION = 10, 2**20  # is soon reached
         read(formats.read_clicks, "log.jsonl.gz")
         """,
         tmp_path,
@@ -675,7 +675,7 @@ def test_parquet_bombs_are_refused_within_a_bound(tmp_path):
         pq.write_table(pa.table({"query": query, "title": column}), tmp_path / name)
         assert (tmp_path / name).stat().st_size < 2**20
 
-    save("long.parquet", "x" * formats.MAX_LINE, 1000)
+    save("long.parquet", "x" * lines.MAX_LINE, 1000)
     save("many.parquet", "x" * 2**20, 100_000)  # holds 100 GiB
     size, said = peak(
         """

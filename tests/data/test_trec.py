@@ -96,8 +96,10 @@ def test_judgements_in_both_forms(tmp_path):
     [
         (RUN, r":1: .*meant for --run\)"),
         ("q 0 2 a\n", ":1: field 'score': found 'a'"),
-        ("q a 0 2\nq b 0 1\n", ":2: .*a pair that no earlier line has"),
-        ("q 0 a 1\nq 0 a 1\n", ":2: .*no earlier line has"),
+        (
+            "q a 0 2\nq b 0 1\n",
+            ":2: .*found '1', expected 2, the grade that an earlier line",
+        ),
         ("", "holds no judgement"),
     ],
 )
