@@ -56,12 +56,24 @@ def render(contents: Contents) -> str:
     if contents.won or contents.lost:
         sections.append(("queries", "Queries", _queries(contents)))
     sections.append(("provenance", "Provenance", _provenance(contents)))
+    return frame(contents.workdir.resolve().name, sections)
+
+
+def frame(
+    name: str, sections: Sequence[tuple[str, str, str]], *, over: str = "ranker report"
+) -> str:
+    """A page around its sections.
+
+    Args:
+      name: its heading.
+      sections: (anchor, heading, HTML) of each.
+      over: small line above the heading.
+    """
     links = "".join(f'<a href="#{key}">{title}</a>' for key, title, _ in sections)
     body = "".join(
         f'<section id="{key}"><h2>{title}</h2>{body}</section>'
         for key, title, body in sections
     )
-    name = text(contents.workdir.resolve().name)
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -69,9 +81,9 @@ def render(contents: Contents) -> str:
  content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(contents.workdir.resolve().name)} · ranker report</title>
+<title>{escape(_CONTROL.sub("�", name))} · {escape(over)}</title>
 <style>{_STYLE}</style></head><body>
-<header><p class="over">ranker report</p><h1>{name}</h1>
+<header><p class="over">{escape(over)}</p><h1>{text(name)}</h1>
 <p class="dim">ranker {escape(ranker.__version__)} · written {now}</p>
 <nav>{links}</nav></header>
 <main>{body}</main></body></html>
@@ -81,7 +93,9 @@ def render(contents: Contents) -> str:
 # --- pieces ---
 
 
-def _table(grid: tables.Grid, *, caption: bool = True) -> str:
+def table(grid: tables.Grid, *, caption: bool = True) -> str:
+    """A table, scrolled where it is too wide."""
+
     def cells(row: Sequence[str], tag: str) -> str:
         return "".join(
             f"<{tag}{'' if at < grid.left else ' class=n'}>{text(cell)}</{tag}>"
@@ -101,11 +115,13 @@ def _table(grid: tables.Grid, *, caption: bool = True) -> str:
     )
 
 
-def _figure(svg: str, caption: str) -> str:
+def figure(svg: str, caption: str) -> str:
+    """A chart and what it shows; the caption is HTML."""
     return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
 
 
-def _legend(names: Sequence[str]) -> str:
+def legend(names: Sequence[str]) -> str:
+    """The colours of names, in their order."""
     items = "".join(
         f'<span><i class="key c{at % charts.COLOURS}"></i>{text(name)}</span>'
         for at, name in enumerate(names)
@@ -158,7 +174,7 @@ def _progress(stages: Sequence[Stage]) -> str:
         [one.name, one.account.kind, "done" if one.account.done else "not finished"]
         for one in stages
     ]
-    return _table(tables.Grid("", ["stage", "kind", "state"], rows, 3), caption=False)
+    return table(tables.Grid("", ["stage", "kind", "state"], rows, 3), caption=False)
 
 
 def _results(summary: tables.Summary) -> str:
@@ -174,9 +190,9 @@ def _results(summary: tables.Summary) -> str:
         for name, system in summary["systems"].items()
         if (interval := system["interval"][measure]) is not None
     ]
-    body = _table(tables.means(summary))
+    body = table(tables.means(summary))
     if rows:
-        body += _figure(
+        body += figure(
             charts.forest(rows, f"{measure} less that of {summary['reference']}"),
             "Mean difference over the queries and its 95 % bootstrap interval; in "
             "colour where the paired randomisation test finds it significant after "
@@ -185,7 +201,7 @@ def _results(summary: tables.Summary) -> str:
     if len(summary["systems"]) > 1:
         body += (
             "<details><summary>Every difference, with its tests</summary>"
-            f"{_table(tables.differences(summary))}</details>"
+            f"{table(tables.differences(summary))}</details>"
         )
     return body
 
@@ -204,9 +220,9 @@ def _slices(summary: tables.Summary) -> str:
         for one in summary["slices"]
     ]
     return (
-        _legend(names)
-        + _figure(charts.dots(rows, measure), f"Mean {text(measure)} of each slice.")
-        + _table(tables.slices(summary, measure))
+        legend(names)
+        + figure(charts.dots(rows, measure), f"Mean {text(measure)} of each slice.")
+        + table(tables.slices(summary, measure))
     )
 
 
@@ -217,13 +233,13 @@ def _curve(stage: Stage) -> str:
     lines = [charts.Series("loss", steps, losses, 0)] if steps else []
     body = ""
     if lines:
-        body += _figure(charts.lines(lines, "step", "training loss"), "")
+        body += figure(charts.lines(lines, "step", "training loss"), "")
     for name in named:
         series = charts.Series(
             name, *stage.curve(name), 1, len(stage.curve(name)[0]) > 1
         )
         if len(series.x) > 1:
-            body += _figure(charts.lines([series], "step", name), "")
+            body += figure(charts.lines([series], "step", name), "")
     rates = [
         row["tokens_per_second"]
         for row in stage.metrics
@@ -277,7 +293,7 @@ def _calibration(one: Calibration) -> str:
         for key, label in names.items()
     ]
     known = one.kendall[~np.isnan(one.kendall)]
-    histograms = _figure(
+    histograms = figure(
         charts.histogram(one.teacher_scores, f"scores of {one.teacher}", 1)
         + charts.histogram(one.student_scores, f"scores of {one.student}", 2)
         + (
@@ -288,7 +304,7 @@ def _calibration(one: Calibration) -> str:
     return (
         f"<h3>{text(one.student)} beside {text(one.teacher)}</h3>{faults}"
         '<div class="cards wide"><div>'
-        + _figure(
+        + figure(
             charts.scatter(
                 *points,
                 (found.slope, found.intercept),
@@ -298,7 +314,7 @@ def _calibration(one: Calibration) -> str:
             f"Scores of {len(points[0]):,} of {found.documents:,} documents and the "
             "least-squares line.",
         )
-        + _table(tables.Grid("", ["", ""], rows), caption=False)
+        + table(tables.Grid("", ["", ""], rows), caption=False)
         + f"</div><div>{histograms}</div></div>"
     )
 
@@ -361,7 +377,7 @@ def _provenance(contents: Contents) -> str:
         for one in contents.stages
     ]
     header = ["stage", "kind", "state", "key", "made from", "ranker"]
-    body = _table(tables.Grid("", header, rows, 6), caption=False)
+    body = table(tables.Grid("", header, rows, 6), caption=False)
     body += (
         '<p class="dim">A key is a digest of a stage\'s settings and of the keys of '
         "what it was made from: equal keys, equal results.</p>"
@@ -371,7 +387,7 @@ def _provenance(contents: Contents) -> str:
         if one.account.kind == "prepare" and isinstance(report, dict):
             facts = [[name, str(value)] for name, value in report.items()]
             grid = tables.Grid("", ["data", "count"], facts)
-            body += f"<h3>Data</h3>{_table(grid, caption=False)}"
+            body += f"<h3>Data</h3>{table(grid, caption=False)}"
     body += "<h3>Settings and facts</h3>"
     for one in contents.stages:
         facts = {k: v for k, v in one.account.facts.items() if k != "summary"}
