@@ -22,7 +22,8 @@ import time
 from collections.abc import Iterator
 
 from ranker import config
-from ranker.scoring import pairs, scores
+from ranker.scoring import job as jobs
+from ranker.scoring import pairs, proof
 from ranker.training import score as teacher
 from ranker.training.train import train
 
@@ -64,8 +65,9 @@ def main() -> None:
     )
     stage = dict(data=config.Data(world=world), text=config.Text(teacher_length=32))
     clock = Clock()
-    for name in ("open_job", "save_shard", "verify", "save_quarantine"):
-        clock.watch(scores, name)
+    for name in ("open_job", "save_shard", "save_quarantine"):
+        clock.watch(jobs, name)
+    clock.watch(proof, "verify")
     clock.watch(pairs.ListPairs, "shards")
     for name in ("_agreed", "code_digest", "score_lists"):
         clock.watch(teacher, name)

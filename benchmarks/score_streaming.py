@@ -27,8 +27,9 @@ import numpy as np
 
 from ranker import config
 from ranker.manifest import Manifest
-from ranker.scoring import scores
+from ranker.scoring import job as jobs
 from ranker.scoring.pairs import Content, WorldPairs
+from ranker.scoring.proof import verify
 
 CANDIDATES = 100  # a query
 
@@ -45,7 +46,7 @@ def make_source(pairs: int) -> WorldPairs:
     )
 
 
-def open_job(folder: pathlib.Path, pairs: int) -> scores.Job:
+def open_job(folder: pathlib.Path, pairs: int) -> jobs.Job:
     """The job, which the first process to come begins."""
     source = make_source(pairs)
     account = Manifest(
@@ -54,7 +55,7 @@ def open_job(folder: pathlib.Path, pairs: int) -> scores.Job:
         inputs={"stub": "stub"},
         facts={"teacher": "stub", "teacher_facts": {}},
     )
-    return scores.open_job(folder, account, source, size=1 << 17, format="parquet")
+    return jobs.open_job(folder, account, source, size=1 << 17, format="parquet")
 
 
 def stub(numbers: np.ndarray) -> np.ndarray:
@@ -83,7 +84,7 @@ def work(folder: pathlib.Path, pairs: int, index: int, count: int) -> None:
         queries, documents = source.ids(shard)
         numbers = np.arange(shard.first, shard.first + shard.pairs)
         content = Content([], [], numbers, queries, documents)
-        scores.save_shard(
+        jobs.save_shard(
             job,
             number,
             content,
@@ -115,14 +116,14 @@ def prove(folder: pathlib.Path, pairs: int, answers) -> None:
     """Proves the job, and that every score is the stub's; reports time and memory."""
     begin = time.monotonic()
     job = open_job(folder, pairs)
-    proof = scores.verify(job)
+    found = verify(job)
     seconds = time.monotonic() - begin
     wrong = 0
     for number in range(0, len(job.shards), 16):
-        table, _ = scores.read_shard(job, number)
+        table, _ = jobs.read_shard(job, number)
         wanted = stub(table["pair"].to_numpy())
         wrong += int((table["score"].to_numpy() != wanted).sum())
-    answers.put((proof.pairs, wrong, seconds, peak()))
+    answers.put((found.pairs, wrong, seconds, peak()))
 
 
 def main() -> None:
@@ -139,8 +140,8 @@ def main() -> None:
         total = 0
         while all(child.is_alive() for child in children):
             time.sleep(0.2)
-            if (folder / scores.FILE).exists():
-                total = total or len(scores.load_job(folder).shards)
+            if (folder / jobs.FILE).exists():
+                total = total or len(jobs.load_job(folder).shards)
                 if len(os.listdir(receipts)) >= total // 3:
                     break
         for child in children:

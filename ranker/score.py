@@ -38,18 +38,19 @@ def _call(prove: bool):
 def _status(folder: str) -> None:
     from rich.console import Console
 
-    from ranker.scoring import scores
+    from ranker.scoring.job import load_job
+    from ranker.scoring.status import read_status, status_lines
 
-    job = scores.load_job(folder)
-    found = scores.status(job)
-    for line in scores.describe(job, found):
+    job = load_job(folder)
+    for line in status_lines(job, read_status(job)):
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
 def _verify(folder: str) -> None:
-    from ranker.scoring import scores
+    from ranker.scoring.job import load_job
+    from ranker.scoring.proof import verify
 
-    _show_proof(scores.verify(scores.load_job(folder), progress=_shown))
+    _show_proof(verify(load_job(folder), progress=_shown))
 
 
 def _shown(done: int) -> None:

@@ -1,16 +1,124 @@
-"""Files that appear whole or not at all, JSON with a seal, and digests of files."""
+"""The only place that writes a file whole: also sealed JSON, digests and paths.
 
+A file appears under its name when it is complete and on the disk: it is written beside
+that name, flushed, synchronised and renamed. An object in a bucket appears when its
+upload is complete.
+"""
+
+import contextlib
 import hashlib
+import io
 import json
 import os
 import pathlib
+import shutil
+import socket
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any, Literal
+
+from etils import epath
+
+from ranker.errors import DataError
 
 _HASHING_THREADS = 4
-
-
 _MAX_JSON = 64 * 2**20  # bytes
+_SCHEMES = ("gs", "s3", "az", "hf")
+
+
+# --- paths and whole files ---
+
+
+def is_local(path: Any) -> bool:
+    """Whether a path is of this machine's file system, not of a bucket."""
+    return "://" not in str(path)
+
+
+def open_path(text: Any) -> Any:
+    """The path of a local file or folder, or of one in a bucket.
+
+    Raises:
+      DataError: for a scheme that nothing here reads, or whose package is missing.
+    """
+    scheme, mark, _ = str(text).partition("://")
+    if mark and scheme not in _SCHEMES:
+        raise DataError(
+            f"{text}: {scheme}:// is not known; name a local path, or one of "
+            f"{', '.join(f'{one}://' for one in _SCHEMES)}"
+        )
+    path = epath.Path(text)
+    try:
+        if mark:
+            path.exists()
+    except ImportError as error:
+        raise DataError(
+            f"{text}: a package is missing that reads {scheme}:// ({error}); for gs:// "
+            "it is gcsfs: pip install gcsfs"
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Any, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
+    """Opens a file that appears when the block ends, whole or not at all.
+
+    Args:
+      path: local, or of a bucket (`open_path`); its folder must exist.
+      mode: "w" for text, as UTF-8.
+
+    Raises:
+      OSError: naming `path` when it cannot be written, as on a full disk.
+    """
+    text = {} if mode == "wb" else {"encoding": "utf-8"}
+    if is_local(path):
+        with replacing(pathlib.Path(path)) as aside, aside.open(mode, **text) as file:
+            yield file
+        return
+    memory = io.BytesIO()
+    file = memory if mode == "wb" else io.TextIOWrapper(memory, **text)
+    yield file
+    file.flush()
+    path.write_bytes(memory.getvalue())
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A path to write a file or folder to, which is renamed to `path` at the end.
+
+    For what only a library can write; all else is written by `writing`. A folder takes
+    the place of nothing, or of an empty one.
+
+    Raises:
+      OSError: naming `path` when it cannot be written.
+    """
+    aside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        yield aside
+        for one in [*aside.rglob("*"), aside]:
+            synchronise(one)
+        aside.replace(path)
+        with contextlib.suppress(OSError):  # some file systems have no such call
+            synchronise(path.parent)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def synchronise(path: pathlib.Path) -> None:
+    """Waits until a file or a folder's list of names is on the disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# --- JSON ---
 
 
 def digest(value: Any) -> str:
@@ -19,21 +127,20 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_json(path: pathlib.Path, value: Any) -> None:
+def write_json(path: Any, value: Any, *, indent: int | None = 1) -> None:
     """Writes a JSON file that is never seen half-written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    temporary.replace(path)
+    with writing(path, "w") as file:
+        file.write(json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_json(path: Any) -> Any:
     """A JSON file, of at most 64 MiB and a depth that Python can hold.
 
     Raises:
       ValueError: when it is none.
       OSError: when it cannot be read.
     """
-    if path.stat().st_size > _MAX_JSON:
+    if is_local(path) and os.path.getsize(path) > _MAX_JSON:
         raise ValueError(f"it is over {_MAX_JSON // 2**20} MiB")
     try:
         value = json.loads(path.read_bytes().decode())
@@ -43,12 +150,12 @@ def read_json(path: pathlib.Path) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
-def write_sealed(path: pathlib.Path, value: dict[str, Any]) -> None:
+def write_sealed(path: Any, value: dict[str, Any], *, indent: int | None = 1) -> None:
     """Writes a JSON object with a digest of itself; see `read_sealed`."""
-    write_json(path, {**value, "digest": digest(value)})
+    write_json(path, {**value, "digest": digest(value)}, indent=indent)
 
 
-def read_sealed(path: pathlib.Path) -> dict[str, Any]:
+def read_sealed(path: Any) -> dict[str, Any]:
     """What `write_sealed` wrote.
 
     Raises:
@@ -60,6 +167,9 @@ def read_sealed(path: pathlib.Path) -> dict[str, Any]:
     if value.pop("digest") != digest(value):
         raise ValueError("its digest does not fit: it has been damaged or edited")
     return value
+
+
+# --- digests of files ---
 
 
 def file_digests(folder: pathlib.Path) -> dict[str, list[Any]]:

@@ -19,6 +19,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.errors import DataError
+from ranker.storage import replacing
 
 T = TypeVar("T")
 Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them
@@ -108,8 +109,8 @@ def _write(
     folder: pathlib.Path,
     splits: Mapping[str, Iterable[dict[str, Any]]],
 ) -> None:
-    partial = folder.with_name(f".{folder.name}.partial")
-    for stale in (partial, folder):
+    killed = folder.parent.glob(f".{folder.name}.*")  # left behind by killed runs
+    for stale in (folder, *killed):
         shutil.rmtree(stale, ignore_errors=True)
     filled = {}
     for name, rows in splits.items():
@@ -117,13 +118,13 @@ def _write(
         first = next(rows, None)
         if first is not None:  # tensorflow-datasets refuses an empty split
             filled[name] = _chain(first, rows)
-    partial.mkdir(parents=True)
-    if filled:
-        with _quiet():
-            maker = builder(splits=filled, data_dir=str(partial / "tfds"))
-            maker.download_and_prepare()
-        pathlib.Path(maker.data_path).rename(partial / "records")
-    partial.rename(folder)
+    with replacing(folder) as partial:
+        partial.mkdir(parents=True)
+        if filled:
+            with _quiet():
+                maker = builder(splits=filled, data_dir=str(partial / "tfds"))
+                maker.download_and_prepare()
+            pathlib.Path(maker.data_path).rename(partial / "records")
 
 
 def _chain(first: T, rest: Iterator[T]) -> Iterator[T]:

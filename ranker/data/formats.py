@@ -33,6 +33,7 @@ from ranker.data.records import (
     check_text,
 )
 from ranker.errors import DataError, FieldError, shown
+from ranker.storage import writing
 
 _REMEDY = "correct it, or skip such records with --config.data.on_error=skip"
 OnError = Literal["stop", "skip"]
@@ -342,8 +343,7 @@ def write_run(
     Scores are written so that reading them gives the same numbers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    with writing(path, "w") as file:
         for query, documents in run.items():
             order = sorted(
                 documents, key=lambda name: (documents[name], name), reverse=True
@@ -351,7 +351,6 @@ def write_run(
             for rank, document in enumerate(order, 1):
                 score = float(documents[document])
                 file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
-    temporary.replace(path)
 
 
 # --- click logs ---

@@ -39,6 +39,7 @@ from ranker.models.folder import (
     read_head,
     resolve_folder,
 )
+from ranker.storage import replacing, write_json
 
 __all__ = ["ModelError", "export_huggingface", "open_checkpoint"]
 
@@ -522,10 +523,7 @@ def export_huggingface(
             "label2id": {"score": 0},
             "sentence_transformers": _RAW_SCORES,
         }
-    text = json.dumps(described, indent=2) + "\n"
-    temporary = folder / ".config.json"
-    temporary.write_text(text)
-    temporary.replace(folder / "config.json")
+    write_json(folder / "config.json", described, indent=2)
 
 
 def _check_family(
@@ -569,16 +567,18 @@ def _save(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
         stale.unlink()
     metadata = {"format": "pt"}
     if len(groups) == 1:
-        save_file(tensors, folder / "model.safetensors", metadata=metadata)
+        with replacing(folder / "model.safetensors") as path:
+            save_file(tensors, path, metadata=metadata)
         return
     where = {}
     for number, group in enumerate(groups, start=1):
         name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        save_file(group, folder / name, metadata=metadata)
+        with replacing(folder / name) as path:
+            save_file(group, path, metadata=metadata)
         where |= dict.fromkeys(group, name)
     total = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    write_json(folder / "model.safetensors.index.json", index, indent=2)
 
 
 def _amend_tokenizer(
@@ -591,7 +591,7 @@ def _amend_tokenizer(
     if isinstance(model, config.Encoder) and model.num_types > 1:
         names.insert(1, "token_type_ids")
     described["model_input_names"] = names
-    path.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    write_json(path, described, indent=2)
     return described
 
 

@@ -5,6 +5,7 @@ import pathlib
 
 from ranker.errors import ConfigError
 from ranker.reporting import figures, page, workdir
+from ranker.storage import writing
 
 
 def write(
@@ -27,7 +28,8 @@ def write(
     output = output or folder / "report.html"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page.render(contents), encoding="utf-8")
+        with writing(output, "w") as file:
+            file.write(page.render(contents))
     except OSError as error:
         raise ConfigError(f"{output} cannot be written: {error.strerror}") from error
     for line in contents.missing:

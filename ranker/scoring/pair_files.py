@@ -41,9 +41,8 @@ from ranker.scoring.pairs import (
     Shard,
     WorldPairs,
     make_list,
-    open_path,
 )
-from ranker.storage import digest
+from ranker.storage import digest, open_path, replacing
 
 FIELDS = ("query_id", "document_id", "query", "title", "text")
 _AT_ONCE = 4096  # records read at a time
@@ -458,18 +457,15 @@ def _fetch(path: Any, target: pathlib.Path) -> None:
 
 def _make_aside(target: pathlib.Path, make: Callable[[pathlib.Path], Any]) -> None:
     """Makes a file of the cache aside, so that it is never seen unfinished."""
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        make(aside)
-        aside.replace(target)
+        with replacing(target) as aside:
+            make(aside)
     except (OSError, sqlite3.OperationalError) as error:
         raise DataError(
             f"{target.parent}: the cache cannot be written ({error}); name a local "
             "folder with room in --config.cache"
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 # --- lines ---

@@ -11,42 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from etils import epath
 
 from ranker import config
 from ranker.data.pipeline import Source
 from ranker.data.records import Document, RankedList
 from ranker.data.world import SearchWorld
-from ranker.errors import DataError
 
 WORLD = "world"  # the input that is made
-
-
-_SCHEMES = ("gs", "s3", "az", "hf")
-
-
-def open_path(text: Any) -> Any:
-    """The path of a local file or folder, or of one in a bucket.
-
-    Raises:
-      DataError: for a scheme that nothing here reads, or whose package is missing.
-    """
-    scheme, mark, _ = str(text).partition("://")
-    if mark and scheme not in _SCHEMES:
-        raise DataError(
-            f"{text}: {scheme}:// is not known; name a local path, or one of "
-            f"{', '.join(f'{one}://' for one in _SCHEMES)}"
-        )
-    path = epath.Path(text)
-    try:
-        if mark:
-            path.exists()
-    except ImportError as error:
-        raise DataError(
-            f"{text}: a package is missing that reads {scheme}:// ({error}); for gs:// "
-            "it is gcsfs: pip install gcsfs"
-        ) from error
-    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -191,9 +191,10 @@ def _measure(
     agreement, correlations = agreements(runs, teachers, found.queries)
     summary = {**found.summary(), "agreement": agreement, "split": settings.split}
     if jax.process_index() == 0:
-        lines = tables.per_query(found, correlations) + "\n"
-        (folder / "per_query.tsv").write_text(lines, encoding="utf-8")
-        (folder / "table.md").write_text(tables.markdown_page(summary), "utf-8")
+        with storage.writing(folder / "per_query.tsv", "w") as file:
+            file.write(tables.per_query(found, correlations) + "\n")
+        with storage.writing(folder / "table.md", "w") as file:
+            file.write(tables.markdown_page(summary))
     return summary
 
 

@@ -12,7 +12,7 @@ import tokenizers
 from jax.sharding import Mesh
 
 import ranker
-from ranker import config, manifest, sharding
+from ranker import config, manifest, sharding, storage
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
@@ -135,7 +135,7 @@ def frame_pairs(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
         ],
         "special_tokens": special,
     }
-    path.write_text(json.dumps(described, ensure_ascii=False))
+    storage.write_json(path, described, indent=None)
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text())
     # The class of a family would put its own special tokens in.
@@ -147,10 +147,10 @@ def frame_pairs(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
     if model.get("pad_token_id") == tokenizer.end:
         pad = next(i for i in range(tokenizer.vocab_size) if i != tokenizer.end)
         model["pad_token_id"] = pad
-        model_path.write_text(json.dumps(model, indent=2) + "\n")
+        storage.write_json(model_path, model, indent=2)
         described["pad_token"] = backend.id_to_token(pad)
     described["padding_side"] = "right"
-    path.write_text(json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+    storage.write_json(path, described, indent=2)
 
 
 def make_contract(

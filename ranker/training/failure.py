@@ -32,7 +32,8 @@ def write_failure(
         for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]
     }
     index = jax.process_index()
-    np.savez_compressed(target / f"batch_{index}.npz", **leaves)
+    with storage.writing(target / f"batch_{index}.npz") as file:
+        np.savez_compressed(file, **leaves)
     report = _readable({"step": step, **facts})
     storage.write_json(target / f"report_{index}.json", report)
     return target

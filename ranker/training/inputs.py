@@ -20,7 +20,7 @@ from ranker.data import pipeline
 from ranker.data.prepare import Prepared
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
-from ranker.scoring.scores import Joined, Scores, load_scores
+from ranker.scoring.targets import Joined, Targets, load_targets
 from ranker.training.evaluate import mean_ndcg
 from ranker.training.objectives import Objective
 from ranker.training.scorer import (
@@ -165,7 +165,7 @@ def _encoder(
 
 def scored_lists(
     settings: config.Train, prepared: Prepared, workdir: pathlib.Path
-) -> tuple[Joined, Scores]:
+) -> tuple[Joined, Targets]:
     """Every list that the teacher has scored, and its scores on the scale asked for."""
     account = manifest.require(
         workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
@@ -179,7 +179,7 @@ def scored_lists(
         )
     lists = [prepared.lists(split) for split in splits]
     folder = account.facts["output"] or workdir / settings.scores
-    targets = load_scores(folder, dict(zip(splits, lists, strict=True)))
+    targets = load_targets(folder, dict(zip(splits, lists, strict=True)))
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
     scale, shift = _target_scale(objective, account, prepared, splits, targets)
@@ -191,7 +191,7 @@ def _target_scale(
     account: manifest.Manifest,
     prepared: Prepared,
     splits: list[str],
-    targets: Scores,
+    targets: Targets,
 ) -> tuple[float, float]:
     """(scale, shift) that takes raw teacher scores to what the student learns.
 

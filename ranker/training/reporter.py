@@ -11,6 +11,8 @@ from typing import Any
 
 import jax
 
+from ranker import storage
+
 
 def duration(seconds: float) -> str:
     """Hours, minutes and seconds, as 1:02:03 or 2:03."""
@@ -67,9 +69,8 @@ class Reporter:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 if json.loads(line)[self.unit] <= count:
                     kept.append(line + b"\n")
-        temporary = path.with_name(f".{path.name}.partial")
-        temporary.write_bytes(b"".join(kept))
-        temporary.replace(path)
+        with storage.writing(path) as file:
+            file.write(b"".join(kept))
         self._open(self._folder, resumed_at=count)
 
     def note(self, message: str) -> None:

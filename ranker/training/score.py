@@ -1,7 +1,7 @@
 """`score`: the teacher scores the candidates of many queries, offline.
 
 The work is cut into shards (scoring/pairs.py), and process i of n takes the shards
-whose number is i modulo n, of those that are missing (scoring/scores.py). The scores of
+whose number is i modulo n, of those that are missing (scoring/job.py). The scores of
 a shard depend on the shard and the devices of one process alone, so any number of
 processes, stopped and started in any way, makes the same files.
 """
@@ -29,7 +29,8 @@ from ranker.data.text import Tokenizer
 from ranker.errors import DataError
 from ranker.manifest import Manifest
 from ranker.models.folder import resolve_folder
-from ranker.scoring import scores as stored
+from ranker.scoring import job as jobs
+from ranker.scoring import proof as proofs
 from ranker.scoring.pair_files import open_input
 from ranker.scoring.pairs import Bad, Content, Input, ListPairs
 from ranker.training.reporter import duration
@@ -136,9 +137,7 @@ def score(
         if manifest.is_done(plan.folder, plan.account, replace=replace):
             found = manifest.load(plan.folder)
             assert found is not None
-            if found.facts["output"] == settings.output and stored.is_there(
-                plan.output
-            ):
+            if found.facts["output"] == settings.output and jobs.is_there(plan.output):
                 return found
         if settings.devices == "local" or jax.process_index() == 0:
             stack.enter_context(manifest.lock(workdir, part))
@@ -149,7 +148,7 @@ def _score(
     settings: config.Score, workdir: pathlib.Path, plan: _Plan
 ) -> Manifest | None:
     folder, account = plan.folder, plan.account
-    job = stored.open_job(
+    job = jobs.open_job(
         plan.output,
         account,
         plan.source,
@@ -172,7 +171,7 @@ def _score(
         return None
     if jax.process_index():
         return None
-    proof = stored.verify(job)
+    proof = proofs.verify(job)
     _list_quarantined(settings, job, proof.quarantined)
     return account.finish(
         folder,
@@ -217,7 +216,7 @@ def with_teacher(
     return dataclasses.replace(settings, text=text, teacher=stage.name)
 
 
-def verify(settings: config.Score, workdir: pathlib.Path) -> stored.Proof:
+def verify(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
     """Proves the scores of these settings against their input, pair by pair.
 
     Raises:
@@ -226,9 +225,9 @@ def verify(settings: config.Score, workdir: pathlib.Path) -> stored.Proof:
     settings = with_teacher(settings, workdir, replace=False)
     plan = _plan(settings, workdir, replace=False)
     with contextlib.closing(plan.source):
-        job = stored.load_job(plan.output)
+        job = jobs.load_job(plan.output)
         job.check(plan.account)
-        return stored.verify(job, source=plan.source)
+        return proofs.verify(job, source=plan.source)
 
 
 def _worker(settings: config.Score) -> tuple[int, int]:
@@ -240,7 +239,7 @@ def _worker(settings: config.Score) -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
-def _agreed(settings: config.Score, job: stored.Job) -> list[int]:
+def _agreed(settings: config.Score, job: jobs.Job) -> list[int]:
     """The missing shards, as the first of the processes that score together sees."""
     missing = job.missing()
     if jax.process_count() == 1:
@@ -255,7 +254,7 @@ def _score_shards(
     settings: config.Score,
     workdir: pathlib.Path,
     plan: _Plan,
-    job: stored.Job,
+    job: jobs.Job,
     mine: Sequence[int],
 ) -> None:
     devices = jax.local_devices() if settings.devices == "local" else jax.devices()
@@ -271,7 +270,7 @@ def _score_shards(
         start = time.monotonic()
         content, scores = scorer(job, number, content, progress)
         if not mesh.is_multi_process or jax.process_index() == 0:
-            stored.save_shard(
+            jobs.save_shard(
                 job,
                 number,
                 content,
@@ -286,7 +285,7 @@ def _score_shards(
 
 
 def _ahead(
-    source: Input, job: stored.Job, mine: Sequence[int]
+    source: Input, job: jobs.Job, mine: Sequence[int]
 ) -> Iterator[tuple[int, Content]]:
     """Each shard's content; the next one is read while one is scored."""
     with ThreadPoolExecutor(1, thread_name_prefix="shards") as pool:
@@ -306,7 +305,7 @@ class _Scorer:
         self.score = make_score(teacher.network)
 
     def __call__(
-        self, job: stored.Job, number: int, content: Content, progress: "_Progress"
+        self, job: jobs.Job, number: int, content: Content, progress: "_Progress"
     ) -> tuple[Content, np.ndarray]:
         """The pairs that have a score, and their scores; the others are set aside.
 
@@ -354,7 +353,7 @@ class _Scorer:
         )
 
     def _check(
-        self, job: stored.Job, number: int, bad: Sequence[Bad], error: type[Exception]
+        self, job: jobs.Job, number: int, bad: Sequence[Bad], error: type[Exception]
     ) -> None:
         allowed = self.settings.quarantine
         if len(bad) <= allowed:
@@ -420,10 +419,10 @@ def _without_long_queries(
 
 
 def _list_quarantined(
-    settings: config.Score, job: stored.Job, bad: Sequence[Bad]
+    settings: config.Score, job: jobs.Job, bad: Sequence[Bad]
 ) -> None:
     if bad:
-        path = stored.save_quarantine(job, bad)
+        path = jobs.save_quarantine(job, bad)
         print(
             f"[{settings.name}] {len(bad)} pairs were set aside; {path} lists them",
             flush=True,

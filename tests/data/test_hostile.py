@@ -33,8 +33,10 @@ from ranker.data.clicks import clicks_to_examples
 from ranker.data.datasets import load_clicks, write_clicks
 from ranker.data.records import Click
 from ranker.errors import DataError
-from ranker.scoring import scores
+from ranker.scoring import job as jobs
 from ranker.scoring.pairs import WorldPairs
+from ranker.scoring.proof import verify
+from ranker.scoring.status import read_status, status_lines
 from ranker.serving import contract
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -411,20 +413,20 @@ def scored(tmp_path):
         facts={"teacher": "sft", "teacher_facts": {"tokenizer": "t"}},
     )
     folder = tmp_path / "job"
-    job = scores.open_job(folder, account, source, size=20, format="parquet")
+    job = jobs.open_job(folder, account, source, size=20, format="parquet")
     content = source.read(job.shards[0])
     values = np.sin(content.pairs).astype(np.float32)
     facts = dict(seconds=2.0, chips=4, tokens=100, code="c", device="cpu")
-    scores.save_shard(job, 0, content, values, **facts)
-    return folder, [folder / scores.FILE, job.receipt_path(0), job.path(0)]
+    jobs.save_shard(job, 0, content, values, **facts)
+    return folder, [folder / jobs.FILE, job.receipt_path(0), job.path(0)]
 
 
 def proof(folder):
     """What a job's folder proves, or None behind a sentence."""
     try:
-        job = scores.load_job(folder)
-        assert scores.describe(job, scores.status(job))
-        return scores.verify(job)
+        job = jobs.load_job(folder)
+        assert status_lines(job, read_status(job))
+        return verify(job)
     except (DataError, errors.StageError) as error:
         assert str(folder) in str(error) and len(str(error)) < 3000
         return None

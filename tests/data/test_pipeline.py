@@ -10,7 +10,7 @@ from ranker import config
 from ranker.data import pipeline
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
-from ranker.scoring import scores
+from ranker.scoring.targets import Joined
 
 ONE = pipeline.Shards(1, (0,))
 CORPUS = [Document(f"d{i}", f"word{i}", "text") for i in range(40)]
@@ -267,6 +267,6 @@ def test_sizes_that_do_not_divide(encoder):
 
 
 def test_joined_sources():
-    joined = scores.Joined([LISTS[:3], [], LISTS[3:5]])
+    joined = Joined([LISTS[:3], [], LISTS[3:5]])
     assert len(joined) == 5
     assert [joined[i].query_id for i in range(5)] == [f"q{i}" for i in range(5)]

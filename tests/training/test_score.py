@@ -13,7 +13,8 @@ import pytest
 
 from ranker import config, errors, manifest, score
 from ranker.errors import DataError
-from ranker.scoring import scores
+from ranker.scoring import job as jobs
+from ranker.scoring.targets import load_targets
 from ranker.training import score as teacher
 from ranker.training.train import train
 
@@ -57,7 +58,7 @@ def settings(name, **fields):
 
 
 def job_of(workdir, name):
-    return scores.load_job(workdir / name)
+    return jobs.load_job(workdir / name)
 
 
 def values(workdir, name):
@@ -201,7 +202,7 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
     np.testing.assert_array_equal(found, rest)
     assert teacher.verify(stage, workdir).pairs == 180
     with pytest.raises(DataError, match="have no score: they were set aside"):
-        scores.load_scores(workdir / "poisoned", {"train": [None] * 4})
+        load_targets(workdir / "poisoned", {"train": [None] * 4})
 
 
 def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):

@@ -13,12 +13,16 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.memory import MemoryFileSystem
 
-from ranker import config, score
+from ranker import config, score, storage
 from ranker.data.records import Document
 from ranker.errors import DataError, StageError
 from ranker.manifest import Manifest
-from ranker.scoring import scores
+from ranker.scoring import job as jobs
+from ranker.scoring import proof
 from ranker.scoring.pairs import Bad, ListPairs, WorldPairs, make_list
+from ranker.scoring.proof import verify
+from ranker.scoring.status import read_status
+from ranker.scoring.targets import load_targets
 
 WORLD = config.World(num_topics=3, unlabelled_queries=10, candidates=6)
 FACTS = dict(seconds=2.0, chips=4, tokens=100, code="c0de", device="cpu")
@@ -43,13 +47,13 @@ def value(content):
 
 
 def begin(folder, format="parquet"):
-    return scores.open_job(folder, account(), source(), size=20, format=format)
+    return jobs.open_job(folder, account(), source(), size=20, format=format)
 
 
 def fill(job, numbers=None, **facts):
     for number in range(len(job.shards)) if numbers is None else numbers:
         content = source().read(job.shards[number])
-        scores.save_shard(job, number, content, value(content), **{**FACTS, **facts})
+        jobs.save_shard(job, number, content, value(content), **{**FACTS, **facts})
     return job
 
 
@@ -59,25 +63,25 @@ def job(tmp_path, request):
 
 
 def test_every_pair_has_its_score(job):
-    tables = [scores.read_shard(job, number)[0] for number in range(len(job.shards))]
+    tables = [jobs.read_shard(job, number)[0] for number in range(len(job.shards))]
     assert [table.num_rows for table in tables] == [24, 24, 12] and job.pairs == 60
     numbers = np.concatenate([table["pair"] for table in tables])
-    found = np.concatenate([table["score"] for table in tables])
+    values = np.concatenate([table["score"] for table in tables])
     np.testing.assert_array_equal(numbers, np.arange(60))
-    np.testing.assert_array_equal(found, np.sin(np.arange(60)).astype(np.float32))
+    np.testing.assert_array_equal(values, np.sin(np.arange(60)).astype(np.float32))
     assert str(tables[0]["score"].type) == "float"
-    proof = scores.verify(job, source=source())
-    assert proof.pairs == 60 and not proof.quarantined
-    wanted = found.astype(np.float64)
-    assert proof.mean == pytest.approx(wanted.mean())
-    assert proof.std == pytest.approx(wanted.std())
-    assert (proof.min, proof.max) == (wanted.min(), wanted.max())
+    found = verify(job, source=source())
+    assert found.pairs == 60 and not found.quarantined
+    wanted = values.astype(np.float64)
+    assert found.mean == pytest.approx(wanted.mean())
+    assert found.std == pytest.approx(wanted.std())
+    assert (found.min, found.max) == (wanted.min(), wanted.max())
 
 
 def test_a_folder_of_parquet_shards_is_one_table(tmp_path):
     job = fill(begin(tmp_path))
     assert pq.read_table(tmp_path / "shards").num_rows == 60
-    assert job.missing() == [] and scores.load_job(tmp_path) == job
+    assert job.missing() == [] and jobs.load_job(tmp_path) == job
 
 
 def test_what_is_missing_is_what_has_no_file_or_no_receipt(tmp_path):
@@ -86,9 +90,9 @@ def test_what_is_missing_is_what_has_no_file_or_no_receipt(tmp_path):
     job.path(2).unlink()
     assert job.missing() == [0, 2]
     with pytest.raises(DataError, match="2 of 3 shards are missing: 00000-of-00003"):
-        scores.verify(job)
+        verify(job)
     before = job.path(1).read_bytes()
-    assert scores.verify(fill(job, [0, 2])).pairs == 60
+    assert verify(fill(job, [0, 2])).pairs == 60
     assert job.path(1).read_bytes() == before
 
 
@@ -105,7 +109,7 @@ def flip(data, at):
 def test_damage_is_named(job):
     """Flips and cuts in the file of a shard, its receipt and the job's account."""
     generator = np.random.default_rng(0)
-    for path in (job.path(1), job.receipt_path(1), job.folder / scores.FILE):
+    for path in (job.path(1), job.receipt_path(1), job.folder / jobs.FILE):
         whole = path.read_bytes()
         damaged = [
             flip(whole, int(at)) for at in generator.integers(len(whole), size=8)
@@ -114,21 +118,21 @@ def test_damage_is_named(job):
         for data in damaged:
             path.write_bytes(data)
             with pytest.raises(DataError) as found:
-                scores.verify(scores.load_job(job.folder))
+                verify(jobs.load_job(job.folder))
             assert path.name in str(found.value) and "again" in str(found.value)
         path.write_bytes(whole)
-    assert scores.verify(job).pairs == 60
+    assert verify(job).pairs == 60
 
 
 def rewrite(job, number, change):
     """A shard whose table and digest agree, and whose content is wrong."""
-    table, receipt = scores.read_shard(job, number)
+    table, receipt = jobs.read_shard(job, number)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     change(columns)
-    data = scores._encode(pa.table(columns, schema=table.schema), job.format)
+    data = jobs._encode(pa.table(columns, schema=table.schema), job.format)
     job.path(number).write_bytes(data)
     receipt["sha256"] = hashlib.sha256(data).hexdigest()
-    scores._save_json(job.receipt_path(number), receipt)
+    jobs._save_json(job.receipt_path(number), receipt)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +157,7 @@ def test_wrong_content_is_named(tmp_path, change, message):
     job = fill(begin(tmp_path))
     rewrite(job, 1, change)
     with pytest.raises(DataError, match=message) as found:
-        scores.verify(job, source=source())
+        verify(job, source=source())
     assert "00001-of-00003" in str(found.value)
 
 
@@ -161,7 +165,7 @@ def test_a_score_that_is_not_finite_is_never_written(tmp_path):
     job = begin(tmp_path)
     content = source().read(job.shards[0])
     with pytest.raises(AssertionError):
-        scores.save_shard(job, 0, content, value(content) * np.nan, **FACTS)
+        jobs.save_shard(job, 0, content, value(content) * np.nan, **FACTS)
     assert job.missing() == [0, 1, 2]
 
 
@@ -178,41 +182,41 @@ def test_pairs_that_were_set_aside_are_listed(tmp_path, capsys):
         document_ids=[d for d, k in zip(content.document_ids, keep, strict=True) if k],
         bad=[aside],
     )
-    scores.save_shard(job, 1, content, value(content), **FACTS)
-    proof = scores.verify(job, source=source())
-    assert proof.pairs == 59 and proof.quarantined == [aside]
+    jobs.save_shard(job, 1, content, value(content), **FACTS)
+    found = verify(job, source=source())
+    assert found.pairs == 59 and found.quarantined == [aside]
     score.main(["verify", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "59 pairs have exactly one finite score each, 1 were set aside" in shown
     assert '"reason": "the score is nan"' in shown
-    path = scores.save_quarantine(job, proof.quarantined)
+    path = jobs.save_quarantine(job, found.quarantined)
     assert json.loads(path.read_text())["pair"] == 30
 
 
 def test_a_pair_that_comes_twice_is_found_across_shards(tmp_path, monkeypatch):
-    monkeypatch.setattr(scores, "_HASHES", 2)
+    monkeypatch.setattr(proof, "_HASHES", 2)
     corpus = [Document(f"d{i}", "t", "") for i in range(4)]
     lists = [make_list(f"q{i}", "x", range(4)) for i in (0, 1, 2, 1)]
     pairs = ListPairs({"train": lists}, corpus)
-    job = scores.open_job(tmp_path, account(), pairs, size=4, format="parquet")
+    job = jobs.open_job(tmp_path, account(), pairs, size=4, format="parquet")
     for number, shard in enumerate(job.shards):
         content = pairs.read(shard)
-        scores.save_shard(job, number, content, value(content), **FACTS)
+        jobs.save_shard(job, number, content, value(content), **FACTS)
     with pytest.raises(DataError, match=r"\('q1', 'd\d'\) is scored twice, as number"):
-        scores.verify(job)
+        verify(job)
 
 
 def test_another_job_in_the_folder_is_refused(tmp_path):
     begin(tmp_path)
     with pytest.raises(StageError, match="another scoring job: format: None -> x"):
-        scores.open_job(
+        jobs.open_job(
             tmp_path, account(format="x"), source(), size=20, format="parquet"
         )
     with pytest.raises(StageError, match="holds no scoring job"):
-        scores.load_job(tmp_path / "nowhere")
+        jobs.load_job(tmp_path / "nowhere")
     empty = WorldPairs(config.World(unlabelled_queries=0))
     with pytest.raises(DataError, match="holds no pair"):
-        scores.open_job(tmp_path / "x", account(), empty, size=2, format="parquet")
+        jobs.open_job(tmp_path / "x", account(), empty, size=2, format="parquet")
 
 
 def test_a_full_disk_and_a_read_only_folder_are_said(tmp_path, monkeypatch):
@@ -222,7 +226,7 @@ def test_a_full_disk_and_a_read_only_folder_are_said(tmp_path, monkeypatch):
         def __init__(self, *_, **__):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(scores.os, "fsync", Full)
+    monkeypatch.setattr(storage.os, "fsync", Full)
     with pytest.raises(StageError, match="00001.*No space left.*run the same command"):
         fill(job, [1])
     monkeypatch.undo()
@@ -231,14 +235,14 @@ def test_a_full_disk_and_a_read_only_folder_are_said(tmp_path, monkeypatch):
     with pytest.raises(StageError, match="new cannot be written"):
         begin(tmp_path / "new")
     with pytest.raises(StageError, match="cannot be written"):
-        begin(tmp_path / scores.FILE / "below_a_file")
+        begin(tmp_path / jobs.FILE / "below_a_file")
 
 
 def test_status(tmp_path, capsys):
     job = fill(begin(tmp_path), [0, 1])
     (tmp_path / "shards" / "notes.txt").write_text("mine")
     (tmp_path / "shards" / ".00002-of-00003.parquet.host.1").write_bytes(b"half")
-    found = scores.status(job)
+    found = read_status(job)
     assert (found.shards, found.done, found.pairs_done) == (3, 2, 48)
     assert found.chip_hours == pytest.approx(2 * 2 * 4 / 3600)
     assert found.chip_hours_total == pytest.approx(found.chip_hours * 60 / 48)
@@ -254,7 +258,7 @@ def test_status(tmp_path, capsys):
         "chip-hours",
     ):
         assert part in shown
-    assert scores.verify(fill(job, [2], code="other")).pairs == 60
+    assert verify(fill(job, [2], code="other")).pairs == 60
     score.main(["status", str(tmp_path)])
     shown = capsys.readouterr().out
     assert "made by 2 versions of the code" in shown and "ETA         done" in shown
@@ -282,14 +286,14 @@ def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
         backend._FileSystemSpecBackend, "_get_filesystem", lambda *_: bucket
     )
     job = fill(begin("gs://bucket/job"))
-    assert scores.load_job("gs://bucket/job").missing() == []
-    assert scores.verify(job, source=source()).pairs == 60
+    assert jobs.load_job("gs://bucket/job").missing() == []
+    assert verify(job, source=source()).pairs == 60
     local = fill(begin(tmp_path))
     assert local.path(1).read_bytes() == job.path(1).read_bytes()
     job.path(1).write_bytes(b"no")
     with pytest.raises(DataError, match="gs://bucket/job/shards/00001.*damaged"):
-        scores.verify(job)
-    assert not job.stray() and scores.status(job).done == 3
+        verify(job)
+    assert not job.stray() and read_status(job).done == 3
 
 
 def test_distillation_reads_the_lists_scores(tmp_path):
@@ -299,11 +303,11 @@ def test_distillation_reads_the_lists_scores(tmp_path):
         "unlabelled": [make_list(f"u{i}", "x", range(i + 1)) for i in range(5)],
     }
     pairs = ListPairs(splits, corpus)
-    job = scores.open_job(tmp_path, account(), pairs, size=3, format="parquet")
+    job = jobs.open_job(tmp_path, account(), pairs, size=3, format="parquet")
     for number, shard in enumerate(job.shards):
         content = pairs.read(shard)
-        scores.save_shard(job, number, content, value(content), **FACTS)
-    found = scores.load_scores(tmp_path, splits)
+        jobs.save_shard(job, number, content, value(content), **FACTS)
+    found = load_targets(tmp_path, splits)
     sizes = [2] * 4 + [1, 2, 3, 4, 5]
     assert len(found) == 9 and [len(one) for one in found] == sizes
     wanted = np.sin(np.arange(23)).astype(np.float32)
@@ -323,7 +327,7 @@ def test_distillation_reads_the_lists_scores(tmp_path):
         ({"train": splits["train"]}, "left over after the last list"),
     ]:
         with pytest.raises(DataError, match=message):
-            scores.load_scores(tmp_path, lists)
+            load_targets(tmp_path, lists)
     job.path(1).unlink()
     with pytest.raises(DataError, match="cannot be read|missing"):
-        scores.load_scores(tmp_path, splits)
+        load_targets(tmp_path, splits)
