@@ -10,7 +10,6 @@ make a reader hold in memory is bounded; see `lines`.
 
 import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
