@@ -29,6 +29,8 @@ ROWS = {
     "reporting": 4,
     "scoring": 4,
     "serving.contract": 4,
+    "serving.frame": 4,
+    "serving.golden": 4,
     "training": 5,
     "planning": 6,
     "serving": 6,
