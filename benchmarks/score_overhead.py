@@ -1,12 +1,12 @@
-"""What do shards, digests, atomic writes and the proof cost, beside the scoring?
+"""What do chunks, digests, atomic writes and the proof cost, beside the scoring?
 
-    python benchmarks/score_overhead.py [--rounds 5] [--shard_pairs 2048]
+    python benchmarks/score_overhead.py [--rounds 5] [--chunk_pairs 2048]
 
 The quickstart's teacher (2 layers, 128 wide: the smallest one that anybody would use,
 so that the overhead weighs most) scores pairs of the made world as a job, a few times
-over. Time in what a job does beside the scoring (listings, shards and receipts with
+over. Time in what a job does beside the scoring (listings, chunks and receipts with
 their digests and fsync, the manifest, the proof at the end) is set against the time of
-the scoring alone; listing the input, to cut it, is given apart. Shards are small; with
+the scoring alone; listing the input, to cut it, is given apart. Chunks are small; with
 the default of 32768 pairs the overhead is smaller. The last line is one JSON object; it
 fails above 3 %.
 """
@@ -28,7 +28,7 @@ from ranker.training import score as teacher
 from ranker.training.train import train
 
 LIMIT = 0.03
-SHARDS = 4
+CHUNKS = 4
 
 
 class Clock:
@@ -57,18 +57,18 @@ def main() -> None:
     """Runs the measurement."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shard_pairs", type=int, default=2048)
+    parser.add_argument("--chunk_pairs", type=int, default=2048)
     options = parser.parse_args()
     world = config.World(labelled_queries=50, dev_queries=0, test_queries=1, clicks=100)
     world = dataclasses.replace(
-        world, unlabelled_queries=options.shard_pairs * SHARDS // world.candidates
+        world, unlabelled_queries=options.chunk_pairs * CHUNKS // world.candidates
     )
     stage = dict(data=config.Data(world=world), text=config.Text(teacher_length=32))
     clock = Clock()
-    for name in ("open_job", "save_shard", "save_quarantine"):
+    for name in ("open_job", "save_chunk", "save_quarantine"):
         clock.watch(jobs, name)
     clock.watch(proof, "verify")
-    clock.watch(pairs.ListPairs, "shards")
+    clock.watch(pairs.ListPairs, "chunks")
     for name in ("_agreed", "code_digest", "score_lists"):
         clock.watch(teacher, name)
     ratios, listings, parts, speeds = [], [], [], []
@@ -97,12 +97,12 @@ def main() -> None:
                 **stage,
                 name=f"scores{number}",
                 splits=("unlabelled",),
-                shard_pairs=options.shard_pairs,
+                chunk_pairs=options.chunk_pairs,
             )
             account = teacher.score(job, workdir)
             assert account is not None
             scoring = clock.seconds.pop("score_lists")
-            listing = clock.seconds.pop("shards")
+            listing = clock.seconds.pop("chunks")
             clock.seconds["open_job"] -= listing  # it is called from there
             if number:
                 ratios.append(sum(clock.seconds.values()) / scoring)
@@ -116,7 +116,7 @@ def main() -> None:
         "to": round(max(ratios), 5),
         "listing_the_input": round(statistics.median(listings), 5),
         "rounds": options.rounds,
-        "shard_pairs": options.shard_pairs,
+        "chunk_pairs": options.chunk_pairs,
         "pairs_per_second": round(statistics.median(speeds)),
         "seconds": {name: round(value, 4) for name, value in seconds.items()},
     }

@@ -2,7 +2,7 @@
 
     python benchmarks/score_streaming.py [--pairs 50000000] [--processes 2]
 
-Lists the pairs of a made world, cuts them into shards, and writes every shard with its
+Lists the pairs of a made world, cuts them into chunks, and writes every chunk with its
 receipt, in several processes. The processes are killed in the middle, and another
 number of them goes on. Then the whole is proved.
 
@@ -80,11 +80,11 @@ def work(folder: pathlib.Path, pairs: int, index: int, count: int) -> None:
         if number % count != index:
             continue
         begin = time.monotonic()
-        shard = job.shards[number]
-        queries, documents = source.ids(shard)
-        numbers = np.arange(shard.first, shard.first + shard.pairs)
+        chunk = job.chunks[number]
+        queries, documents = source.ids(chunk)
+        numbers = np.arange(chunk.first, chunk.first + chunk.pairs)
         content = Content([], [], numbers, queries, documents)
-        jobs.save_shard(
+        jobs.save_chunk(
             job,
             number,
             content,
@@ -119,8 +119,8 @@ def prove(folder: pathlib.Path, pairs: int, answers) -> None:
     found = verify(job)
     seconds = time.monotonic() - begin
     wrong = 0
-    for number in range(0, len(job.shards), 16):
-        table, _ = jobs.read_shard(job, number)
+    for number in range(0, len(job.chunks), 16):
+        table, _ = jobs.read_chunk(job, number)
         wanted = stub(table["pair"].to_numpy())
         wrong += int((table["score"].to_numpy() != wanted).sum())
     answers.put((found.pairs, wrong, seconds, peak()))
@@ -141,7 +141,7 @@ def main() -> None:
         while all(child.is_alive() for child in children):
             time.sleep(0.2)
             if (folder / jobs.FILE).exists():
-                total = total or len(jobs.load_job(folder).shards)
+                total = total or len(jobs.load_job(folder).chunks)
                 if len(os.listdir(receipts)) >= total // 3:
                     break
         for child in children:
@@ -149,7 +149,7 @@ def main() -> None:
             child.join()
         killed_at = len(os.listdir(receipts))
         times = {p.name: p.stat().st_mtime_ns for p in receipts.iterdir()}
-        print(f"killed after {killed_at} of {total} shards, going on", flush=True)
+        print(f"killed after {killed_at} of {total} chunks, going on", flush=True)
         for child in start(folder, options.pairs, options.processes + 1):
             child.join()
             if child.exitcode:
@@ -168,11 +168,11 @@ def main() -> None:
         result = {
             "scoring": "stubbed",
             "pairs": pairs,
-            "shards": total,
+            "chunks": total,
             "wrong_scores": wrong,
             "processes": [options.processes, options.processes + 1],
-            "shards_when_killed": killed_at,
-            "shards_done_twice": killed_at - kept,
+            "chunks_when_killed": killed_at,
+            "chunks_done_twice": killed_at - kept,
             "peak_mib_a_process": max(one["peak_mib"] for one in reports),
             "open_or_resume_seconds": max(one["opened_seconds"] for one in reports),
             "pairs_per_second": round(pairs / seconds),

@@ -2,7 +2,7 @@
 
     python -m ranker.score --config configs/score.py --workdir runs/quickstart
 
-Reads the stage `sft` of the same workdir and writes `scores/shards/*.parquet`.
+Reads the stage `sft` of the same workdir and writes `scores/chunks/*.parquet`.
 """
 
 from ranker import config

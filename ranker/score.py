@@ -6,7 +6,7 @@
     python -m ranker.score status FOLDER  how far the job is, its speed and its cost
     python -m ranker.score verify FOLDER  proves the scores without their input
 
-FOLDER is where the shards are: WORKDIR/scores, or what --config.output names.
+FOLDER is where the chunks are: WORKDIR/scores, or what --config.output names.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def _verify(folder: str) -> None:
 
 def _shown(done: int) -> None:
     if done % 1000 == 0:
-        print(f"{done:,} shards are proved", flush=True)
+        print(f"{done:,} chunks are proved", flush=True)
 
 
 def _show_proof(proof) -> None:
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser = argparse.ArgumentParser(
             prog=f"python -m ranker.score {arguments[0]}", allow_abbrev=False
         )
-        parser.add_argument("folder", help="of the shards, such as WORKDIR/scores")
+        parser.add_argument("folder", help="of the chunks, such as WORKDIR/scores")
         folder = parser.parse_args(arguments[1:]).folder
         cli.sentences(lambda: commands[arguments[0]](folder))
         return

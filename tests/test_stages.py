@@ -116,7 +116,7 @@ def test_the_whole_run_leaves_what_it_says(workdir):
 
 
 def test_teacher_scores_are_raw_records(workdir):
-    table = pq.read_table(workdir / "scores" / "shards")
+    table = pq.read_table(workdir / "scores" / "chunks")
     names = ["pair", "query_id", "document_id", "document", "score"]
     assert table.column_names == names
     assert table.num_rows == 90 and str(table["score"].type) == "float"
@@ -322,7 +322,7 @@ def test_targets_are_the_teachers_scores_on_the_scale_asked_for(workdir, scale):
     stage = dataclasses.replace(stage, objective=objective)
     prepared = prepare(tiny().data, tiny().text, workdir)
     lists, targets = scored_lists(stage, prepared, workdir)
-    raw = pq.read_table(workdir / "scores" / "shards")["score"].to_numpy()
+    raw = pq.read_table(workdir / "scores" / "chunks")["score"].to_numpy()
     found = np.concatenate(list(targets))
     assert len(lists) == len(targets)
     if scale == "raw":

@@ -92,10 +92,10 @@ class Score(Stage):
     splits: tuple[Literal["train", "unlabelled"], ...] = ("train", "unlabelled")
     input: str = ""  # pairs to score in place of splits; see scoring/pair_files.py
     pairs: str = "runs/*"  # files below a BEIR folder (input) that list the pairs
-    output: str = ""  # folder of the shards, local or gs://; empty: that of the stage
-    format: ScoreFormat = "parquet"  # of the shards
-    shard_pairs: int = 32768  # pairs a shard: what a killed process loses at most
-    quarantine: int = 0  # bad pairs a shard that are set aside; more stop the run
+    output: str = ""  # folder of the chunks, local or gs://; empty: that of the stage
+    format: ScoreFormat = "parquet"  # of the chunks
+    chunk_pairs: int = 32768  # pairs a chunk: what a killed process loses at most
+    quarantine: int = 0  # bad pairs a chunk that are set aside; more stop the run
     rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
     # Whole teachers: one on each process's devices (local), or one on those of all.
     devices: Literal["local", "all"] = "local"
@@ -104,7 +104,7 @@ class Score(Stage):
     cache: str = ""  # local folder for texts of an input; empty: the system's
 
     def __post_init__(self):
-        positive(self, "rows", "shard_pairs")
+        positive(self, "rows", "chunk_pairs")
         require(
             self.quarantine >= 0,
             f"Score.quarantine must be 0 or more, found {self.quarantine}",

@@ -1,12 +1,12 @@
-"""The shards of a scoring job: written once, each with a receipt, and proved.
+"""The chunks of a scoring job: written once, each with a receipt, and proved.
 
-    DIR/job.json                           what is scored, by whom, and every shard
-    DIR/shards/00012-of-00098.parquet      pair, query_id, document_id, score
-    DIR/receipts/00012-of-00098.json       digest of the shard's file, and what it cost
+    DIR/job.json                           what is scored, by whom, and every chunk
+    DIR/chunks/00012-of-00098.parquet      pair, query_id, document_id, score
+    DIR/receipts/00012-of-00098.json       digest of the chunk's file, and what it cost
 
-A shard is there when its receipt is; the receipt is written after the file, and both
+A chunk is there when its receipt is; the receipt is written after the file, and both
 appear whole or not at all. No process waits for another: each looks at what is missing
-and writes its own shards. DIR is a local folder or gs://.
+and writes its own chunks. DIR is a local folder or gs://.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from array_record.python.array_record_module import (
 from ranker import config, storage
 from ranker.errors import DataError, StageError
 from ranker.manifest import Manifest, changes, check_types
-from ranker.scoring.pairs import Bad, Content, Input, Shard
+from ranker.scoring.pairs import Bad, Chunk, Content, Input
 from ranker.storage import open_path
 
 FILE = "job.json"
@@ -67,41 +67,41 @@ class Job:
     folder: Any  # epath.Path
     account: dict[str, Any]  # what is scored, by whom, with which code
     format: config.ScoreFormat
-    shards: tuple[Shard, ...]
+    chunks: tuple[Chunk, ...]
 
     @property
     def pairs(self) -> int:
         """Pairs of the whole input."""
-        return sum(shard.pairs for shard in self.shards)
+        return sum(chunk.pairs for chunk in self.chunks)
 
     def name(self, number: int) -> str:
-        """Name of a shard."""
-        return f"{number:05d}-of-{len(self.shards):05d}"
+        """Name of a chunk."""
+        return f"{number:05d}-of-{len(self.chunks):05d}"
 
     def path(self, number: int) -> Any:
-        """File of a shard."""
-        return self.folder / "shards" / f"{self.name(number)}.{self.format}"
+        """File of a chunk."""
+        return self.folder / "chunks" / f"{self.name(number)}.{self.format}"
 
     def receipt_path(self, number: int) -> Any:
-        """File of a shard's receipt."""
+        """File of a chunk's receipt."""
         return self.folder / "receipts" / f"{self.name(number)}.json"
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are not there yet."""
-        files = _listing(self.folder / "shards")
+        """Numbers of the chunks that are not there yet."""
+        files = _listing(self.folder / "chunks")
         receipts = _listing(self.folder / "receipts")
         return [
             number
-            for number in range(len(self.shards))
+            for number in range(len(self.chunks))
             if self.path(number).name not in files
             or self.receipt_path(number).name not in receipts
         ]
 
     def stray(self) -> list[str]:
         """Files in the folder that are none of the job's."""
-        every = range(len(self.shards))
+        every = range(len(self.chunks))
         ours = {
-            "shards": {self.path(number).name for number in every},
+            "chunks": {self.path(number).name for number in every},
             "receipts": {self.receipt_path(number).name for number in every},
         }
         return [
@@ -121,7 +121,7 @@ class Job:
             )
 
     def receipt(self, number: int) -> dict[str, Any]:
-        """What was noted when a shard was written.
+        """What was noted when a chunk was written.
 
         Raises:
           DataError: when the file is damaged, or another's.
@@ -133,14 +133,14 @@ class Job:
             huge = isinstance(value, int | float) and not abs(value) < 2**60
             if not isinstance(value, kind) or huge:
                 raise DataError(
-                    f"{path} is no shard's receipt: field {name!r}: found "
+                    f"{path} is no chunk's receipt: field {name!r}: found "
                     f"{str(value)[:80]!r}; delete it and run the scoring "
                     "command again"
                 )
         return found
 
     def receipts(self, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """Receipts of several shards, in order."""
+        """Receipts of several chunks, in order."""
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             for begin in range(0, len(numbers), 64 * _AT_ONCE):
                 yield from pool.map(
@@ -168,8 +168,8 @@ def open_job(
       folder: local or remote.
       account: of the job; its key must be that of the job found.
       source: input that is cut.
-      size: pairs a shard.
-      format: of the shards.
+      size: pairs a chunk.
+      format: of the chunks.
 
     Raises:
       StageError: when the folder holds another job, or cannot be written.
@@ -180,12 +180,12 @@ def open_job(
         job = load_job(folder)
         job.check(account)
         return job
-    shards = tuple(source.shards(size))
-    if not shards:
+    chunks = tuple(source.chunks(size))
+    if not chunks:
         raise DataError(f"the input of {folder} holds no pair to score")
-    job = Job(folder, asdict(account), format, shards)
+    job = Job(folder, asdict(account), format, chunks)
     try:
-        for part in ("shards", "receipts"):
+        for part in ("chunks", "receipts"):
             (folder / part).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StageError(f"{folder} cannot be written: {error}") from error
@@ -194,14 +194,14 @@ def open_job(
         {
             "account": job.account,
             "format": format,
-            "shards": [list(astuple(shard)) for shard in shards],
+            "chunks": [list(astuple(chunk)) for chunk in chunks],
         },
     )
     return job
 
 
 def is_there(folder: Any) -> bool:
-    """Whether `folder` holds a job of which no shard is missing."""
+    """Whether `folder` holds a job of which no chunk is missing."""
     folder = open_path(folder)
     return (folder / FILE).exists() and not load_job(folder).missing()
 
@@ -222,9 +222,9 @@ def load_job(folder: Any) -> Job:
             "ranker.score writes to, such as WORKDIR/scores"
         ) from None
     try:
-        shards = tuple(Shard(*fields) for fields in found["shards"])
+        chunks = tuple(Chunk(*fields) for fields in found["chunks"])
         account = Manifest(**found["account"])
-        for record in (account, *shards):
+        for record in (account, *chunks):
             check_types(record)
         teacher = account.facts.get("teacher")
         if teacher not in account.inputs or not isinstance(
@@ -233,15 +233,15 @@ def load_job(folder: Any) -> Job:
             raise ValueError("it does not say who the teacher is")
         if found["format"] not in get_args(config.ScoreFormat):
             raise ValueError(f"the format is {str(found['format'])[:80]!r}")
-        follows = all(a.first + a.pairs == b.first for a, b in pairwise(shards))
-        if not shards or shards[0].first or not follows:
-            raise ValueError("its shards do not follow each other")
+        follows = all(a.first + a.pairs == b.first for a, b in pairwise(chunks))
+        if not chunks or chunks[0].first or not follows:
+            raise ValueError("its chunks do not follow each other")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{folder / FILE} is not a scoring job's: {str(error)[:200]}; name the "
             "folder that ranker.score writes to"
         ) from error
-    return Job(folder, found["account"], found["format"], shards)
+    return Job(folder, found["account"], found["format"], chunks)
 
 
 def _write(path: Any, data: bytes) -> None:
@@ -278,17 +278,17 @@ def _load_json(path: Any) -> dict[str, Any]:
         ) from error
 
 
-def save_shard(
+def save_chunk(
     job: Job, number: int, content: Content, scores: np.ndarray, **facts: Any
 ) -> None:
-    """Writes a shard and its receipt.
+    """Writes a chunk and its receipt.
 
     Args:
       job: that it is of.
-      number: of the shard.
+      number: of the chunk.
       content: the pairs.
       scores: float32 [n], finite, of those that could be scored.
-      facts: what the shard has cost: seconds, chips, tokens, device.
+      facts: what the chunk has cost: seconds, chips, tokens, device.
 
     Raises:
       StageError: when it cannot be written.
@@ -309,7 +309,7 @@ def save_shard(
     _save_json(
         job.receipt_path(number),
         {
-            "shard": number,
+            "chunk": number,
             "sha256": hashlib.sha256(data).hexdigest(),
             "bytes": len(data),
             "pairs": len(scores),
@@ -336,7 +336,7 @@ def _encode(table: pa.Table, format: config.ScoreFormat) -> bytes:
         pq.write_table(table, buffer)
         return buffer.getvalue()
     with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "shard"
+        path = pathlib.Path(folder) / "chunk"
         writer = ArrayRecordWriter(str(path), "group_size:1")
         for row in table.to_pylist():
             writer.write(json.dumps(row, ensure_ascii=False).encode())
@@ -357,20 +357,20 @@ def _decode(data: bytes, format: config.ScoreFormat) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=pa.schema(kept))
 
 
-def read_shard(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
-    """A shard's table and receipt, proved: digest, pairs, finite scores.
+def read_chunk(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
+    """A chunk's table and receipt, proved: digest, pairs, finite scores.
 
     Raises:
-      DataError: naming the shard and what is wrong with it.
+      DataError: naming the chunk and what is wrong with it.
     """
-    path, shard = job.path(number), job.shards[number]
+    path, chunk = job.path(number), job.chunks[number]
     again = f"delete {path} and run the scoring command again: only it is scored anew"
     try:
         receipt = job.receipt(number)
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(
-            f"shard {job.name(number)} is missing from {job.folder}; run the scoring "
+            f"chunk {job.name(number)} is missing from {job.folder}; run the scoring "
             "command again: it goes on with what is missing"
         ) from error
     except OSError as error:
@@ -387,14 +387,14 @@ def read_shard(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
         bad = [Bad(**one) for one in receipt["quarantined"]]
         whole = np.concatenate([numbers, np.array([one.pair for one in bad], np.int64)])
     except (KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is no shard of scores ({error}); {again}") from error
-    counts = len(whole) == shard.pairs  # first: a job may claim any number of pairs
-    wanted = np.arange(shard.first, shard.first + len(whole))
+        raise DataError(f"{path}: is no chunk of scores ({error}); {again}") from error
+    counts = len(whole) == chunk.pairs  # first: a job may claim any number of pairs
+    wanted = np.arange(chunk.first, chunk.first + len(whole))
     sound = counts and np.array_equal(np.sort(whole), wanted)
     if not sound or (np.diff(numbers) <= 0).any():
         raise DataError(
-            f"{path}: expected each of the pairs {shard.first} to "
-            f"{shard.first + shard.pairs - 1} once, found {len(numbers)} scores and "
+            f"{path}: expected each of the pairs {chunk.first} to "
+            f"{chunk.first + chunk.pairs - 1} once, found {len(numbers)} scores and "
             f"{len(bad)} pairs set aside; {again}"
         )
     if not np.isfinite(scores).all():

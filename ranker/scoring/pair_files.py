@@ -5,7 +5,7 @@
     .array_record        the same fields as a JSON object a record
     .jsonl[.gz]          the same fields as a JSON object a line
 
-Memory is that of a shard: texts that a run only names are looked up in an SQLite file,
+Memory is that of a chunk: texts that a run only names are looked up in an SQLite file,
 made once a machine.
 """
 
@@ -36,9 +36,9 @@ from ranker.errors import DataError, FieldError
 from ranker.scoring.pairs import (
     WORLD,
     Bad,
+    Chunk,
     Content,
     Input,
-    Shard,
     WorldPairs,
     make_list,
 )
@@ -222,7 +222,7 @@ def _of_rows(rows: Iterable[_Row], first: int) -> Content:
 
 
 class _Files:
-    """Inputs of several files; a shard lies in one of them."""
+    """Inputs of several files; a chunk lies in one of them."""
 
     kind = ""
 
@@ -260,12 +260,12 @@ class _Files:
         self._name, self._opened = "", None
 
     def _cut_rows(self, counts: Iterable[tuple[str, int]], size: int):
-        """Shards of `size` rows of each file."""
+        """Chunks of `size` rows of each file."""
         first = 0
         for name, total in counts:
             for begin in range(0, total, size):
                 count = min(size, total - begin)
-                yield Shard(name, begin, count, first, count)
+                yield Chunk(name, begin, count, first, count)
                 first += count
 
 
@@ -318,25 +318,25 @@ class ParquetPairs(_Files):
             )
         return file
 
-    def shards(self, size: int) -> Iterator[Shard]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         """`size` rows each."""
         yield from self._cut_rows(
             ((name, self._open(name).metadata.num_rows) for name in self.files), size
         )
 
-    def _rows(self, shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        end = shard.begin + shard.count
+    def _rows(self, chunk: Chunk, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+        end = chunk.begin + chunk.count
         try:
-            file = self._open(shard.source)
+            file = self._open(chunk.source)
             names = [one for one in columns if one in file.schema_arrow.names]
             after = 0
             for number in range(file.metadata.num_row_groups):
                 first, after = after, after + file.metadata.row_group(number).num_rows
-                if after > shard.begin and first < end:
-                    low, high = max(first, shard.begin), min(after, end)
-                    key = (shard.source, number, tuple(names))
-                    # A shard that begins where the last one ended, or behind it, goes
-                    # on from there: a group of rows is not decoded once a shard.
+                if after > chunk.begin and first < end:
+                    low, high = max(first, chunk.begin), min(after, end)
+                    key = (chunk.source, number, tuple(names))
+                    # A chunk that begins where the last one ended, or behind it, goes
+                    # on from there: a group of rows is not decoded once a chunk.
                     if self._going is None or not self._going.goes_on(key, low):
                         batches = file.iter_batches(
                             _AT_ONCE,
@@ -349,23 +349,23 @@ class ParquetPairs(_Files):
                         yield from batch.to_pylist()
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
-                f"{self.files[shard.source]}: rows {shard.begin} to {end} cannot be "
+                f"{self.files[chunk.source]}: rows {chunk.begin} to {end} cannot be "
                 f"read: {error}"
             ) from error
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
-        rows = list(self._rows(shard, FIELDS[:2]))
+        rows = list(self._rows(chunk, FIELDS[:2]))
         return _names(rows)
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
-        path = self.files[shard.source]
+        path = self.files[chunk.source]
         rows = (
             _row(fields, f"{path}: row {number}")
-            for number, fields in enumerate(self._rows(shard, FIELDS), shard.begin)
+            for number, fields in enumerate(self._rows(chunk, FIELDS), chunk.begin)
         )
-        return _of_rows(rows, shard.first)
+        return _of_rows(rows, chunk.first)
 
 
 def _names(rows: Iterable[Any]) -> tuple[list[str], list[str]]:
@@ -407,37 +407,37 @@ class ArrayRecordPairs(_Files):
         stack.callback(reader.close)
         return reader
 
-    def shards(self, size: int) -> Iterator[Shard]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         """`size` records each."""
         yield from self._cut_rows(
             ((name, self._open(name).num_records()) for name in self.files), size
         )
 
-    def _records(self, shard: Shard) -> Iterator[Any]:
-        reader = self._open(shard.source)
-        end = shard.begin + shard.count
+    def _records(self, chunk: Chunk) -> Iterator[Any]:
+        reader = self._open(chunk.source)
+        end = chunk.begin + chunk.count
         try:
-            for begin in range(shard.begin, end, _AT_ONCE):
+            for begin in range(chunk.begin, end, _AT_ONCE):
                 found: Any = reader.read(begin, min(begin + _AT_ONCE, end))
                 yield from map(_json, found)
         except (RuntimeError, ValueError, IndexError) as error:
             raise DataError(
-                f"{self.files[shard.source]}: records {shard.begin} to {end} cannot be "
+                f"{self.files[chunk.source]}: records {chunk.begin} to {end} cannot be "
                 f"read: {error}"
             ) from error
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
-        return _names(self._records(shard))
+        return _names(self._records(chunk))
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
-        path = self.files[shard.source]
+        path = self.files[chunk.source]
         rows = (
             _row(fields, f"{path}: record {number}")
-            for number, fields in enumerate(self._records(shard), shard.begin)
+            for number, fields in enumerate(self._records(chunk), chunk.begin)
         )
-        return _of_rows(rows, shard.first)
+        return _of_rows(rows, chunk.first)
 
 
 def _local(path: Any, cache: pathlib.Path) -> pathlib.Path:
@@ -514,7 +514,7 @@ class _Lines(_Files):
         """What tells the lines of a query from the next one's."""
         raise NotImplementedError
 
-    def shards(self, size: int) -> Iterator[Shard]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         """`size` lines each, and those that end its last query, up to `size` more."""
         first = 0
         for name in self.files:
@@ -524,21 +524,21 @@ class _Lines(_Files):
                 if count >= size:
                     asked = self._query_of(raw)
                     if (query is not None and asked != query) or count >= 2 * size:
-                        yield Shard(name, begin, count, first, count, line)
+                        yield Chunk(name, begin, count, first, count, line)
                         begin, line, first, count = at, number, first + count, 0
                     query = asked
                 at, number, count = after, found, count + 1
                 if count == size:
                     query = self._query_of(raw)
             if count:
-                yield Shard(name, begin, count, first, count, line)
+                yield Chunk(name, begin, count, first, count, line)
                 first += count
 
-    def _of(self, shard: Shard) -> Iterator[tuple[str, bytes]]:
-        """(where, line) of each line of a shard."""
-        path = self.files[shard.source]
-        lines = self._lines(shard.source, shard.begin, shard.line)
-        for _, number, raw in itertools.islice(lines, shard.count):
+    def _of(self, chunk: Chunk) -> Iterator[tuple[str, bytes]]:
+        """(where, line) of each line of a chunk."""
+        path = self.files[chunk.source]
+        lines = self._lines(chunk.source, chunk.begin, chunk.line)
+        for _, number, raw in itertools.islice(lines, chunk.count):
             yield f"{path}:{number}", raw
 
 
@@ -552,14 +552,14 @@ class JsonPairs(_Lines):
         query = fields.get("query_id") if isinstance(fields, dict) else None
         return str(query).encode(errors="replace")
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
-        return _names(_json(raw) for _, raw in self._of(shard))
+        return _names(_json(raw) for _, raw in self._of(chunk))
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
-        rows = (_row(_json(raw), where) for where, raw in self._of(shard))
-        return _of_rows(rows, shard.first)
+        rows = (_row(_json(raw), where) for where, raw in self._of(chunk))
+        return _of_rows(rows, chunk.first)
 
 
 class BeirPairs(_Lines):
@@ -617,14 +617,14 @@ class BeirPairs(_Lines):
         except FieldError as error:
             return _Row(*pair, reason=f"{where}: {error}")
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
-        rows = [self._pair(where, raw) for where, raw in self._of(shard)]
+        rows = [self._pair(where, raw) for where, raw in self._of(chunk)]
         return [row.query_id for row in rows], [row.document_id for row in rows]
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
-        found = [(where, self._pair(where, raw)) for where, raw in self._of(shard)]
+        found = [(where, self._pair(where, raw)) for where, raw in self._of(chunk)]
         queries = self._look_up("queries", {row.query_id for _, row in found})
         documents = self._look_up("documents", {row.document_id for _, row in found})
 
@@ -643,7 +643,7 @@ class BeirPairs(_Lines):
             [query] = queries[row.query_id]
             return _Row(row.query_id, row.document_id, query, document)
 
-        return _of_rows((full(where, row) for where, row in found), shard.first)
+        return _of_rows((full(where, row) for where, row in found), chunk.first)
 
     def close(self) -> None:
         """See `Input`."""

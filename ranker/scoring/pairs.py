@@ -1,7 +1,7 @@
-"""Pairs to score: listed once, cut into shards, and read shard by shard.
+"""Pairs to score: listed once, cut into chunks, and read chunk by chunk.
 
-How an input is cut depends on the input and the shard size alone, never on how many
-processes score it, and a shard is read without what is before it. Inputs that are
+How an input is cut depends on the input and the chunk size alone, never on how many
+processes score it, and a chunk is read without what is before it. Inputs that are
 files are in `pair_files`.
 """
 
@@ -21,7 +21,7 @@ WORLD = "world"  # the input that is made
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class Chunk:
     """Consecutive pairs of one source: what is scored and written as a whole."""
 
     source: str  # split or file
@@ -44,7 +44,7 @@ class Bad:
 
 @dataclass(frozen=True)
 class Content:
-    """The n pairs of a shard that can be scored, in order, and those that cannot."""
+    """The n pairs of a chunk that can be scored, in order, and those that cannot."""
 
     lists: list[RankedList]  # their documents are rows of `corpus`
     corpus: Sequence[Document]
@@ -62,16 +62,16 @@ class Input(Protocol):
         """What the pairs are: settings, and fingerprints of the files."""
         ...
 
-    def shards(self, size: int) -> Iterator[Shard]:
-        """Cuts the input into shards of about `size` pairs."""
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Cuts the input into chunks of about `size` pairs."""
         ...
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
-        """Query and document ids of every pair of a shard, without the texts."""
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
+        """Query and document ids of every pair of a chunk, without the texts."""
         ...
 
-    def read(self, shard: Shard) -> Content:
-        """The pairs of a shard with their texts."""
+    def read(self, chunk: Chunk) -> Content:
+        """The pairs of a chunk with their texts."""
         ...
 
     def close(self) -> None:
@@ -93,25 +93,25 @@ class ListPairs:
         """Their names; what they hold is told by the stage that prepared them."""
         return {"splits": list(self.splits)}
 
-    def shards(self, size: int) -> Iterator[Shard]:
-        """Whole lists, until a shard has `size` pairs."""
+    def chunks(self, size: int) -> Iterator[Chunk]:
+        """Whole lists, until a chunk has `size` pairs."""
         first = 0
         for name, lists in self.splits.items():
             sizes = (len(lists[i].documents) for i in range(len(lists)))
-            for shard in _cut(name, sizes, size, first):
-                yield shard
-                first += shard.pairs
+            for chunk in _cut(name, sizes, size, first):
+                yield chunk
+                first += chunk.pairs
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
-        content = self.read(shard)
+        content = self.read(chunk)
         return content.query_ids, content.document_ids
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
-        source = self.splits[shard.source]
-        lists = [source[i] for i in range(shard.begin, shard.begin + shard.count)]
-        return _of_lists(lists, lambda row: self.corpus[row], shard.first)
+        source = self.splits[chunk.source]
+        lists = [source[i] for i in range(chunk.begin, chunk.begin + chunk.count)]
+        return _of_lists(lists, lambda row: self.corpus[row], chunk.first)
 
     def close(self) -> None:
         """See `Input`."""
@@ -127,46 +127,46 @@ class WorldPairs:
         """The world's settings."""
         return {"world": config.to_dict(self.settings)}
 
-    def shards(self, size: int) -> Iterator[Shard]:
+    def chunks(self, size: int) -> Iterator[Chunk]:
         """Whole lists; each has the same number of candidates."""
         queries = self.world.splits()["unlabelled"]
         each = min(self.settings.candidates, self.world.num_documents)
         sizes = itertools.repeat(each, len(queries))
         yield from _cut(WORLD, sizes, size, 0)
 
-    def _queries(self, shard: Shard) -> range:
+    def _queries(self, chunk: Chunk) -> range:
         queries = self.world.splits()["unlabelled"]
-        return queries[shard.begin : shard.begin + shard.count]
+        return queries[chunk.begin : chunk.begin + chunk.count]
 
-    def ids(self, shard: Shard) -> tuple[list[str], list[str]]:
+    def ids(self, chunk: Chunk) -> tuple[list[str], list[str]]:
         """See `Input`."""
         candidates = self.world.candidates
-        found = [(i, row) for i in self._queries(shard) for row in candidates(i)]
+        found = [(i, row) for i in self._queries(chunk) for row in candidates(i)]
         return [f"q{i}" for i, _ in found], [f"d{row}" for _, row in found]
 
-    def read(self, shard: Shard) -> Content:
+    def read(self, chunk: Chunk) -> Content:
         """See `Input`."""
         lists = [
             make_list(f"q{i}", self.world.query(i).text, self.world.candidates(i))
-            for i in self._queries(shard)
+            for i in self._queries(chunk)
         ]
-        return _of_lists(lists, self.world.document, shard.first)
+        return _of_lists(lists, self.world.document, chunk.first)
 
     def close(self) -> None:
         """See `Input`."""
 
 
-def _cut(source: str, sizes: Iterable[int], size: int, first: int) -> Iterator[Shard]:
-    """Whole lists of `sizes` pairs, as many as bring a shard to `size` pairs."""
+def _cut(source: str, sizes: Iterable[int], size: int, first: int) -> Iterator[Chunk]:
+    """Whole lists of `sizes` pairs, as many as bring a chunk to `size` pairs."""
     begin = count = pairs = 0
     for one in sizes:
         count += 1
         pairs += one
         if pairs >= size:
-            yield Shard(source, begin, count, first, pairs)
+            yield Chunk(source, begin, count, first, pairs)
             begin, first, count, pairs = begin + count, first + pairs, 0, 0
     if pairs:
-        yield Shard(source, begin, count, first, pairs)
+        yield Chunk(source, begin, count, first, pairs)
 
 
 def make_list(
@@ -187,7 +187,7 @@ def make_list(
 def _of_lists(
     lists: list[RankedList], document: Callable[[int], Document], first: int
 ) -> Content:
-    """Content of lists over a corpus of which a shard needs a few documents only."""
+    """Content of lists over a corpus of which a chunk needs a few documents only."""
     none = [np.zeros(0, np.int64)]
     rows = np.concatenate([one.documents for one in lists] or none)
     unique, places = np.unique(rows, return_inverse=True)

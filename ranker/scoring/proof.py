@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ranker.errors import DataError
-from ranker.scoring.job import Job, read_shard
+from ranker.scoring.job import Job, read_chunk
 from ranker.scoring.pairs import Bad, Input
 
 _HASHES = 4 << 20  # pairs whose ids are compared in memory at a time
@@ -29,7 +29,7 @@ class Proof:
     quarantined: list[Bad] = field(default_factory=list)
 
     def add(self, scores: np.ndarray) -> None:
-        """Takes in the scores of one more shard."""
+        """Takes in the scores of one more chunk."""
         if not len(scores):
             return
         values = scores.astype(np.float64)
@@ -56,28 +56,28 @@ def verify(
 ) -> Proof:
     """Proves that every pair of a job has exactly one finite score.
 
-    Every shard is there, its file has the digest of its receipt, and it holds each of
+    Every chunk is there, its file has the digest of its receipt, and it holds each of
     its pairs once, or lists it as set aside; no two pairs have the same ids.
 
     Args:
       job: to prove.
       source: its input; then every pair's ids are compared with it too.
-      progress: called with the number of shards that are proved.
+      progress: called with the number of chunks that are proved.
 
     Raises:
-      DataError: naming the first shard, or the pair, that is not so.
+      DataError: naming the first chunk, or the pair, that is not so.
     """
     if missing := job.missing():
         names = ", ".join(job.name(number) for number in missing[:5])
         raise DataError(
-            f"{job.folder}: {len(missing)} of {len(job.shards)} shards are missing: "
+            f"{job.folder}: {len(missing)} of {len(job.chunks)} chunks are missing: "
             f"{names}{', ...' if len(missing) > 5 else ''}; run the scoring command "
             "again: it goes on with these"
         )
     proof = Proof()
     with contextlib.closing(_Ids(job.pairs)) as ids:
-        for number in range(len(job.shards)):
-            table, receipt = read_shard(job, number)
+        for number in range(len(job.chunks)):
+            table, receipt = read_chunk(job, number)
             bad = [Bad(**one) for one in receipt["quarantined"]]
             if source is not None:
                 _compare(job, number, source, table, bad)
@@ -104,11 +104,11 @@ def _ids_of(table: pa.Table) -> tuple[list[Any], list[Any]]:
 def _compare(
     job: Job, number: int, source: Input, table: pa.Table, bad: list[Bad]
 ) -> None:
-    shard = job.shards[number]
+    chunk = job.chunks[number]
     aside = {one.pair for one in bad}
     wanted = [
         pair
-        for place, pair in enumerate(zip(*source.ids(shard), strict=True), shard.first)
+        for place, pair in enumerate(zip(*source.ids(chunk), strict=True), chunk.first)
         if place not in aside
     ]
     found = list(zip(*_ids_of(table), strict=True))
@@ -118,7 +118,7 @@ def _compare(
             min(len(wanted), len(found)),
         )
         raise DataError(
-            f"shard {job.name(number)}: row {at}: the input has the pair "
+            f"chunk {job.name(number)}: row {at}: the input has the pair "
             f"{(*wanted, None)[at]}, and {(*found, None)[at]} was scored; the input "
             "has changed since"
         )
@@ -159,8 +159,8 @@ class _Ids:
 def _places(job: Job, hashes: set[int]) -> list[tuple[str, str, int]]:
     """Ids and number of two pairs with the same ids; hashes alone may be equal."""
     seen: dict[tuple[str, str], int] = {}
-    for number in range(len(job.shards)):
-        table, _ = read_shard(job, number)
+    for number in range(len(job.chunks)):
+        table, _ = read_chunk(job, number)
         pairs = zip(*_ids_of(table), strict=True)
         for pair, place in zip(pairs, table["pair"].to_pylist(), strict=True):
             if hash(pair) in hashes:

@@ -13,16 +13,16 @@ _RECENT = 900.0  # seconds that the present speed is taken over
 class Status:
     """How far a job is, and what it costs."""
 
-    shards: int
+    chunks: int
     done: int
     pairs: int
     pairs_done: int
     quarantined: int
     pairs_per_second: float  # at present, over all processes; 0: nothing to go by
     eta: float  # seconds; nan: nothing to go by
-    chip_hours: float  # spent on the shards that are done
+    chip_hours: float  # spent on the chunks that are done
     chip_hours_total: float  # of the whole job, at the same cost a pair; nan: unknown
-    codes: tuple[str, ...]  # digests of the code that has written shards
+    codes: tuple[str, ...]  # digests of the code that has written chunks
     missing: tuple[str, ...]
     stray: tuple[str, ...]
 
@@ -35,13 +35,13 @@ def read_status(job: Job) -> Status:
     """
     missing = job.missing()
     left = set(missing)
-    done = [number for number in range(len(job.shards)) if number not in left]
+    done = [number for number in range(len(job.chunks)) if number not in left]
     pairs_done = quarantined = 0
     spent = 0.0
     codes: dict[str, None] = {}
     times: list[tuple[float, float, int]] = []  # finished, seconds, pairs
     for number, one in zip(done, job.receipts(done), strict=True):
-        pairs_done += job.shards[number].pairs
+        pairs_done += job.chunks[number].pairs
         quarantined += len(one["quarantined"])
         spent += one["seconds"] * one["chips"] / 3600
         codes[one["code"]] = None
@@ -49,7 +49,7 @@ def read_status(job: Job) -> Status:
     rate = _present_rate(times)
     rest = job.pairs - pairs_done
     return Status(
-        shards=len(job.shards),
+        chunks=len(job.chunks),
         done=len(done),
         pairs=job.pairs,
         pairs_done=pairs_done,
@@ -72,7 +72,7 @@ def status_lines(job: Job, found: Status) -> list[str]:
         f"teacher     {facts['teacher']} ({job.account['inputs'][facts['teacher']]}), "
         f"tokenizer {str(teacher.get('tokenizer'))[:16]}, template "
         f"{str(teacher.get('template'))[:16]}",
-        f"shards      {found.done:,} of {found.shards:,} done, "
+        f"chunks      {found.done:,} of {found.chunks:,} done, "
         f"{len(found.missing):,} missing",
         f"pairs       {found.pairs_done:,} of {found.pairs:,} done, "
         f"{found.quarantined:,} set aside",
@@ -88,7 +88,7 @@ def status_lines(job: Job, found: Status) -> list[str]:
             lines.append(f"{name:<12}{', '.join(values[:5])}{more}")
     if len(found.codes) > 1:
         lines.append(
-            f"code        shards were made by {len(found.codes)} versions of the code: "
+            f"code        chunks were made by {len(found.codes)} versions of the code: "
             f"{', '.join(found.codes)}"
         )
     return lines
@@ -96,7 +96,7 @@ def status_lines(job: Job, found: Status) -> list[str]:
 
 def _hours(seconds: float) -> str:
     if math.isnan(seconds):
-        return "unknown until a shard is done"
+        return "unknown until a chunk is done"
     if not seconds:
         return "done"
     minutes = int(seconds / 60)
@@ -106,7 +106,7 @@ def _hours(seconds: float) -> str:
 def _present_rate(times: Sequence[tuple[float, float, int]]) -> float:
     """Pairs a second of all processes together, over the last quarter of an hour.
 
-    A shard counts with the part of its pairs that was scored in that time.
+    A chunk counts with the part of its pairs that was scored in that time.
     """
     if not times:
         return 0.0

@@ -10,7 +10,7 @@ import pyarrow as pa
 from ranker.data.pipeline import Source
 from ranker.data.records import RankedList
 from ranker.errors import DataError
-from ranker.scoring.job import Job, load_job, read_shard
+from ranker.scoring.job import Job, load_job, read_chunk
 from ranker.storage import is_local
 
 
@@ -42,14 +42,14 @@ class Targets(Sequence[np.ndarray]):
 def load_targets(folder: Any, lists: Mapping[str, Source[RankedList]]) -> Targets:
     """Targets of each list's documents, in the order of the splits and their lists.
 
-    The shards are read one by one, and proved as they are read.
+    The chunks are read one by one, and proved as they are read.
 
     Args:
-      folder: of the score stage's shards, local or remote.
+      folder: of the score stage's chunks, local or remote.
       lists: records of each split, in the order they were scored.
 
     Raises:
-      DataError: when a shard is missing or damaged, or holds other queries or documents
+      DataError: when a chunk is missing or damaged, or holds other queries or documents
         than `lists`, or no score for one of them.
     """
     job = load_job(folder)
@@ -63,32 +63,32 @@ def load_targets(folder: Any, lists: Mapping[str, Source[RankedList]]) -> Target
 
 def _collect(job: Job, lists: Mapping[str, Source[RankedList]], file: Any):
     """Writes the scores of all lists to a file; int64 [lists], where each ends."""
-    shards = iter(range(len(job.shards)))
+    chunks = iter(range(len(job.chunks)))
     ends: list[int] = []
     at = 0
     for name, source in lists.items():
         rest = len(source)
         begin = 0
         while rest:
-            number = next(shards, None)
-            if number is None or job.shards[number].source != name:
+            number = next(chunks, None)
+            if number is None or job.chunks[number].source != name:
                 raise DataError(
                     f"{job.folder}: the scores end before the split {name!r} does; "
                     "they belong to other data: run ranker.score again"
                 )
-            shard = job.shards[number]
-            table, receipt = read_shard(job, number)
+            chunk = job.chunks[number]
+            table, receipt = read_chunk(job, number)
             if receipt["quarantined"]:
                 raise DataError(
                     f"{job.path(number)}: {len(receipt['quarantined'])} pairs have no "
                     "score: they were set aside (--config.quarantine); distillation "
                     "needs the score of every candidate of a query"
                 )
-            records = [source[begin + i] for i in range(min(shard.count, rest))]
+            records = [source[begin + i] for i in range(min(chunk.count, rest))]
             at += _same(job, number, table, records, ends, at)
             file.write(table["score"].to_numpy().astype(np.float32).tobytes())
-            begin, rest = begin + shard.count, rest - shard.count
-    if next(shards, None) is not None:
+            begin, rest = begin + chunk.count, rest - chunk.count
+    if next(chunks, None) is not None:
         raise DataError(
             f"{job.folder}: scores are left over after the last list; they belong to "
             "other data: run ranker.score again"
@@ -105,7 +105,7 @@ def _same(
     ends: list[int],
     at: int,
 ) -> int:
-    """Compares a shard with its lists, notes where each ends, and counts its pairs."""
+    """Compares a chunk with its lists, notes where each ends, and counts its pairs."""
     rows = table["document"].to_numpy()
     queries = table["query_id"].to_pylist()
     here = 0

@@ -1,8 +1,8 @@
 """`score`: the teacher scores the candidates of many queries, offline.
 
-The work is cut into shards (scoring/pairs.py), and process i of n takes the shards
+The work is cut into chunks (scoring/pairs.py), and process i of n takes the chunks
 whose number is i modulo n, of those that are missing (scoring/job.py). The scores of
-a shard depend on the shard and the devices of one process alone, so any number of
+a chunk depend on the chunk and the devices of one process alone, so any number of
 processes, stopped and started in any way, makes the same files.
 """
 
@@ -75,7 +75,7 @@ def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _P
         kind="score",
         settings={
             **source.account(),
-            "shard_pairs": settings.shard_pairs,
+            "chunk_pairs": settings.chunk_pairs,
             "format": settings.format,
         },
         inputs={
@@ -101,7 +101,7 @@ def _prepared_before(workdir: pathlib.Path, by: str) -> Prepared:
 
 
 def code_digest() -> str:
-    """Digest of this package's source, which the shards' receipts name."""
+    """Digest of this package's source, which the chunks' receipts name."""
     folder = pathlib.Path(ranker.__file__).parent
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
@@ -113,18 +113,18 @@ def code_digest() -> str:
 def score(
     settings: config.Score, workdir: pathlib.Path, *, replace: bool = False
 ) -> Manifest | None:
-    """Scores the settings' splits, or their input, into shards.
+    """Scores the settings' splits, or their input, into chunks.
 
-    Shards that are there are kept, so a run that was stopped goes on with the rest. The
-    process that finds all shards there proves them and finishes the stage.
+    Chunks that are there are kept, so a run that was stopped goes on with the rest. The
+    process that finds all chunks there proves them and finishes the stage.
 
     Returns:
-      The finished stage's manifest; None when other processes still have shards to
+      The finished stage's manifest; None when other processes still have chunks to
       score.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
-      FloatingPointError: at a score that is not finite, naming shard and pair.
+      FloatingPointError: at a score that is not finite, naming chunk and pair.
     """
     settings = with_teacher(settings, workdir, replace=replace)
     plan = _plan(settings, workdir, replace=replace)
@@ -152,7 +152,7 @@ def _score(
         plan.output,
         account,
         plan.source,
-        size=settings.shard_pairs,
+        size=settings.chunk_pairs,
         format=settings.format,
     )
     missing = _agreed(settings, job)
@@ -160,12 +160,12 @@ def _score(
     index, count = _worker(settings)
     mine = [number for number in missing if number % count == index]
     if mine:
-        _score_shards(settings, workdir, plan, job, mine)
+        _score_chunks(settings, workdir, plan, job, mine)
     left = _agreed(settings, job)
     if left:
         print(
             f"[{settings.name}] this process is done; {len(left)} of "
-            f"{len(job.shards)} shards are left to others",
+            f"{len(job.chunks)} chunks are left to others",
             flush=True,
         )
         return None
@@ -240,17 +240,17 @@ def _worker(settings: config.Score) -> tuple[int, int]:
 
 
 def _agreed(settings: config.Score, job: jobs.Job) -> list[int]:
-    """The missing shards, as the first of the processes that score together sees."""
+    """The missing chunks, as the first of the processes that score together sees."""
     missing = job.missing()
     if jax.process_count() == 1:
         return missing
-    flags = np.zeros(len(job.shards), bool)
+    flags = np.zeros(len(job.chunks), bool)
     flags[missing] = True
     agreed = multihost_utils.broadcast_one_to_all(flags)
     return np.flatnonzero(agreed).tolist()
 
 
-def _score_shards(
+def _score_chunks(
     settings: config.Score,
     workdir: pathlib.Path,
     plan: _Plan,
@@ -264,13 +264,13 @@ def _score_shards(
         workdir, settings.teacher, plan.prepared, mesh, kinds=_KINDS, by=by
     )
     scorer = _Scorer(settings, teacher, plan.prepared.tokenizer(teacher.role))
-    progress = _Progress(settings.name, sum(job.shards[k].pairs for k in mine))
+    progress = _Progress(settings.name, sum(job.chunks[k].pairs for k in mine))
     code = code_digest()
     for number, content in _ahead(plan.source, job, mine):
         start = time.monotonic()
         content, scores = scorer(job, number, content, progress)
         if not mesh.is_multi_process or jax.process_index() == 0:
-            jobs.save_shard(
+            jobs.save_chunk(
                 job,
                 number,
                 content,
@@ -278,27 +278,27 @@ def _score_shards(
                 seconds=round(time.monotonic() - start, 3),
                 chips=mesh.size,
                 device=mesh.devices.flat[0].device_kind,
-                tokens=progress.shard_tokens,
+                tokens=progress.chunk_tokens,
                 code=code,
             )
-        progress.finish(job.shards[number].pairs)
+        progress.finish(job.chunks[number].pairs)
 
 
 def _ahead(
     source: Input, job: jobs.Job, mine: Sequence[int]
 ) -> Iterator[tuple[int, Content]]:
-    """Each shard's content; the next one is read while one is scored."""
-    with ThreadPoolExecutor(1, thread_name_prefix="shards") as pool:
-        reading = pool.submit(source.read, job.shards[mine[0]])
+    """Each chunk's content; the next one is read while one is scored."""
+    with ThreadPoolExecutor(1, thread_name_prefix="chunks") as pool:
+        reading = pool.submit(source.read, job.chunks[mine[0]])
         for number, after in zip(mine, [*mine[1:], None], strict=True):
             content = reading.result()
             if after is not None:
-                reading = pool.submit(source.read, job.shards[after])
+                reading = pool.submit(source.read, job.chunks[after])
             yield number, content
 
 
 class _Scorer:
-    """A teacher that scores one shard after another."""
+    """A teacher that scores one chunk after another."""
 
     def __init__(self, settings: config.Score, teacher: Trained, tokenizer: Tokenizer):
         self.settings, self.teacher, self.tokenizer = settings, teacher, tokenizer
@@ -360,7 +360,7 @@ class _Scorer:
             return
         first = bad[0]
         raise error(
-            f"shard {job.name(number)}: {len(bad)} pairs cannot be scored, and "
+            f"chunk {job.name(number)}: {len(bad)} pairs cannot be scored, and "
             f"{allowed} may be set aside (--config.quarantine); the first is pair "
             f"{first.pair}, query {first.query_id!r}, document {first.document_id!r}: "
             f"{first.reason}"
@@ -368,7 +368,7 @@ class _Scorer:
 
 
 def _alone(content: Content, place: int):
-    """The list of one pair of a shard."""
+    """The list of one pair of a chunk."""
     for record in content.lists:
         if place < len(record.documents):
             return dataclasses.replace(
@@ -434,21 +434,21 @@ class _Progress:
 
     def __init__(self, name: str, total: int):
         self.name, self.total, self.done = name, total, 0
-        self.here = self.tokens = self.shard_tokens = 0
+        self.here = self.tokens = self.chunk_tokens = 0
         self.start = self.shown = time.monotonic()
 
     def batch(self, pairs: int, tokens: int) -> None:
-        """`pairs` of the shard are scored, and `tokens` tokens more."""
+        """`pairs` of the chunk are scored, and `tokens` tokens more."""
         self.here = pairs
         self.tokens += tokens
-        self.shard_tokens += tokens
+        self.chunk_tokens += tokens
         if time.monotonic() - self.shown > _REPORT_EVERY:
             self.show()
 
     def finish(self, pairs: int) -> None:
-        """A shard of `pairs` pairs is written."""
+        """A chunk of `pairs` pairs is written."""
         self.done += pairs
-        self.here = self.shard_tokens = 0
+        self.here = self.chunk_tokens = 0
         if self.done == self.total or time.monotonic() - self.shown > _REPORT_EVERY:
             self.show()
 

@@ -404,7 +404,7 @@ def test_manifests_that_are_none(stage, text):
 
 @pytest.fixture
 def scored(tmp_path):
-    """A job of one shard, and its three files."""
+    """A job of one chunk, and its three files."""
     source = WorldPairs(config.World(num_topics=3, unlabelled_queries=4, candidates=3))
     account = manifest.Manifest(
         kind="score",
@@ -414,10 +414,10 @@ def scored(tmp_path):
     )
     folder = tmp_path / "job"
     job = jobs.open_job(folder, account, source, size=20, format="parquet")
-    content = source.read(job.shards[0])
+    content = source.read(job.chunks[0])
     values = np.sin(content.pairs).astype(np.float32)
     facts = dict(seconds=2.0, chips=4, tokens=100, code="c", device="cpu")
-    jobs.save_shard(job, 0, content, values, **facts)
+    jobs.save_chunk(job, 0, content, values, **facts)
     return folder, [folder / jobs.FILE, job.receipt_path(0), job.path(0)]
 
 

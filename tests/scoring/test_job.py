@@ -51,9 +51,9 @@ def begin(folder, format="parquet"):
 
 
 def fill(job, numbers=None, **facts):
-    for number in range(len(job.shards)) if numbers is None else numbers:
-        content = source().read(job.shards[number])
-        jobs.save_shard(job, number, content, value(content), **{**FACTS, **facts})
+    for number in range(len(job.chunks)) if numbers is None else numbers:
+        content = source().read(job.chunks[number])
+        jobs.save_chunk(job, number, content, value(content), **{**FACTS, **facts})
     return job
 
 
@@ -63,7 +63,7 @@ def job(tmp_path, request):
 
 
 def test_every_pair_has_its_score(job):
-    tables = [jobs.read_shard(job, number)[0] for number in range(len(job.shards))]
+    tables = [jobs.read_chunk(job, number)[0] for number in range(len(job.chunks))]
     assert [table.num_rows for table in tables] == [24, 24, 12] and job.pairs == 60
     numbers = np.concatenate([table["pair"] for table in tables])
     values = np.concatenate([table["score"] for table in tables])
@@ -78,9 +78,9 @@ def test_every_pair_has_its_score(job):
     assert (found.min, found.max) == (wanted.min(), wanted.max())
 
 
-def test_a_folder_of_parquet_shards_is_one_table(tmp_path):
+def test_a_folder_of_parquet_chunks_is_one_table(tmp_path):
     job = fill(begin(tmp_path))
-    assert pq.read_table(tmp_path / "shards").num_rows == 60
+    assert pq.read_table(tmp_path / "chunks").num_rows == 60
     assert job.missing() == [] and jobs.load_job(tmp_path) == job
 
 
@@ -89,7 +89,7 @@ def test_what_is_missing_is_what_has_no_file_or_no_receipt(tmp_path):
     job.receipt_path(0).unlink()
     job.path(2).unlink()
     assert job.missing() == [0, 2]
-    with pytest.raises(DataError, match="2 of 3 shards are missing: 00000-of-00003"):
+    with pytest.raises(DataError, match="2 of 3 chunks are missing: 00000-of-00003"):
         verify(job)
     before = job.path(1).read_bytes()
     assert verify(fill(job, [0, 2])).pairs == 60
@@ -107,7 +107,7 @@ def flip(data, at):
 
 
 def test_damage_is_named(job):
-    """Flips and cuts in the file of a shard, its receipt and the job's account."""
+    """Flips and cuts in the file of a chunk, its receipt and the job's account."""
     generator = np.random.default_rng(0)
     for path in (job.path(1), job.receipt_path(1), job.folder / jobs.FILE):
         whole = path.read_bytes()
@@ -125,8 +125,8 @@ def test_damage_is_named(job):
 
 
 def rewrite(job, number, change):
-    """A shard whose table and digest agree, and whose content is wrong."""
-    table, receipt = jobs.read_shard(job, number)
+    """A chunk whose table and digest agree, and whose content is wrong."""
+    table, receipt = jobs.read_chunk(job, number)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     change(columns)
     data = jobs._encode(pa.table(columns, schema=table.schema), job.format)
@@ -163,15 +163,15 @@ def test_wrong_content_is_named(tmp_path, change, message):
 
 def test_a_score_that_is_not_finite_is_never_written(tmp_path):
     job = begin(tmp_path)
-    content = source().read(job.shards[0])
+    content = source().read(job.chunks[0])
     with pytest.raises(AssertionError):
-        jobs.save_shard(job, 0, content, value(content) * np.nan, **FACTS)
+        jobs.save_chunk(job, 0, content, value(content) * np.nan, **FACTS)
     assert job.missing() == [0, 1, 2]
 
 
 def test_pairs_that_were_set_aside_are_listed(tmp_path, capsys):
     job = fill(begin(tmp_path), [0, 2])
-    content = source().read(job.shards[1])
+    content = source().read(job.chunks[1])
     aside = Bad(30, content.query_ids[6], content.document_ids[6], "the score is nan")
     keep = np.arange(24) != 6
     content = dataclasses.replace(
@@ -182,7 +182,7 @@ def test_pairs_that_were_set_aside_are_listed(tmp_path, capsys):
         document_ids=[d for d, k in zip(content.document_ids, keep, strict=True) if k],
         bad=[aside],
     )
-    jobs.save_shard(job, 1, content, value(content), **FACTS)
+    jobs.save_chunk(job, 1, content, value(content), **FACTS)
     found = verify(job, source=source())
     assert found.pairs == 59 and found.quarantined == [aside]
     score.main(["verify", str(tmp_path)])
@@ -193,15 +193,15 @@ def test_pairs_that_were_set_aside_are_listed(tmp_path, capsys):
     assert json.loads(path.read_text())["pair"] == 30
 
 
-def test_a_pair_that_comes_twice_is_found_across_shards(tmp_path, monkeypatch):
+def test_a_pair_that_comes_twice_is_found_across_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(proof, "_HASHES", 2)
     corpus = [Document(f"d{i}", "t", "") for i in range(4)]
     lists = [make_list(f"q{i}", "x", range(4)) for i in (0, 1, 2, 1)]
     pairs = ListPairs({"train": lists}, corpus)
     job = jobs.open_job(tmp_path, account(), pairs, size=4, format="parquet")
-    for number, shard in enumerate(job.shards):
-        content = pairs.read(shard)
-        jobs.save_shard(job, number, content, value(content), **FACTS)
+    for number, chunk in enumerate(job.chunks):
+        content = pairs.read(chunk)
+        jobs.save_chunk(job, number, content, value(content), **FACTS)
     with pytest.raises(DataError, match=r"\('q1', 'd\d'\) is scored twice, as number"):
         verify(job)
 
@@ -240,10 +240,10 @@ def test_a_full_disk_and_a_read_only_folder_are_said(tmp_path, monkeypatch):
 
 def test_status(tmp_path, capsys):
     job = fill(begin(tmp_path), [0, 1])
-    (tmp_path / "shards" / "notes.txt").write_text("mine")
-    (tmp_path / "shards" / ".00002-of-00003.parquet.host.1").write_bytes(b"half")
+    (tmp_path / "chunks" / "notes.txt").write_text("mine")
+    (tmp_path / "chunks" / ".00002-of-00003.parquet.host.1").write_bytes(b"half")
     found = read_status(job)
-    assert (found.shards, found.done, found.pairs_done) == (3, 2, 48)
+    assert (found.chunks, found.done, found.pairs_done) == (3, 2, 48)
     assert found.chip_hours == pytest.approx(2 * 2 * 4 / 3600)
     assert found.chip_hours_total == pytest.approx(found.chip_hours * 60 / 48)
     assert found.pairs_per_second == pytest.approx(24, rel=0.1)  # two side by side
@@ -291,7 +291,7 @@ def test_a_bucket_serves_as_a_folder(tmp_path, monkeypatch):
     local = fill(begin(tmp_path))
     assert local.path(1).read_bytes() == job.path(1).read_bytes()
     job.path(1).write_bytes(b"no")
-    with pytest.raises(DataError, match="gs://bucket/job/shards/00001.*damaged"):
+    with pytest.raises(DataError, match="gs://bucket/job/chunks/00001.*damaged"):
         verify(job)
     assert not job.stray() and read_status(job).done == 3
 
@@ -304,9 +304,9 @@ def test_distillation_reads_the_lists_scores(tmp_path):
     }
     pairs = ListPairs(splits, corpus)
     job = jobs.open_job(tmp_path, account(), pairs, size=3, format="parquet")
-    for number, shard in enumerate(job.shards):
-        content = pairs.read(shard)
-        jobs.save_shard(job, number, content, value(content), **FACTS)
+    for number, chunk in enumerate(job.chunks):
+        content = pairs.read(chunk)
+        jobs.save_chunk(job, number, content, value(content), **FACTS)
     found = load_targets(tmp_path, splits)
     sizes = [2] * 4 + [1, 2, 3, 4, 5]
     assert len(found) == 9 and [len(one) for one in found] == sizes

@@ -1,4 +1,4 @@
-"""Inputs of a scoring job: every kind is cut and read the same, at any shard size."""
+"""Inputs of a scoring job: every kind is cut and read the same, at any chunk size."""
 
 import contextlib
 import gzip
@@ -118,40 +118,40 @@ def texts(content):
 @pytest.mark.parametrize(
     "kind", ["parquet", "array_record", "jsonl", "qrels", "", ".gz"]
 )
-def test_every_pair_is_read_once_whatever_the_shards(tmp_path, kind, size, opened):
+def test_every_pair_is_read_once_whatever_the_chunks(tmp_path, kind, size, opened):
     path, pairs = make(kind, tmp_path / "data")
     source = opened(path, pairs, tmp_path / "cache")
-    shards = list(source.shards(size))
-    assert [shard.first for shard in shards] == [
-        sum(one.pairs for one in shards[:i]) for i in range(len(shards))
+    chunks = list(source.chunks(size))
+    assert [chunk.first for chunk in chunks] == [
+        sum(one.pairs for one in chunks[:i]) for i in range(len(chunks))
     ]
-    assert all(shard.pairs <= 2 * size for shard in shards)
+    assert all(chunk.pairs <= 2 * size for chunk in chunks)
     wanted = [(n, (q, QUERIES[q], d, *DOCUMENTS[d])) for n, (q, d) in enumerate(PAIRS)]
-    assert [one for shard in shards for one in texts(source.read(shard))] == wanted
-    # Any shard alone, as a process does that goes on with what is missing.
+    assert [one for chunk in chunks for one in texts(source.read(chunk))] == wanted
+    # Any chunk alone, as a process does that goes on with what is missing.
     again = opened(path, pairs, tmp_path / "cache")
-    for shard in reversed(shards):
-        content = again.read(shard)
-        expected = wanted[shard.first : shard.first + shard.pairs]
+    for chunk in reversed(chunks):
+        content = again.read(chunk)
+        expected = wanted[chunk.first : chunk.first + chunk.pairs]
         assert texts(content) == expected and not content.bad
-        assert again.ids(shard) == (content.query_ids, content.document_ids)
+        assert again.ids(chunk) == (content.query_ids, content.document_ids)
     assert again.account() == source.account()
 
 
 def test_runs_are_cut_between_queries(tmp_path, opened):
     path, pairs = make("", tmp_path / "data")
     source = opened(path, pairs, tmp_path / "cache")
-    ends = [source.read(shard).query_ids for shard in source.shards(5)]
+    ends = [source.read(chunk).query_ids for chunk in source.chunks(5)]
     assert all(a[-1] != b[0] for a, b in zip(ends, ends[1:], strict=False))
 
 
 def test_the_made_world_is_an_input(opened):
     world = config.World(num_topics=3, unlabelled_queries=10, candidates=6)
     source = opened("world", world=world)
-    shards = list(source.shards(20))
-    assert [shard.pairs for shard in shards] == [24, 24, 12]
-    content = source.read(shards[1])
-    assert source.ids(shards[1]) == (content.query_ids, content.document_ids)
+    chunks = list(source.chunks(20))
+    assert [chunk.pairs for chunk in chunks] == [24, 24, 12]
+    content = source.read(chunks[1])
+    assert source.ids(chunks[1]) == (content.query_ids, content.document_ids)
     assert len(set(zip(content.query_ids, content.document_ids, strict=True))) == 24
     assert content.corpus[content.lists[0].documents[0]].id == content.document_ids[0]
 
@@ -171,15 +171,15 @@ def test_what_is_no_pair_is_set_aside_with_its_place(tmp_path, kind, opened):
     path = tmp_path / f"a.{kind}"
     (write_jsonl if kind == "jsonl" else write_records)(path, [*records, ["no"]])
     source = opened(path)
-    [shard] = source.shards(100)
-    content = source.read(shard)
+    [chunk] = source.chunks(100)
+    content = source.read(chunk)
     assert content.pairs.tolist() == [0]
     assert [one.pair for one in content.bad] == [1, 2, 3, 4, 5, 6]
     reasons = [one.reason for one in content.bad]
     for reason, (_, expected) in zip(reasons, BAD.values(), strict=False):
         assert expected in reason
     assert str(path) in reasons[0] and "expected an object" in reasons[-1]
-    assert len(source.ids(shard)[0]) == 7
+    assert len(source.ids(chunk)[0]) == 7
 
 
 def test_runs_that_name_what_is_not_there(tmp_path, opened):
@@ -193,8 +193,8 @@ def test_runs_that_name_what_is_not_there(tmp_path, opened):
     ]
     write_beir(tmp_path / "data", lines + extra)
     source = opened(tmp_path / "data", cache=tmp_path / "cache")
-    [shard] = source.shards(100)
-    content = source.read(shard)
+    [chunk] = source.chunks(100)
+    content = source.read(chunk)
     assert content.document_ids == ["d1", "d2"]
     for one, expected in zip(
         content.bad,
@@ -209,9 +209,9 @@ def test_a_document_that_comes_twice(tmp_path, opened):
     twice = [{"_id": "d1", "title": "a", "text": "b"}] * 2
     write_jsonl(tmp_path / "data" / "corpus.jsonl.gz", twice)
     source = opened(tmp_path / "data", cache=tmp_path / "cache")
-    shard = next(source.shards(100))
+    chunk = next(source.chunks(100))
     with pytest.raises(DataError, match="corpus.jsonl.gz.*'d1' comes twice"):
-        source.read(shard)
+        source.read(chunk)
     assert not list((tmp_path / "cache").iterdir())  # nothing half-made is left
 
 
@@ -255,7 +255,7 @@ def test_bad_paths_say_what_is_wanted(tmp_path, name, message, opened):
     data = (tmp_path / "whole.jsonl.gz").read_bytes()
     (tmp_path / "broken.jsonl.gz").write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match=message):
-        list(opened(name if "://" in name else tmp_path / name).shards(10))
+        list(opened(name if "://" in name else tmp_path / name).chunks(10))
 
 
 def test_a_group_of_rows_is_decoded_once(tmp_path, monkeypatch, opened):
@@ -270,9 +270,9 @@ def test_a_group_of_rows_is_decoded_once(tmp_path, monkeypatch, opened):
         lambda self, *a: (begun.append(1), made(self, *a))[1],
     )
     source = opened(tmp_path / "a.parquet")
-    shards = list(source.shards(10))
-    ids = [source.ids(shard) for shard in shards[::3]]
+    chunks = list(source.chunks(10))
+    ids = [source.ids(chunk) for chunk in chunks[::3]]
     assert len(begun) == 1
     every = table["document_id"].to_pylist()
-    for shard, (_, documents) in zip(shards[::3], ids, strict=True):
-        assert documents == every[shard.first : shard.first + shard.pairs]
+    for chunk, (_, documents) in zip(chunks[::3], ids, strict=True):
+        assert documents == every[chunk.first : chunk.first + chunk.pairs]

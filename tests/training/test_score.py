@@ -54,7 +54,7 @@ def workdir(tmp_path_factory):
 
 
 def settings(name, **fields):
-    return config.Score(**STAGE, name=name, **{"shard_pairs": 20, "rows": 16, **fields})
+    return config.Score(**STAGE, name=name, **{"chunk_pairs": 20, "rows": 16, **fields})
 
 
 def job_of(workdir, name):
@@ -62,7 +62,7 @@ def job_of(workdir, name):
 
 
 def values(workdir, name):
-    return pq.read_table(workdir / name / "shards")["score"].to_numpy()
+    return pq.read_table(workdir / name / "chunks")["score"].to_numpy()
 
 
 # Children are forked before a backend starts, so that imports are paid for once.
@@ -101,7 +101,7 @@ assert three.items() <= two.items() <= one.items()  # what is done is not done a
 
 def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
     world = dataclasses.replace(WORLD, unlabelled_queries=400)
-    stage = settings("x", input="world", shard_pairs=40)
+    stage = settings("x", input="world", chunk_pairs=40)
     stage = dataclasses.replace(stage, data=config.Data(world=world))
     code = (
         "import jax\njax.config.update('jax_platforms', 'cpu')\n"
@@ -115,8 +115,8 @@ def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     a, b = job_of(workdir, "clean"), job_of(workdir, "killed")
-    assert len(a.shards) == 50 and a.pairs == 2000
-    for number in range(len(a.shards)):
+    assert len(a.chunks) == 50 and a.pairs == 2000
+    for number in range(len(a.chunks)):
         assert a.path(number).read_bytes() == b.path(number).read_bytes()
     facts = [manifest.load(workdir / name).facts for name in ("clean", "killed")]
     assert facts[0] == facts[1] and facts[0]["pairs"] == 2000
@@ -126,7 +126,7 @@ def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
         assert proof.pairs == 2000
 
 
-def test_processes_take_different_shards(workdir):
+def test_processes_take_different_chunks(workdir):
     for index in (1, 0):
         one = settings("shared", process_index=index, process_count=2)
         account = teacher.score(one, workdir)
@@ -139,8 +139,8 @@ def test_processes_take_different_shards(workdir):
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(workdir):
-    teacher.score(settings("whole", shard_pairs=1000), workdir)
-    teacher.score(settings("part", shard_pairs=15), workdir)
+    teacher.score(settings("whole", chunk_pairs=1000), workdir)
+    teacher.score(settings("part", chunk_pairs=15), workdir)
     np.testing.assert_allclose(
         values(workdir, "whole"), values(workdir, "part"), atol=1e-6
     )
@@ -179,9 +179,9 @@ def smallest(found):
     return np.array([int(found.argmin())])
 
 
-def test_a_score_that_is_not_finite_stops_with_the_shards_name(workdir, monkeypatch):
+def test_a_score_that_is_not_finite_stops_with_the_chunks_name(workdir, monkeypatch):
     poison(monkeypatch, where=smallest)
-    match = r"shard 00000-of-00010: 1 pairs.*query 'q\d', document 'd\d+'.*nan"
+    match = r"chunk 00000-of-00010: 1 pairs.*query 'q\d', document 'd\d+'.*nan"
     with pytest.raises(FloatingPointError, match=match):
         teacher.score(settings("nan"), workdir)
     assert job_of(workdir, "nan").missing() == list(range(10))
@@ -243,7 +243,7 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
     assert "no room for a document in 32 tokens" in found[7]
     assert teacher.verify(stage, workdir).pairs == 47
     # The same texts score the same, wherever they come from.
-    table = pq.read_table(tmp_path / "out" / "shards")
+    table = pq.read_table(tmp_path / "out" / "chunks")
     assert table.column_names == ["pair", "query_id", "document_id", "score"]
     assert table["pair"].to_pylist() == [i for i in range(50) if i not in (7, 9, 11)]
     # What was scored is no longer what the input says.
@@ -280,18 +280,18 @@ def test_the_command_line(workdir, tmp_path, capsys):
     )
     common = ["--config", str(file), "--workdir", str(workdir)]
     score.main([*common, "--config.process_index=0", "--config.process_count=2"])
-    assert "5 of 10 shards are left to others" in capsys.readouterr().out
+    assert "5 of 10 chunks are left to others" in capsys.readouterr().out
     score.main(["status", str(workdir / "c")])
     assert "5 of 10 done, 5 missing" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="error: .*5 of 10 shards are missing"):
+    with pytest.raises(SystemExit, match="error: .*5 of 10 chunks are missing"):
         score.main([*common, "--verify"])
     score.main(common)
     capsys.readouterr()
     score.main([*common, "--verify"])
     shown = capsys.readouterr().out
     assert "proved: 190 pairs have exactly one finite score each, 0 were" in shown
-    with pytest.raises(SystemExit, match="error: .*other settings: shard_pairs: 20"):
-        score.main([*common, "--config.shard_pairs=7"])
+    with pytest.raises(SystemExit, match="error: .*other settings: chunk_pairs: 20"):
+        score.main([*common, "--config.chunk_pairs=7"])
     with pytest.raises(SystemExit, match="error: .*holds no scoring job"):
         score.main(["verify", str(tmp_path)])
 
@@ -303,7 +303,7 @@ def test_the_command_line(workdir, tmp_path, capsys):
         (dict(process_index=1), "give both"),
         (dict(process_count=3), "give both"),
         (dict(quarantine=-1), "quarantine must be 0 or more"),
-        (dict(shard_pairs=0), "shard_pairs must be above 0"),
+        (dict(chunk_pairs=0), "chunk_pairs must be above 0"),
     ],
 )
 def test_settings_that_cannot_work(fields, message):
