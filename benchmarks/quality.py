@@ -136,8 +136,8 @@ def main() -> None:
     for name in flags.families:
         make, target = FAMILIES[name]
         own, size = _ours(flags.workdir / name)
-        account = json.loads((flags.workdir / name / "manifest.json").read_text())
-        stage = account["settings"]
+        manifest = json.loads((flags.workdir / name / "manifest.json").read_text())
+        stage = manifest["settings"]
         torch.manual_seed(stage["seed"])
         model = CrossEncoder(
             flags.model,

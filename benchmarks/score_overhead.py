@@ -99,8 +99,8 @@ def main() -> None:
                 splits=("unlabelled",),
                 chunk_pairs=options.chunk_pairs,
             )
-            account = teacher.score(job, workdir)
-            assert account is not None
+            manifest = teacher.score(job, workdir)
+            assert manifest is not None
             scoring = clock.seconds.pop("score_lists")
             listing = clock.seconds.pop("chunks")
             clock.seconds["open_job"] -= listing  # it is called from there
@@ -108,7 +108,7 @@ def main() -> None:
                 ratios.append(sum(clock.seconds.values()) / scoring)
                 listings.append(listing / scoring)
                 parts.append(dict(clock.seconds))
-                speeds.append(account.facts["pairs"] / scoring)
+                speeds.append(manifest.facts["pairs"] / scoring)
     seconds = {name: sum(one[name] for one in parts) / len(parts) for name in parts[0]}
     result = {
         "overhead": round(statistics.median(ratios), 5),

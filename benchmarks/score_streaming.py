@@ -26,7 +26,7 @@ import time
 import numpy as np
 
 from ranker import config
-from ranker.manifest import Manifest
+from ranker.manifests import Manifest
 from ranker.scoring import job as jobs
 from ranker.scoring.pairs import Content, WorldPairs
 from ranker.scoring.proof import verify
@@ -49,13 +49,13 @@ def make_source(pairs: int) -> WorldPairs:
 def open_job(folder: pathlib.Path, pairs: int) -> jobs.Job:
     """The job, which the first process to come begins."""
     source = make_source(pairs)
-    account = Manifest(
+    manifest = Manifest(
         kind="score",
-        settings=source.account(),
+        settings=source.settings(),
         inputs={"stub": "stub"},
         facts={"teacher": "stub", "teacher_facts": {}},
     )
-    return jobs.open_job(folder, account, source, size=1 << 17, format="parquet")
+    return jobs.open_job(folder, manifest, source, size=1 << 17, format="parquet")
 
 
 def stub(numbers: np.ndarray) -> np.ndarray:

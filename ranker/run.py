@@ -49,35 +49,35 @@ def _call():
 
 
 def _dry_call():
-    from ranker import manifest
+    from ranker import manifests
     from ranker.data.prepare import predict, prepare
     from ranker.training.evaluate import check_measures
 
     functions = _functions()
 
-    def decide(call: Callable, *arguments) -> manifest.Decision:
+    def decide(call: Callable, *arguments) -> manifests.Decision:
         try:
             call(*arguments, replace=True)
-        except manifest.Decision as decision:
+        except manifests.Decision as decision:
             return decision
         raise AssertionError("a stage has decided nothing")
 
     def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
         stages = settings.stages()
         check_measures(settings.measures)
-        with manifest.dry_run() as planned:
+        with manifests.dry_run() as planned:
             first = decide(prepare, settings.data, settings.reading, workdir)
             print(f"[prepare] {describe(first)}")
             if first.found is None or "pieces" not in first.found.facts:
                 for name in stages:
                     print(f"[{name}] would run: its data has not been prepared")
                 return
-            planned[first.folder] = predict(first.found, first.account)
+            planned[first.folder] = predict(first.found, first.manifest)
             for name, stage in stages.items():
                 decision = decide(functions[type(stage)], stage, workdir)
                 print(f"[{name}] {describe(decision)}")
                 planned[decision.folder] = dataclasses.replace(
-                    decision.account, done=True
+                    decision.manifest, done=True
                 )
 
     return dry_run
@@ -87,9 +87,9 @@ def describe(decision) -> str:
     """What a stage would do, and why, as one line.
 
     Args:
-      decision: the stage's `manifest.Decision`.
+      decision: the stage's `manifests.Decision`.
     """
-    from ranker import manifest
+    from ranker import manifests
     from ranker.training.checkpoint import Checkpoints
 
     found = decision.found
@@ -97,8 +97,8 @@ def describe(decision) -> str:
         return "done"
     if found is None:
         return "would run: it has not been run"
-    if found.key != decision.account.key:
-        differing = ", ".join(manifest.changes(found, decision.account))
+    if found.key != decision.manifest.key:
+        differing = ", ".join(manifests.changes(found, decision.manifest))
         return f"would run again: {differing}"
     if decision.damage:
         return f"would run again: it is damaged: {decision.damage}"

@@ -20,7 +20,7 @@ ROWS = {
     "metrics": 1,
     "batch": 1,
     "storage": 1,
-    "manifest": 2,
+    "manifests": 2,
     "sharding": 2,
     "cli": 2,
     "data": 3,

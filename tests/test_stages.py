@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import cli, config, errors, manifest, run, sharding
+from ranker import cli, config, errors, manifests, run, sharding
 from ranker.data.prepare import prepare
 from ranker.errors import DataError
 from ranker.reporting import report as reporting
@@ -102,16 +102,16 @@ def test_the_whole_run_leaves_what_it_says(workdir):
     assert "| distill |" in (workdir / "evaluate" / "table.md").read_text()
     assert (workdir / "export" / "model.safetensors").is_file()
     for stage in ("cpt", "sft", "student_labels", "distill"):
-        account = manifest.load(workdir / stage)
-        assert account.done and any("prepare/" in one for one in account.inputs)
-        assert account.facts["tokenizer"] and account.facts["template"]
+        manifest = manifests.load(workdir / stage)
+        assert manifest.done and any("prepare/" in one for one in manifest.inputs)
+        assert manifest.facts["tokenizer"] and manifest.facts["template"]
         lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
         values = [json.loads(line) for line in lines]
         assert all(np.isfinite(v["loss"]) for v in values if "loss" in v)
         assert values[0]["step"] == 1 and "tokens_per_second" in values[0]
     assert (
-        manifest.load(workdir / "sft").inputs["cpt"]
-        == manifest.load(workdir / "cpt").key
+        manifests.load(workdir / "sft").inputs["cpt"]
+        == manifests.load(workdir / "cpt").key
     )
 
 
@@ -120,16 +120,16 @@ def test_teacher_scores_are_raw_records(workdir):
     names = ["pair", "query_id", "document_id", "document", "score"]
     assert table.column_names == names
     assert table.num_rows == 90 and str(table["score"].type) == "float"
-    account = manifest.load(workdir / "scores")
-    assert account.facts["teacher"] == "sft" and account.facts["pairs"] == 90
-    assert account.facts["teacher_facts"]["tokenizer"]
+    manifest = manifests.load(workdir / "scores")
+    assert manifest.facts["teacher"] == "sft" and manifest.facts["pairs"] == 90
+    assert manifest.facts["teacher_facts"]["tokenizer"]
 
 
 def test_the_whole_run_can_be_reported(workdir, tmp_path):
     page = reporting.write(workdir, output=tmp_path / "report.html").read_text()
     shutil.rmtree(workdir / "report")
     for stage in ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export"):
-        assert manifest.load(workdir / stage).key in page
+        assert manifests.load(workdir / stage).key in page
     assert "won most against" in page and "<polyline" in page
 
 
@@ -231,7 +231,7 @@ def test_a_dry_run_says_what_would_run_and_why(workdir, tmp_path, capsys):
 def test_a_dry_run_says_where_a_stage_goes_on(workdir, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    manifest.reopen(manifest.load(copy / "sft"), copy / "sft")
+    manifests.reopen(manifests.load(copy / "sft"), copy / "sft")
     victim = copy / "export" / "config.json"
     victim.write_text(victim.read_text() + " ")
     said = dry(tiny(), copy, capsys)
@@ -302,8 +302,8 @@ def test_a_child_may_compute_otherwise_than_its_parent(workdir, tmp_path):
         ),
         copy,
     )
-    account = manifest.load(copy / "low")
-    assert account.done and account.settings["model"]["dtype"] == "bfloat16"
+    manifest = manifests.load(copy / "low")
+    assert manifest.done and manifest.settings["model"]["dtype"] == "bfloat16"
     other = dataclasses.replace(stage.model, mlp_dim=24)
     with pytest.raises(errors.StageError, match="different models: mlp_dim 16 -> 24"):
         train(dataclasses.replace(stage, name="wide", model=other), copy)
@@ -349,7 +349,7 @@ def test_a_scale_that_cannot_be_fitted_is_refused(workdir, monkeypatch):
 
 
 def test_dev_is_measured(workdir):
-    assert manifest.load(workdir / "sft").facts["metrics"]["dev_ndcg@5"] > 0
+    assert manifests.load(workdir / "sft").facts["metrics"]["dev_ndcg@5"] > 0
 
 
 def test_other_data_in_a_workdir_is_refused(workdir):
@@ -369,7 +369,7 @@ def test_queries_are_never_cut(tmp_path):
     skip = dataclasses.replace(data, on_error="skip")
     prepared = prepare(skip, text, tmp_path, replace=True)
     dropped = {
-        k: v for k, v in prepared.account.facts["report"].items() if "too long" in k
+        k: v for k, v in prepared.manifest.facts["report"].items() if "too long" in k
     }
     assert dropped and "teacher_length" in next(iter(dropped))
 
@@ -412,9 +412,9 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
     monkeypatch.setattr(loop, "make_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, workdir)
-    assert not manifest.load(workdir / stopped.name).done
+    assert not manifests.load(workdir / stopped.name).done
     with pytest.raises(errors.StageError, match="has not finished"):
-        manifest.require(workdir, stopped.name, kinds=(name,), by="a test")
+        manifests.require(workdir, stopped.name, kinds=(name,), by="a test")
     monkeypatch.setattr(loop, "make_step", make_step)
     train(stopped, workdir)
     a, b = (params_of(workdir, f"{name}_{x}") for x in "ab")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ranker import config, manifest, storage
+from ranker import config, manifests, storage
 from ranker.data import datasets, text
 from ranker.data.beir import Loaded, load_beir
 from ranker.data.clicks import clicks_to_examples
@@ -29,7 +29,7 @@ class Prepared:
     """What the prepare stage has made."""
 
     folder: pathlib.Path
-    account: manifest.Manifest
+    manifest: manifests.Manifest
     text: config.Text
 
     def inputs(self, *pieces: str) -> dict[str, str]:
@@ -39,7 +39,7 @@ class Prepared:
           pieces: "corpus", "lists/SPLIT", "clicks/SPLIT", or a role, for its tokenizer
             and template.
         """
-        digests = self.account.facts["pieces"]
+        digests = self.manifest.facts["pieces"]
         # A split that the data does not have is one without records.
         return {f"{NAME}/{one}": digests.get(one, "empty") for one in pieces}
 
@@ -105,44 +105,46 @@ def prepare(
       StageError: when the workdir holds other data.
     """
     folder = workdir / NAME
-    account = manifest.Manifest(
+    manifest = manifests.Manifest(
         kind=NAME, settings=_settings(data, settings), inputs={}
     )
-    with manifest.claim(folder, account, replace=replace, wait=True) as todo:
+    with manifests.claim(folder, manifest, replace=replace, wait=True) as todo:
         if todo:
-            return _prepare(data, settings, folder, account)
-        found = manifest.load(folder)
+            return _prepare(data, settings, folder, manifest)
+        found = manifests.load(folder)
         assert found is not None
         return Prepared(folder, found, settings)
 
 
-def predict(found: manifest.Manifest, account: manifest.Manifest) -> manifest.Manifest:
+def predict(
+    found: manifests.Manifest, manifest: manifests.Manifest
+) -> manifests.Manifest:
     """What is known of the data before it is prepared again, for a dry run.
 
     Args:
       found: of the data as it is prepared.
-      account: of the data as it is to be prepared.
+      manifest: of the data as it is to be prepared.
     """
     pieces = dict(found.facts["pieces"])
-    for change in manifest.changes(found, account):
+    for change in manifests.changes(found, manifest):
         role = next((one for one in ROLES if change.startswith(f"text.{one}_")), None)
         for piece in [role] if role else pieces:
             pieces[piece] = "not known before it is prepared"
     facts = {**found.facts, "pieces": pieces, "files": {}}
-    return dataclasses.replace(account, facts=facts, done=True)
+    return dataclasses.replace(manifest, facts=facts, done=True)
 
 
 def _prepare(
     data: config.Data,
     settings: config.Text,
     folder: pathlib.Path,
-    account: manifest.Manifest,
+    manifest: manifests.Manifest,
 ) -> Prepared:
     for stale in ("corpus", "lists", "clicks", "tokenizers"):
         shutil.rmtree(folder / stale, ignore_errors=True)
     raw = load_beir(data) if data.path else _made(data)
-    account.save(folder)
-    prepared = Prepared(folder, account, settings)
+    manifest.save(folder)
+    prepared = Prepared(folder, manifest, settings)
     datasets.write_corpus(folder / "corpus", raw.documents)
     facts: dict[str, Any] = {"report": raw.report}
     pieces = {"corpus": _content(raw.documents)}
@@ -165,8 +167,8 @@ def _prepare(
             pieces[f"{kind}/{split}"] = _content(records)
     for name, count in raw.report.items():
         print(f"[{NAME}] {name}: {count}", flush=True)
-    files = manifest.outputs(folder)
-    done = account.finish(folder, **facts, pieces=pieces, files=files)
+    files = manifests.outputs(folder)
+    done = manifest.finish(folder, **facts, pieces=pieces, files=files)
     return Prepared(folder, done, settings)
 
 

@@ -46,7 +46,7 @@ def render(contents: Contents) -> str:
         sections.append(("results", "Results", _results(summary)))
         if summary["slices"]:
             sections.append(("slices", "Slices", _slices(summary)))
-    trained = [one for one in contents.stages if one.account.kind in _TRAINED]
+    trained = [one for one in contents.stages if one.manifest.kind in _TRAINED]
     if trained:
         body = f'<div class="cards">{"".join(map(_curve, trained))}</div>'
         sections.append(("curves", "Training", body))
@@ -171,7 +171,7 @@ def _overview(contents: Contents) -> str:
 
 def _progress(stages: Sequence[Stage]) -> str:
     rows = [
-        [one.name, one.account.kind, "done" if one.account.done else "not finished"]
+        [one.name, one.manifest.kind, "done" if one.manifest.done else "not finished"]
         for one in stages
     ]
     return table(tables.Grid("", ["stage", "kind", "state"], rows, 3), caption=False)
@@ -228,7 +228,7 @@ def _slices(summary: tables.Summary) -> str:
 
 def _curve(stage: Stage) -> str:
     steps, losses = stage.curve("loss")
-    facts, metrics = stage.account.facts, stage.account.facts.get("metrics", {})
+    facts, metrics = stage.manifest.facts, stage.manifest.facts.get("metrics", {})
     named = sorted({n for row in stage.metrics for n in row if n.startswith("dev_")})
     lines = [charts.Series("loss", steps, losses, 0)] if steps else []
     body = ""
@@ -247,9 +247,9 @@ def _curve(stage: Stage) -> str:
     ]
     took = seconds(stage.metrics)
     shown = {
-        "kind": stage.account.kind,
+        "kind": stage.manifest.kind,
         "steps": facts.get("steps", int(max(steps, default=0))),
-        "state": "done" if stage.account.done else "not finished",
+        "state": "done" if stage.manifest.done else "not finished",
         **({"last loss": f"{losses[-1]:.4g}"} if losses else {}),
         **{
             name: f"{value:.4f}"
@@ -368,11 +368,11 @@ def _provenance(contents: Contents) -> str:
     rows = [
         [
             one.name,
-            one.account.kind,
-            "done" if one.account.done else "not finished",
-            one.account.key,
-            ", ".join(f"{k} {v}" for k, v in one.account.inputs.items()) or "-",
-            one.account.version,
+            one.manifest.kind,
+            "done" if one.manifest.done else "not finished",
+            one.manifest.key,
+            ", ".join(f"{k} {v}" for k, v in one.manifest.inputs.items()) or "-",
+            one.manifest.version,
         ]
         for one in contents.stages
     ]
@@ -383,15 +383,15 @@ def _provenance(contents: Contents) -> str:
         "what it was made from: equal keys, equal results.</p>"
     )
     for one in contents.stages:
-        report = one.account.facts.get("report")
-        if one.account.kind == "prepare" and isinstance(report, dict):
+        report = one.manifest.facts.get("report")
+        if one.manifest.kind == "prepare" and isinstance(report, dict):
             facts = [[name, str(value)] for name, value in report.items()]
             grid = tables.Grid("", ["data", "count"], facts)
             body += f"<h3>Data</h3>{table(grid, caption=False)}"
     body += "<h3>Settings and facts</h3>"
     for one in contents.stages:
-        facts = {k: v for k, v in one.account.facts.items() if k != "summary"}
-        told = {"settings": one.account.settings, "facts": facts}
+        facts = {k: v for k, v in one.manifest.facts.items() if k != "summary"}
+        told = {"settings": one.manifest.settings, "facts": facts}
         written = escape(
             _CONTROL.sub("�", json.dumps(told, indent=1, ensure_ascii=False))
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ranker import errors, manifest
+from ranker import errors, manifests
 from ranker.data import datasets, trec
 from ranker.data.records import Document
 from ranker.errors import DataError
@@ -25,7 +25,7 @@ class Stage:
     """One folder of the workdir."""
 
     name: str
-    account: manifest.Manifest
+    manifest: manifests.Manifest
     metrics: list[dict[str, Any]]  # lines of metrics.jsonl, a step once
     broken_lines: int  # of metrics.jsonl
 
@@ -101,14 +101,14 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
     stages, missing = _stages(workdir)
     if not stages:
         raise errors.StageError(
-            f"{workdir} holds no stage: no folder in it has a {manifest.FILE}; name "
+            f"{workdir} holds no stage: no folder in it has a {manifests.FILE}; name "
             "the --workdir of a run"
         )
-    evaluation = next((s for s in stages if s.account.kind == "evaluate"), None)
-    if evaluation is None or "summary" not in evaluation.account.facts:
+    evaluation = next((s for s in stages if s.manifest.kind == "evaluate"), None)
+    if evaluation is None or "summary" not in evaluation.manifest.facts:
         missing.append("No system has been evaluated yet: no table, slices or queries.")
         return Contents(workdir, stages, None, missing=missing)
-    summary = evaluation.account.facts["summary"]
+    summary = evaluation.manifest.facts["summary"]
     names, reference = list(summary["systems"]), summary["reference"]
     if against and against not in names:
         raise DataError(
@@ -140,20 +140,20 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
 
 def _stages(workdir: pathlib.Path) -> tuple[list[Stage], list[str]]:
     found, missing = [], []
-    for path in sorted(workdir.glob(f"*/{manifest.FILE}")):
+    for path in sorted(workdir.glob(f"*/{manifests.FILE}")):
         folder = path.parent
         try:
-            account = manifest.load(folder)
+            manifest = manifests.load(folder)
         except errors.StageError as error:
             missing.append(f"The stage {folder.name} cannot be shown: {error}")
             continue
         # A folder that a changed run has set aside is called NAME.KEY.
-        if account is None or folder.name.endswith(f".{account.key}"):
+        if manifest is None or folder.name.endswith(f".{manifest.key}"):
             continue
-        found.append(Stage(folder.name, account, *_metrics(folder / "metrics.jsonl")))
+        found.append(Stage(folder.name, manifest, *_metrics(folder / "metrics.jsonl")))
 
     def begun(stage: Stage) -> tuple[int, float]:
-        kind = stage.account.kind
+        kind = stage.manifest.kind
         first = stage.metrics[0].get("time", 0.0) if stage.metrics else 0.0
         return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER), first)
 

@@ -32,7 +32,7 @@ from array_record.python.array_record_module import (
 
 from ranker import config, storage
 from ranker.errors import DataError, StageError
-from ranker.manifest import Manifest, changes, check_types
+from ranker.manifests import Manifest, changes, check_types
 from ranker.scoring.pairs import Bad, Chunk, Content, Input
 from ranker.storage import open_path
 
@@ -65,7 +65,7 @@ class Job:
     """A scoring job's folder."""
 
     folder: Any  # epath.Path
-    account: dict[str, Any]  # what is scored, by whom, with which code
+    manifest: Manifest  # what is scored, by whom, with which code
     format: config.ScoreFormat
     chunks: tuple[Chunk, ...]
 
@@ -110,14 +110,13 @@ class Job:
             for name in sorted(_listing(self.folder / part) - names)
         ]
 
-    def check(self, account: Manifest) -> None:
-        """Raises `StageError` when the job is another one than `account` tells of."""
-        found = Manifest(**self.account)
-        if found.key != account.key:
+    def check(self, manifest: Manifest) -> None:
+        """Raises `StageError` when the job is another one than `manifest` tells of."""
+        if self.manifest.key != manifest.key:
             raise StageError(
                 f"{self.folder} holds another scoring job: "
-                f"{', '.join(changes(found, account))}; choose another folder, or "
-                "delete this one"
+                f"{', '.join(changes(self.manifest, manifest))}; choose another "
+                "folder, or delete this one"
             )
 
     def receipt(self, number: int) -> dict[str, Any]:
@@ -154,7 +153,7 @@ def _listing(folder: Any) -> set[str]:
 
 def open_job(
     folder: Any,
-    account: Manifest,
+    manifest: Manifest,
     source: Input,
     *,
     size: int,
@@ -166,7 +165,7 @@ def open_job(
 
     Args:
       folder: local or remote.
-      account: of the job; its key must be that of the job found.
+      manifest: of the job; its key must be that of the job found.
       source: input that is cut.
       size: pairs a chunk.
       format: of the chunks.
@@ -178,12 +177,12 @@ def open_job(
     folder = open_path(folder)
     if (folder / FILE).exists():
         job = load_job(folder)
-        job.check(account)
+        job.check(manifest)
         return job
     chunks = tuple(source.chunks(size))
     if not chunks:
         raise DataError(f"the input of {folder} holds no pair to score")
-    job = Job(folder, asdict(account), format, chunks)
+    job = Job(folder, manifest, format, chunks)
     try:
         for part in ("chunks", "receipts"):
             (folder / part).mkdir(parents=True, exist_ok=True)
@@ -192,7 +191,7 @@ def open_job(
     _save_json(
         folder / FILE,
         {
-            "account": job.account,
+            "manifest": asdict(manifest),
             "format": format,
             "chunks": [list(astuple(chunk)) for chunk in chunks],
         },
@@ -223,12 +222,12 @@ def load_job(folder: Any) -> Job:
         ) from None
     try:
         chunks = tuple(Chunk(*fields) for fields in found["chunks"])
-        account = Manifest(**found["account"])
-        for record in (account, *chunks):
+        manifest = Manifest(**found["manifest"])
+        for record in (manifest, *chunks):
             check_types(record)
-        teacher = account.facts.get("teacher")
-        if teacher not in account.inputs or not isinstance(
-            account.facts.get("teacher_facts"), dict
+        teacher = manifest.facts.get("teacher")
+        if teacher not in manifest.inputs or not isinstance(
+            manifest.facts.get("teacher_facts"), dict
         ):
             raise ValueError("it does not say who the teacher is")
         if found["format"] not in get_args(config.ScoreFormat):
@@ -241,7 +240,7 @@ def load_job(folder: Any) -> Job:
             f"{folder / FILE} is not a scoring job's: {str(error)[:200]}; name the "
             "folder that ranker.score writes to"
         ) from error
-    return Job(folder, found["account"], found["format"], chunks)
+    return Job(folder, manifest, found["format"], chunks)
 
 
 def _write(path: Any, data: bytes) -> None:

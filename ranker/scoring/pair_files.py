@@ -10,7 +10,6 @@ made once a machine.
 """
 
 import contextlib
-import gzip
 import hashlib
 import itertools
 import json
@@ -30,7 +29,7 @@ import pyarrow.parquet as pq
 from array_record.python.array_record_module import ArrayRecordReader
 
 from ranker import config
-from ranker.data import formats
+from ranker.data import formats, lines
 from ranker.data.records import Document, RankedList, check_id, check_text
 from ranker.errors import DataError, FieldError
 from ranker.scoring.pairs import (
@@ -236,7 +235,7 @@ class _Files:
                 "its own"
             )
 
-    def account(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Fingerprints of the files."""
         return {self.kind: [fingerprint(path) for path in self.files.values()]}
 
@@ -477,34 +476,25 @@ class _Lines(_Files):
     kind = "lines"
 
     def _begin(self, path: Any, stack: contextlib.ExitStack) -> Any:
-        file = stack.enter_context(path.open("rb"))
-        zipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
-        return stack.enter_context(gzip.GzipFile(fileobj=file)) if zipped else file
+        return lines.unzipped(path, stack.enter_context(path.open("rb")))
 
     def _lines(self, name: str, begin: int = 0, line: int = 0):
         """(byte behind it, number, line) of each line; no empty ones, no header."""
-        path, at, number = self.files[name], begin, line
+        path, at = self.files[name], begin
         try:
             file = self._open(name)
             file.seek(begin)
-            while raw := file.readline(formats.MAX_LINE):
-                at += len(raw)
-                number += 1
-                if len(raw) >= formats.MAX_LINE and raw[-1:] != b"\n":
-                    raise DataError(
-                        f"{path}:{number}: the line is over {formats.MAX_LINE // 2**20}"
-                        " MiB; this is no file of one pair a line"
-                    )
-                if number == 1:
-                    raw = raw.removeprefix(b"\xef\xbb\xbf")
-                if raw.strip() and not (number == 1 and self._is_header(raw)):
-                    yield at, number, raw
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(
-                f"{path}:{number + 1}: cannot be read ({error}); the file is truncated "
+                f"{path}:{line + 1}: cannot be read ({error}); the file is truncated "
                 "or damaged: fetch it again"
             ) from error
+        for number, raw in lines.raw_lines(path, file, line):
+            at += len(raw)
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            if raw.strip() and not (number == 1 and self._is_header(raw)):
+                yield at, number, raw
 
     def _is_header(self, raw: bytes) -> bool:
         del raw
@@ -537,8 +527,8 @@ class _Lines(_Files):
     def _of(self, chunk: Chunk) -> Iterator[tuple[str, bytes]]:
         """(where, line) of each line of a chunk."""
         path = self.files[chunk.source]
-        lines = self._lines(chunk.source, chunk.begin, chunk.line)
-        for _, number, raw in itertools.islice(lines, chunk.count):
+        found = self._lines(chunk.source, chunk.begin, chunk.line)
+        for _, number, raw in itertools.islice(found, chunk.count):
             yield f"{path}:{number}", raw
 
 
@@ -591,10 +581,10 @@ class BeirPairs(_Lines):
             raise DataError(f"{self.folder}: has no queries.jsonl")
         return corpus, queries
 
-    def account(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Fingerprints of the runs, the corpus and the queries."""
         texts = [fingerprint(path) for path in self._texts()]
-        return {**super().account(), "texts": texts}
+        return {**super().settings(), "texts": texts}
 
     def _is_header(self, raw: bytes) -> bool:
         return raw.split()[0].lower() in (b"query-id", b"query_id")
@@ -668,8 +658,8 @@ class BeirPairs(_Lines):
 
     def _store(self) -> sqlite3.Connection:
         """The texts by id, in a file of the cache; made once a machine."""
-        account = self.account()["texts"]
-        target = self.cache / f"{digest([account, self.lenient])}.sqlite"
+        settings = self.settings()["texts"]
+        target = self.cache / f"{digest([settings, self.lenient])}.sqlite"
         if not target.exists():
             _make_aside(target, self._fill)
         # The thread that reads ahead is another one than the one that verifies.

@@ -58,7 +58,7 @@ class Content:
 class Input(Protocol):
     """Where pairs come from."""
 
-    def account(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What the pairs are: settings, and fingerprints of the files."""
         ...
 
@@ -89,7 +89,7 @@ class ListPairs:
     splits: Mapping[str, Source[RankedList]]
     corpus: Source[Document]
 
-    def account(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Their names; what they hold is told by the stage that prepared them."""
         return {"splits": list(self.splits)}
 
@@ -123,7 +123,7 @@ class WorldPairs:
     def __init__(self, settings: config.World):
         self.settings, self.world = settings, SearchWorld(settings)
 
-    def account(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """The world's settings."""
         return {"world": config.to_dict(self.settings)}
 

@@ -66,10 +66,10 @@ def read_status(job: Job) -> Status:
 
 def status_lines(job: Job, found: Status) -> list[str]:
     """The status in lines for a reader."""
-    facts = job.account["facts"]
+    facts = job.manifest.facts
     teacher = facts["teacher_facts"]
     lines = [
-        f"teacher     {facts['teacher']} ({job.account['inputs'][facts['teacher']]}), "
+        f"teacher     {facts['teacher']} ({job.manifest.inputs[facts['teacher']]}), "
         f"tokenizer {str(teacher.get('tokenizer'))[:16]}, template "
         f"{str(teacher.get('template'))[:16]}",
         f"chunks      {found.done:,} of {found.chunks:,} done, "

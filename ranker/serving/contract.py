@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ranker.errors import ContractError
-from ranker.manifest import check_types
+from ranker.manifests import check_types
 from ranker.storage import read_json, write_json
 
 FILE = "ranker_contract.json"

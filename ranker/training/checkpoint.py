@@ -22,7 +22,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ranker import manifest, storage
+from ranker import manifests, storage
 from ranker.errors import StageError
 from ranker.training.state import TrainState, abstract_like
 
@@ -220,13 +220,13 @@ class Checkpoints:
           StageError: when it is missing or damaged. The stage then counts as not
             finished, so that it goes on from the checkpoint before when run again.
         """
-        account = manifest.load(self.folder)
-        facts = account.facts if account else {}
+        manifest = manifests.load(self.folder)
+        facts = manifest.facts if manifest else {}
         step = facts.get("checkpoint", self.latest)
         if step is None or self._whole([step], ("params",)) is None:
             with contextlib.suppress(OSError):  # as in somebody else's folder
-                if account and account.done and jax.process_index() == 0:
-                    manifest.reopen(account, self.folder)
+                if manifest and manifest.done and jax.process_index() == 0:
+                    manifests.reopen(manifest, self.folder)
             raise StageError(
                 f"{self.folder} has no checkpoint that is whole at "
                 f"{'its end' if step is None else f'step {step}'}; run that stage "

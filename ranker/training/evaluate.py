@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker import config, errors, manifest, sharding, storage
+from ranker import config, errors, manifests, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
 from ranker.data.pipeline import Source
@@ -102,14 +102,14 @@ def evaluate(
         raise errors.StageError(f"the split {settings.split!r} has no query")
     by = "the evaluate stage"
     parents = {
-        name: manifest.require(workdir, name, kinds=("sft", "distill"), by=by)
+        name: manifests.require(workdir, name, kinds=("sft", "distill"), by=by)
         for name in settings.systems
     }
     fields: dict[str, Any] = {}
     if settings.query_fields:
         fields = trec.load_fields(pathlib.Path(settings.query_fields))
     folder = workdir / "evaluate"
-    account = manifest.Manifest(
+    manifest = manifests.Manifest(
         kind="evaluate",
         settings={
             "reference": settings.reference,
@@ -125,16 +125,16 @@ def evaluate(
             **{name: parent.key for name, parent in parents.items()},
         },
     )
-    with manifest.claim(folder, account, replace=replace) as todo:
+    with manifests.claim(folder, manifest, replace=replace) as todo:
         if todo:
             teachers = teachers_of(parents, workdir)
             summary = _measure(
                 settings, prepared, workdir, folder, by, teachers, fields
             )
-            files = manifest.outputs(folder)
-            account.finish(folder, summary=summary, files=files)
+            files = manifests.outputs(folder)
+            manifest.finish(folder, summary=summary, files=files)
         else:
-            found = manifest.load(folder)
+            found = manifests.load(folder)
             assert found is not None
             summary = found.facts["summary"]
     _finish(summary, workdir)
@@ -214,13 +214,13 @@ def _now_and_then(reporter: Reporter) -> Callable[[int, int], None]:
 
 
 def teachers_of(
-    parents: dict[str, manifest.Manifest], workdir: pathlib.Path
+    parents: dict[str, manifests.Manifest], workdir: pathlib.Path
 ) -> dict[str, str]:
     """The stage whose scores each of the distilled systems has learned from."""
     teachers = {}
     for name, parent in parents.items():
         for other in parent.inputs:
-            found = manifest.load(workdir / other)
+            found = manifests.load(workdir / other)
             if found and found.kind == "score":
                 teachers[name] = found.facts["teacher"]
     return teachers

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ranker import config, manifest, sharding
+from ranker import config, manifests, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import RankedList
 from ranker.data.text import Segment, Tokenizer
@@ -39,9 +39,9 @@ def export(
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     kinds, by = ("cpt", "sft", "distill"), "the export stage"
-    parent = manifest.require(workdir, settings.stage, kinds=kinds, by=by)
+    parent = manifests.require(workdir, settings.stage, kinds=kinds, by=by)
     folder = workdir / settings.folder
-    account = manifest.Manifest(
+    manifest = manifests.Manifest(
         kind="export",
         settings={},
         inputs={
@@ -49,18 +49,18 @@ def export(
             settings.stage: parent.key,
         },
     )
-    with manifest.claim(folder, account, replace=replace) as todo:
+    with manifests.claim(folder, manifest, replace=replace) as todo:
         if todo:
             mesh = sharding.make_mesh(settings.mesh)
             trained = load_trained(
                 workdir, settings.stage, prepared, mesh, kinds=kinds, by=by
             )
             write_folder(folder, trained, prepared, mesh)
-            account.finish(
+            manifest.finish(
                 folder,
                 stage=settings.stage,
                 length=trained.length,
-                files=manifest.outputs(folder),
+                files=manifests.outputs(folder),
             )
             print(f"[export] {settings.stage} is in {folder}", flush=True)
     return folder
@@ -70,7 +70,7 @@ def write_folder(
     folder: pathlib.Path, trained: Trained, prepared: Prepared, mesh: Mesh
 ) -> None:
     """Writes weights, tokenizer and, for a ranker, the contract."""
-    scores = trained.account.kind != "cpt"
+    scores = trained.manifest.kind != "cpt"
     (folder / contract.FILE).unlink(missing_ok=True)
     export_huggingface(
         folder,

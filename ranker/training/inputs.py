@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from ranker import config, errors, manifest
+from ranker import config, errors, manifests
 from ranker.batch import Batch
 from ranker.data import pipeline
 from ranker.data.prepare import Prepared
@@ -167,10 +167,10 @@ def scored_lists(
     settings: config.Train, prepared: Prepared, workdir: pathlib.Path
 ) -> tuple[Joined, Targets]:
     """Every list that the teacher has scored, and its scores on the scale asked for."""
-    account = manifest.require(
+    manifest = manifests.require(
         workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
     )
-    splits = account.settings.get("splits")
+    splits = manifest.settings.get("splits")
     if splits is None:
         raise errors.StageError(
             f"the stage {settings.name!r} learns from the scores of prepared splits, "
@@ -178,17 +178,17 @@ def scored_lists(
             "too (without --config.input), or name their stage"
         )
     lists = [prepared.lists(split) for split in splits]
-    folder = account.facts["output"] or workdir / settings.scores
+    folder = manifest.facts["output"] or workdir / settings.scores
     targets = load_targets(folder, dict(zip(splits, lists, strict=True)))
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
-    scale, shift = _target_scale(objective, account, prepared, splits, targets)
+    scale, shift = _target_scale(objective, manifest, prepared, splits, targets)
     return Joined(lists), targets.scaled(scale, shift)
 
 
 def _target_scale(
     objective: config.Distillation,
-    account: manifest.Manifest,
+    manifest: manifests.Manifest,
     prepared: Prepared,
     splits: list[str],
     targets: Targets,
@@ -200,8 +200,8 @@ def _target_scale(
         grades are equal.
     """
     if objective.target_scale == "data":
-        std = max(account.facts["std"], 1e-6)
-        return 1 / std, -account.facts["mean"] / std
+        std = max(manifest.facts["std"], 1e-6)
+        return 1 / std, -manifest.facts["mean"] / std
     if objective.target_scale == "labels":
         if "train" not in splits:
             raise config.ConfigError(

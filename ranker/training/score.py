@@ -21,13 +21,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import ranker
-from ranker import config, manifest, sharding
+from ranker import config, manifests, sharding
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.text import Tokenizer
 from ranker.errors import DataError
-from ranker.manifest import Manifest
+from ranker.manifests import Manifest
 from ranker.models.folder import resolve_folder
 from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
@@ -48,7 +48,7 @@ class _Plan:
 
     prepared: Prepared
     source: Input
-    account: Manifest
+    manifest: Manifest
     folder: pathlib.Path  # of the stage
     output: Any  # folder of the job: a path, or a text such as gs://...
 
@@ -70,11 +70,11 @@ def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _P
         lists = {name: prepared.lists(name) for name in settings.splits}
         source = ListPairs(lists, prepared.corpus())
         pieces = ["corpus", *(f"lists/{name}" for name in settings.splits)]
-    parent = manifest.require(workdir, settings.teacher, kinds=_KINDS, by=by)
-    account = Manifest(
+    parent = manifests.require(workdir, settings.teacher, kinds=_KINDS, by=by)
+    manifest = Manifest(
         kind="score",
         settings={
-            **source.account(),
+            **source.settings(),
             "chunk_pairs": settings.chunk_pairs,
             "format": settings.format,
         },
@@ -89,15 +89,15 @@ def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _P
         },
     )
     folder = workdir / settings.name
-    return _Plan(prepared, source, account, folder, settings.output or folder)
+    return _Plan(prepared, source, manifest, folder, settings.output or folder)
 
 
 def _prepared_before(workdir: pathlib.Path, by: str) -> Prepared:
     """What a teacher was trained on; its tokenizer and template read the new pairs."""
-    account = manifest.require(workdir, PREPARE, kinds=(PREPARE,), by=by)
+    manifest = manifests.require(workdir, PREPARE, kinds=(PREPARE,), by=by)
     known = {one for one in config.Text.__dataclass_fields__}
-    fields = {k: v for k, v in account.settings["text"].items() if k in known}
-    return Prepared(workdir / PREPARE, account, config.Text(**fields))
+    fields = {k: v for k, v in manifest.settings["text"].items() if k in known}
+    return Prepared(workdir / PREPARE, manifest, config.Text(**fields))
 
 
 def code_digest() -> str:
@@ -134,29 +134,29 @@ def score(
     with contextlib.ExitStack() as stack:
         stack.callback(plan.source.close)
         # A folder of other settings is refused here, or moved aside.
-        if manifest.is_done(plan.folder, plan.account, replace=replace):
-            found = manifest.load(plan.folder)
+        if manifests.is_done(plan.folder, plan.manifest, replace=replace):
+            found = manifests.load(plan.folder)
             assert found is not None
             if found.facts["output"] == settings.output and jobs.is_there(plan.output):
                 return found
         if settings.devices == "local" or jax.process_index() == 0:
-            stack.enter_context(manifest.lock(workdir, part))
+            stack.enter_context(manifests.lock(workdir, part))
         return _score(settings, workdir, plan)
 
 
 def _score(
     settings: config.Score, workdir: pathlib.Path, plan: _Plan
 ) -> Manifest | None:
-    folder, account = plan.folder, plan.account
+    folder, manifest = plan.folder, plan.manifest
     job = jobs.open_job(
         plan.output,
-        account,
+        manifest,
         plan.source,
         size=settings.chunk_pairs,
         format=settings.format,
     )
     missing = _agreed(settings, job)
-    account.save(folder)
+    manifest.save(folder)
     index, count = _worker(settings)
     mine = [number for number in missing if number % count == index]
     if mine:
@@ -173,7 +173,7 @@ def _score(
         return None
     proof = proofs.verify(job)
     _list_quarantined(settings, job, proof.quarantined)
-    return account.finish(
+    return manifest.finish(
         folder,
         output=settings.output,
         pairs=proof.pairs,
@@ -226,7 +226,7 @@ def verify(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
     plan = _plan(settings, workdir, replace=False)
     with contextlib.closing(plan.source):
         job = jobs.load_job(plan.output)
-        job.check(plan.account)
+        job.check(plan.manifest)
         return proofs.verify(job, source=plan.source)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from ranker import config, errors, manifest, sharding
+from ranker import config, errors, manifests, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
 from ranker.training import preemption
@@ -55,7 +55,7 @@ PARENTS = {"cpt": ("cpt",), "sft": ("cpt", "sft"), "distill": ("sft", "distill")
 
 def train(
     settings: config.Train, workdir: pathlib.Path, *, replace: bool = False
-) -> manifest.Manifest:
+) -> manifests.Manifest:
     """Trains one stage in WORKDIR/NAME, or goes on from its newest checkpoint.
 
     Raises:
@@ -67,14 +67,14 @@ def train(
     origin = find_origin(settings, prepared)
     _check_dev(settings, prepared)
     folder = workdir / settings.name
-    account = describe(settings, origin, prepared, workdir)
+    manifest = describe(settings, origin, prepared, workdir)
     with contextlib.ExitStack() as stack:
-        claim = manifest.claim(
-            folder, account, replace=replace, leads=jax.process_index() == 0
+        claim = manifests.claim(
+            folder, manifest, replace=replace, leads=jax.process_index() == 0
         )
         if not stack.enter_context(claim):
-            return manifest.require(
-                workdir, settings.name, kinds=(account.kind,), by="train"
+            return manifests.require(
+                workdir, settings.name, kinds=(manifest.kind,), by="train"
             )
         mesh = sharding.make_mesh(settings.mesh)
         objective = make_objective(settings.objective, groups=sharding.num_shards(mesh))
@@ -89,7 +89,7 @@ def train(
             batches = make_batches(settings, role, prepared, network, workdir)
         else:
             tx, batches = optax.identity(), None
-        account.save(folder)
+        manifest.save(folder)
         reporter = Reporter(folder, settings.name, total=loop.steps, unit="step")
         stack.callback(reporter.close)
         params, frozen = first_params(
@@ -99,7 +99,7 @@ def train(
             head,
             prepared,
             workdir,
-            PARENTS[account.kind],
+            PARENTS[manifest.kind],
             reporter,
         )
         state = init_state(network, params, tx, settings.seed)
@@ -108,13 +108,13 @@ def train(
         )
         stack.callback(checkpoints.close)
         if batches is None:
-            if "source" not in account.facts:
+            if "source" not in manifest.facts:
                 checkpoints.save(state, 0, {}, {})
             dev = evaluate(nnx.merge_state(state.params, frozen))
             results = {"metrics": dev, "steps": 0, "checkpoint": 0}
             _report_dev(reporter, 0, results["metrics"])
             checkpoints.wait()
-            return account.finish(folder, **results)
+            return manifest.finish(folder, **results)
         stack.callback(batches.close)
         progress = Progress()
         if restored := checkpoints.restore(state):
@@ -137,7 +137,7 @@ def train(
             lambda params: evaluate(nnx.merge_state(params, frozen)),
             progress,
         )
-        return account.finish(folder, **results)
+        return manifest.finish(folder, **results)
 
 
 def _check_dev(settings: config.Train, prepared: Prepared) -> None:
@@ -153,7 +153,7 @@ def _check_dev(settings: config.Train, prepared: Prepared) -> None:
 
 def adopt(
     settings: config.Train, workdir: pathlib.Path, *, replace: bool = False
-) -> manifest.Manifest:
+) -> manifests.Manifest:
     """Makes a checkpoint a stage of no steps, by a manifest alone: reads no weights.
 
     Raises:
@@ -161,19 +161,19 @@ def adopt(
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     origin = find_origin(settings, prepared)
-    account = describe(settings, origin, prepared, workdir)
+    manifest = describe(settings, origin, prepared, workdir)
     folder = workdir / settings.name
     leads = jax.process_index() == 0
-    claim = manifest.claim(folder, account, replace=replace, leads=leads, wait=True)
+    claim = manifests.claim(folder, manifest, replace=replace, leads=leads, wait=True)
     with claim as mine:
         if mine and leads:
-            account.finish(folder, metrics={}, steps=0, checkpoint=0)
-    return manifest.require(workdir, settings.name, kinds=(account.kind,), by="score")
+            manifest.finish(folder, metrics={}, steps=0, checkpoint=0)
+    return manifests.require(workdir, settings.name, kinds=(manifest.kind,), by="score")
 
 
 def describe(
     settings: config.Train, origin: Origin, prepared: Prepared, workdir: pathlib.Path
-) -> manifest.Manifest:
+) -> manifests.Manifest:
     """The stage's manifest: what its result depends on; checks its parents' kinds."""
     kind = KINDS[type(settings.objective)]
     if kind == "cpt":
@@ -187,13 +187,13 @@ def describe(
         (settings.scores, ("score",)),
     ):
         if name:
-            parent = manifest.require(
+            parent = manifests.require(
                 workdir, name, kinds=kinds, by=f"the {kind} stage {settings.name!r}"
             )
             inputs[name] = parent.key
             if name == settings.parent:
                 _check_same_model(settings, origin, parent)
-    return manifest.Manifest(
+    return manifests.Manifest(
         kind=kind,
         settings={
             "model": config.to_dict(origin.model),
@@ -210,7 +210,7 @@ def describe(
         },
         inputs=inputs,
         facts={
-            **prepared.account.facts[origin.role],
+            **prepared.manifest.facts[origin.role],
             "vocab_size": origin.vocab_size,
             **_base(settings),
             **_source(settings, origin),
@@ -273,7 +273,7 @@ _FREE = ("dtype", "remat", "dropout")
 
 
 def _check_same_model(
-    settings: config.Train, origin: Origin, parent: manifest.Manifest
+    settings: config.Train, origin: Origin, parent: manifests.Manifest
 ) -> None:
     ours, theirs = config.to_dict(origin.model), parent.settings["model"]
     ours = json.loads(json.dumps(ours))  # as the parent's went: tuples become lists

@@ -10,7 +10,7 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ranker import config, errors, manifest
+from ranker import config, errors, manifests
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
 from ranker.data.text import answers_of
@@ -29,7 +29,7 @@ class Trained:
     """The weights of a finished stage on a mesh."""
 
     name: str
-    account: manifest.Manifest
+    manifest: manifests.Manifest
     model: config.Decoder | config.Encoder
     role: config.Role  # whose tokenizer and template it reads
     vocab_size: int
@@ -58,26 +58,26 @@ def load_trained(
       StageError: when the stage is missing, unfinished, not one of `kinds`, made from
         other data, or its checkpoint cannot be read.
     """
-    account = _require(workdir, name, prepared, kinds=kinds, by=by)
-    settings = account.settings
+    manifest = _require(workdir, name, prepared, kinds=kinds, by=by)
+    settings = manifest.settings
     model = config.from_dict(settings["model"])
-    vocab_size = account.facts["vocab_size"]
-    network = make_network(model, vocab_size, _head(account), mesh)
-    lora = lora_of(account)
+    vocab_size = manifest.facts["vocab_size"]
+    network = make_network(model, vocab_size, _head(manifest), mesh)
+    lora = lora_of(manifest)
     if lora.rank:
-        parts = _load_adapted(workdir, name, account, prepared, mesh)
+        parts = _load_adapted(workdir, name, manifest, prepared, mesh)
         merge = jax.jit(
             partial(adapters.merge, lora=lora),
             out_shardings=dict(flat(network.shardings)),
         )
         params = unflat(merge(parts), network.abstract)
-    elif "source" in account.facts:
-        params = _read_source(workdir / name, account, prepared, network)
+    elif "source" in manifest.facts:
+        params = _read_source(workdir / name, manifest, prepared, network)
     else:
         params = _restore(workdir / name, network)
     return Trained(
         name=name,
-        account=account,
+        manifest=manifest,
         model=model,
         role=settings["role"],
         vocab_size=vocab_size,
@@ -94,24 +94,24 @@ def _require(
     *,
     kinds: tuple[str, ...],
     by: str,
-) -> manifest.Manifest:
-    account = manifest.require(workdir, name, kinds=kinds, by=by)
-    role = account.settings["role"]
-    if not prepared.inputs(role).items() <= account.inputs.items():
+) -> manifests.Manifest:
+    manifest = manifests.require(workdir, name, kinds=kinds, by=by)
+    role = manifest.settings["role"]
+    if not prepared.inputs(role).items() <= manifest.inputs.items():
         raise errors.StageError(
             f"{workdir / name} was trained with another tokenizer or template of the "
             f"{role} than {prepared.folder} holds; run that stage again"
         )
-    return account
+    return manifest
 
 
-def _head(account: manifest.Manifest) -> Head:
-    return "language" if account.kind == "cpt" else "score"
+def _head(manifest: manifests.Manifest) -> Head:
+    return "language" if manifest.kind == "cpt" else "score"
 
 
-def lora_of(account: manifest.Manifest) -> config.Lora:
+def lora_of(manifest: manifests.Manifest) -> config.Lora:
     """The adapters that a stage has trained; of rank 0: none."""
-    fields = account.settings.get("lora")
+    fields = manifest.settings.get("lora")
     return config.from_dict(fields) if fields else config.NO_LORA
 
 
@@ -132,7 +132,7 @@ def _restore(folder: pathlib.Path, network: Network) -> Any:
 
 def _read_source(
     folder: pathlib.Path,
-    account: manifest.Manifest,
+    manifest: manifests.Manifest,
     prepared: Prepared,
     network: Network,
 ) -> Any:
@@ -144,10 +144,10 @@ def _read_source(
     Raises:
       StageError: when it is no longer the checkpoint that the stage was run with.
     """
-    template = prepared.text.of(account.settings["role"], "template")
-    source = config.from_dict(account.facts["source"])
+    template = prepared.text.of(manifest.settings["role"], "template")
+    source = config.from_dict(manifest.facts["source"])
     checkpoint = open_checkpoint(source, answers_of(template))
-    if checkpoint.digest != account.settings["checkpoint"]["digest"]:
+    if checkpoint.digest != manifest.settings["checkpoint"]["digest"]:
         raise errors.StageError(
             f"{folder} is the checkpoint {checkpoint.folder}, which has changed since; "
             f"bring the old one back, or run the stage {folder.name!r} again"
@@ -161,7 +161,7 @@ def _read_source(
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     abstract = jax.tree_util.tree_map_with_path(kept, network.abstract)
-    params, _ = import_params(checkpoint, _head(account), abstract, network.shardings)
+    params, _ = import_params(checkpoint, _head(manifest), abstract, network.shardings)
     return unflat(params, network.abstract)
 
 
@@ -185,20 +185,20 @@ def inherit(
     Raises:
       StageError: as `load_trained`.
     """
-    account = _require(workdir, name, prepared, kinds=kinds, by=by)
-    if lora.rank and lora == lora_of(account):
-        taken = _load_adapted(workdir, name, account, prepared, mesh)
+    manifest = _require(workdir, name, prepared, kinds=kinds, by=by)
+    if lora.rank and lora == lora_of(manifest):
+        taken = _load_adapted(workdir, name, manifest, prepared, mesh)
     else:
         parent = load_trained(workdir, name, prepared, mesh, kinds=kinds, by=by)
         taken = dict(flat(parent.params))
-    same_head = head == _head(account)
+    same_head = head == _head(manifest)
     return {p: v for p, v in taken.items() if same_head or p.startswith("body.")}
 
 
 def _load_adapted(
     workdir: pathlib.Path,
     name: str,
-    account: manifest.Manifest,
+    manifest: manifests.Manifest,
     prepared: Prepared,
     mesh: Mesh,
 ) -> dict[str, jax.Array]:
@@ -207,13 +207,13 @@ def _load_adapted(
     Raises:
       StageError: when the base is no longer the one that the adapters belong to.
     """
-    model = config.from_dict(account.settings["model"])
-    lora, head = lora_of(account), _head(account)
-    network = make_network(model, account.facts["vocab_size"], head, mesh, lora)
-    source, by = account.facts["base"], f"the stage {name!r}"
+    model = config.from_dict(manifest.settings["model"])
+    lora, head = lora_of(manifest), _head(manifest)
+    network = make_network(model, manifest.facts["vocab_size"], head, mesh, lora)
+    source, by = manifest.facts["base"], f"the stage {name!r}"
     if isinstance(source, str):
-        parent = manifest.require(workdir, source, kinds=STAGES, by=by)
-        if parent.key != account.inputs[source]:
+        parent = manifests.require(workdir, source, kinds=STAGES, by=by)
+        if parent.key != manifest.inputs[source]:
             raise errors.StageError(
                 f"{workdir / name} holds adapters of the stage {source!r}, which has "
                 f"run again since; run {name!r} again too"
@@ -223,7 +223,7 @@ def _load_adapted(
         )
     else:
         checkpoint = open_checkpoint(config.from_dict(source))
-        if checkpoint.digest != account.settings["checkpoint"]["digest"]:
+        if checkpoint.digest != manifest.settings["checkpoint"]["digest"]:
             raise errors.StageError(
                 f"{workdir / name} holds adapters of {checkpoint.folder}, which is "
                 f"another checkpoint now; bring the old one back, or run {name!r} again"

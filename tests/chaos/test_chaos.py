@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from ranker import config, errors, manifest, sharding, storage
+from ranker import config, errors, manifests, sharding, storage
 from ranker.data.prepare import Prepared, prepare
 from ranker.errors import DataError
 from ranker.training.checkpoint import Checkpoints
@@ -70,7 +70,7 @@ def test_every_stage_was_killed_and_the_run_ended(runs):
 @pytest.mark.parametrize("stage", TRAINED)
 def test_checkpoints_are_those_of_a_run_that_was_not_killed(runs, stage):
     clean, killed = runs / "clean" / stage, runs / "killed" / stage
-    assert manifest.load(clean).facts == manifest.load(killed).facts
+    assert manifests.load(clean).facts == manifests.load(killed).facts
     steps = Checkpoints(clean).steps
     # The clean run's last ones; a killed one may have kept more for a while.
     assert steps and set(steps) <= set(Checkpoints(killed).steps)
@@ -162,14 +162,14 @@ def _bytes(leaf):
 
 def _accounts(workdir):
     return [
-        manifest.load(path.parent) for path in sorted(workdir.glob("*/manifest.json"))
+        manifests.load(path.parent) for path in sorted(workdir.glob("*/manifest.json"))
     ]
 
 
 def _outputs(stage):
     def read(workdir):
-        account = manifest.load(workdir / stage)
-        if damage := manifest.find_output_damage(workdir / stage, account):
+        manifest = manifests.load(workdir / stage)
+        if damage := manifests.find_output_damage(workdir / stage, manifest):
             raise errors.StageError(damage)
 
     return read
@@ -178,8 +178,8 @@ def _outputs(stage):
 def _records(workdir):
     """Large record files are not digested when looked at: their format must tell."""
     settings = worker.pipeline()
-    account = manifest.load(workdir / "prepare")
-    prepared = Prepared(workdir / "prepare", account, settings.reading)
+    manifest = manifests.load(workdir / "prepare")
+    prepared = Prepared(workdir / "prepare", manifest, settings.reading)
     return [
         [repr(source[i]) for i in range(len(source))]
         for source in (

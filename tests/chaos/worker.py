@@ -23,7 +23,7 @@ import time
 
 import jax
 
-from ranker import config, manifest, run
+from ranker import config, manifests, run
 from ranker.data import prepare
 from ranker.training import checkpoint
 from ranker.training import evaluate as evaluation
@@ -144,7 +144,7 @@ def live(workdir: pathlib.Path, stage: str, count: int) -> None:
         (pathlib.Path, "unlink"),
         (pathlib.Path, "write_text"),
         (shutil, "rmtree"),
-        (manifest, "file_digests"),
+        (manifests, "file_digests"),
         (checkpoint.Checkpoints, "save"),
         (checkpoint.Checkpoints, "_finish"),
         (checkpoint.Checkpoints, "_delete_old"),
@@ -187,7 +187,7 @@ def main(folder: pathlib.Path, kills: int, seed: int) -> None:
     killed = folder / "killed"
     for stage in STAGES:
         for number in range(kills):
-            if (found := manifest.load(killed / stage)) and found.done:
+            if (found := manifests.load(killed / stage)) and found.done:
                 shutil.rmtree(killed / stage)  # a stage that is done is not killed
             outside = number % 2 == 1
             seconds = generator.uniform(0.02, 0.4) * duration if outside else 0

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from ranker import config, errors, manifest, storage
+from ranker import config, errors, manifests, storage
 from ranker.data import formats, trec
 from ranker.data.clicks import clicks_to_examples
 from ranker.data.datasets import load_clicks, write_clicks
@@ -339,25 +339,25 @@ def test_wrong_values(name, folder):
 
 @pytest.fixture
 def stage(tmp_path):
-    account = manifest.Manifest(
+    manifest = manifests.Manifest(
         kind="sft", settings={"a": [1, "ü"]}, inputs={"prepare": "k"}, facts={"n": 2.5}
     )
-    account.save(tmp_path)
-    return account, tmp_path
+    manifest.save(tmp_path)
+    return manifest, tmp_path
 
 
 def load(folder):
     """The manifest, or None behind a sentence."""
     try:
-        return manifest.load(folder)
+        return manifests.load(folder)
     except errors.StageError as error:
-        assert str(folder / manifest.FILE) in str(error) and len(str(error)) < 2000
+        assert str(folder / manifests.FILE) in str(error) and len(str(error)) < 2000
         return None
 
 
 def test_damaged_manifests(stage):
-    account, folder = stage
-    path = folder / manifest.FILE
+    manifest, folder = stage
+    path = folder / manifests.FILE
     whole = path.read_bytes()
 
     @each
@@ -366,28 +366,28 @@ def test_damaged_manifests(stage):
         data = change if isinstance(change, bytes) else damaged(whole, change)
         path.write_bytes(data)
         # What is read is what was written, or nothing is.
-        assert load(folder) in (None, account)
+        assert load(folder) in (None, manifest)
 
     check()
 
 
 def test_manifests_that_say_anything(stage):
-    account, folder = stage
-    names = [field.name for field in dataclasses.fields(account)]
+    manifest, folder = stage
+    names = [field.name for field in dataclasses.fields(manifest)]
 
     @each
     @given(st.dictionaries(st.sampled_from([*names, "more"]), odd, max_size=3))
     def check(changes):
-        fields = {**dataclasses.asdict(account), **changes}
+        fields = {**dataclasses.asdict(manifest), **changes}
         parts = [fields[name] for name in ("kind", "settings", "inputs")]
         try:
             key = storage.digest(parts)
-            storage.write_sealed(folder / manifest.FILE, {"key": key, **fields})
+            storage.write_sealed(folder / manifests.FILE, {"key": key, **fields})
         except UnicodeEncodeError:
             return  # no file can hold it
         found = load(folder)
         if found is not None:
-            assert all(isinstance(c, str) for c in manifest.changes(found, account))
+            assert all(isinstance(c, str) for c in manifests.changes(found, manifest))
 
     check()
 
@@ -395,7 +395,7 @@ def test_manifests_that_say_anything(stage):
 @pytest.mark.parametrize("text", ["[" * 10**6, "{}", "null", "\0", '{"digest": 1}'])
 def test_manifests_that_are_none(stage, text):
     _, folder = stage
-    (folder / manifest.FILE).write_text(text)
+    (folder / manifests.FILE).write_text(text)
     assert load(folder) is None
 
 
@@ -406,14 +406,14 @@ def test_manifests_that_are_none(stage, text):
 def scored(tmp_path):
     """A job of one chunk, and its three files."""
     source = WorldPairs(config.World(num_topics=3, unlabelled_queries=4, candidates=3))
-    account = manifest.Manifest(
+    manifest = manifests.Manifest(
         kind="score",
         settings={"world": "w"},
         inputs={"sft": "s"},
         facts={"teacher": "sft", "teacher_facts": {"tokenizer": "t"}},
     )
     folder = tmp_path / "job"
-    job = jobs.open_job(folder, account, source, size=20, format="parquet")
+    job = jobs.open_job(folder, manifest, source, size=20, format="parquet")
     content = source.read(job.chunks[0])
     values = np.sin(content.pairs).astype(np.float32)
     facts = dict(seconds=2.0, chips=4, tokens=100, code="c", device="cpu")
@@ -512,7 +512,7 @@ def test_damaged_contracts(exported):
         path.write_bytes(damaged(whole, changes))
         found = load_contract(folder)
         if found is not None:
-            manifest.check_types(found)
+            manifests.check_types(found)
 
     check()
     path.write_text("[" * 10**6)

@@ -243,10 +243,10 @@ def test_a_real_bert_is_tuned_and_leaves(minilm, tmp_path):
         batch=config.Batch(size=8, list_size=4),
         loop=config.Loop(steps=4, log_every=1),
     )
-    account = train(stage, tmp_path)
+    manifest = train(stage, tmp_path)
     lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
     losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
-    assert losses[-1] < losses[0] and account.settings["model"]["num_layers"] == 2
+    assert losses[-1] < losses[0] and manifest.settings["model"]["num_layers"] == 2
     export(config.Export(**shared, stage="tuned", folder="out"), tmp_path)
     prepared = prepare(shared["data"], shared["text"], tmp_path)
     trained = load_trained(

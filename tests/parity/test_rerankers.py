@@ -12,7 +12,7 @@ import tokenizers
 import torch
 import transformers
 
-from ranker import config, errors, manifest, run, sharding
+from ranker import config, errors, manifests, run, sharding
 from ranker.data.prepare import prepare
 from ranker.data.records import Document
 from ranker.data.text import TEMPLATES, Tokenizer, train_bpe, train_wordpiece, words_of
@@ -144,7 +144,7 @@ def test_qwen3_reranker_to_a_student(family, tmp_path):
     expected = published_scores(qwen, tokenizer, pairs)
     np.testing.assert_allclose(scores_of("sft", workdir, prepared), expected, atol=1e-4)
     assert np.ptp(expected) > 0.1
-    facts = manifest.load(workdir / "scores").facts
+    facts = manifests.load(workdir / "scores").facts
     assert facts["min"] <= expected.min() + 1e-4 and facts["pairs"] == 2 * len(pairs)
     # It is not copied, and a changed checkpoint is not taken for it.
     size = sum(p.stat().st_size for p in (workdir / "sft").rglob("*") if p.is_file())
@@ -228,8 +228,8 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
     template, form = save(tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
     settings = score_stage("./teacher", template, splits=("unlabelled",))
-    account = score(settings, tmp_path / "run")
-    assert account.facts["teacher"] == "teacher"
+    manifest = score(settings, tmp_path / "run")
+    assert manifest.facts["teacher"] == "teacher"
     text = dataclasses.replace(settings.text, teacher_tokenizer="./teacher")
     prepared = prepare(settings.data, text, tmp_path / "run")
     lists, corpus = prepared.lists("unlabelled"), prepared.corpus()
@@ -249,13 +249,13 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
                 expected.append(float(stock(**inputs).logits))
     found = scores_of("teacher", tmp_path / "run", prepared)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    facts = account.facts  # of the scores that were written
+    facts = manifest.facts  # of the scores that were written
     written = [facts["pairs"], facts["min"], facts["mean"], facts["max"]]
     wanted = [len(expected), min(expected), np.mean(expected), max(expected)]
     np.testing.assert_allclose(written, wanted, atol=1e-4)
     # It is a stage like any other, and is not made twice.
     scores_again = score(settings, tmp_path / "run")
-    assert scores_again.key == account.key
+    assert scores_again.key == manifest.key
     with pytest.raises(ModelError, match="no such folder, and no hub name"):
         score(dataclasses.replace(settings, teacher="./no/where"), tmp_path / "two")
 

@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from ranker import manifest, report
+from ranker import manifests, report
 from ranker.data import datasets, formats
 from ranker.data.records import Document, RankedList
 from ranker.metrics import agreement, comparison
@@ -83,12 +83,12 @@ def made(tmp_path_factory):
             )
         )
     datasets.write_lists(folder / "prepare" / "lists", {"test": lists})
-    prepare = manifest.Manifest(kind="prepare", settings={"x": HOSTILE}, inputs={})
+    prepare = manifests.Manifest(kind="prepare", settings={"x": HOSTILE}, inputs={})
     prepare.finish(folder / "prepare", report={"queries, test": 12, HOSTILE: HOSTILE})
     inputs = {"prepare": prepare.key}
     for name, kind in (("sft", "sft"), ("distill", "distill")):
-        account = manifest.Manifest(kind=kind, settings={}, inputs=inputs)
-        account.finish(folder / name, steps=3, metrics={"dev_ndcg@5": 0.5})
+        manifest = manifests.Manifest(kind=kind, settings={}, inputs=inputs)
+        manifest.finish(folder / name, steps=3, metrics={"dev_ndcg@5": 0.5})
         rows = [
             {"step": n, "time": 5.0 + 70 * n, "loss": 3.0 / n} for n in (1, 2, 2, 3)
         ]
@@ -120,7 +120,7 @@ def made(tmp_path_factory):
     agreed, values = agreements(runs, {"distill": "sft"}, found.queries)
     summary = {**found.summary(), "agreement": agreed, "split": "test"}
     (folder / "evaluate" / "per_query.tsv").write_text(tables.per_query(found, values))
-    evaluate = manifest.Manifest(kind="evaluate", settings={}, inputs=inputs)
+    evaluate = manifests.Manifest(kind="evaluate", settings={}, inputs=inputs)
     evaluate.finish(folder / "evaluate", summary=summary)
     return folder
 
@@ -136,14 +136,14 @@ def test_one_page_shows_everything_and_runs_nothing(made, capsys):
     text = pathlib.Path(lines[0]).read_text()
     words = check(text)
     assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text
-    summary = manifest.load(made / "evaluate").facts["summary"]
+    summary = manifests.load(made / "evaluate").facts["summary"]
     bm25 = summary["systems"]["bm25"]
     assert f"{bm25['metrics']['NDCG@5']:.4f}" in words
     assert tables.interval(bm25["interval"]["NDCG@5"]) in words
     assert "distill won most against bm25" in words
     assert "</script><img src=x onerror=alert(1)>&" in words  # as text
     assert "grade 2" in words and "not judged" in words
-    assert manifest.load(made / "sft").key in words
+    assert manifests.load(made / "sft").key in words
     assert "Kendall's tau-b" in words and "unreadable lines" in words
     assert text.count("<polyline") == 4  # loss and dev of two stages
 
@@ -179,7 +179,7 @@ def test_what_is_missing_or_broken_is_named(made, tmp_path):
 def test_before_the_evaluation(made, tmp_path):
     folder = copy(made, tmp_path)
     (folder / "evaluate" / "manifest.json").unlink()
-    aside = manifest.load(folder / "sft")
+    aside = manifests.load(folder / "sft")
     (folder / "sft").rename(folder / f"sft.{aside.key}")
     found = workdir.read(folder)
     assert [one.name for one in found.stages] == ["prepare", "distill"]

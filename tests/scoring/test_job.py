@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ranker import config, score, storage
 from ranker.data.records import Document
 from ranker.errors import DataError, StageError
-from ranker.manifest import Manifest
+from ranker.manifests import Manifest
 from ranker.scoring import job as jobs
 from ranker.scoring import proof
 from ranker.scoring.pairs import Bad, ListPairs, WorldPairs, make_list
@@ -28,7 +28,7 @@ WORLD = config.World(num_topics=3, unlabelled_queries=10, candidates=6)
 FACTS = dict(seconds=2.0, chips=4, tokens=100, code="c0de", device="cpu")
 
 
-def account(**settings):
+def manifest(**settings):
     return Manifest(
         kind="score",
         settings={"world": "w", **settings},
@@ -47,7 +47,7 @@ def value(content):
 
 
 def begin(folder, format="parquet"):
-    return jobs.open_job(folder, account(), source(), size=20, format=format)
+    return jobs.open_job(folder, manifest(), source(), size=20, format=format)
 
 
 def fill(job, numbers=None, **facts):
@@ -107,7 +107,7 @@ def flip(data, at):
 
 
 def test_damage_is_named(job):
-    """Flips and cuts in the file of a chunk, its receipt and the job's account."""
+    """Flips and cuts in the file of a chunk, its receipt and the job's manifest."""
     generator = np.random.default_rng(0)
     for path in (job.path(1), job.receipt_path(1), job.folder / jobs.FILE):
         whole = path.read_bytes()
@@ -198,7 +198,7 @@ def test_a_pair_that_comes_twice_is_found_across_chunks(tmp_path, monkeypatch):
     corpus = [Document(f"d{i}", "t", "") for i in range(4)]
     lists = [make_list(f"q{i}", "x", range(4)) for i in (0, 1, 2, 1)]
     pairs = ListPairs({"train": lists}, corpus)
-    job = jobs.open_job(tmp_path, account(), pairs, size=4, format="parquet")
+    job = jobs.open_job(tmp_path, manifest(), pairs, size=4, format="parquet")
     for number, chunk in enumerate(job.chunks):
         content = pairs.read(chunk)
         jobs.save_chunk(job, number, content, value(content), **FACTS)
@@ -210,13 +210,13 @@ def test_another_job_in_the_folder_is_refused(tmp_path):
     begin(tmp_path)
     with pytest.raises(StageError, match="another scoring job: format: None -> x"):
         jobs.open_job(
-            tmp_path, account(format="x"), source(), size=20, format="parquet"
+            tmp_path, manifest(format="x"), source(), size=20, format="parquet"
         )
     with pytest.raises(StageError, match="holds no scoring job"):
         jobs.load_job(tmp_path / "nowhere")
     empty = WorldPairs(config.World(unlabelled_queries=0))
     with pytest.raises(DataError, match="holds no pair"):
-        jobs.open_job(tmp_path / "x", account(), empty, size=2, format="parquet")
+        jobs.open_job(tmp_path / "x", manifest(), empty, size=2, format="parquet")
 
 
 def test_a_full_disk_and_a_read_only_folder_are_said(tmp_path, monkeypatch):
@@ -303,7 +303,7 @@ def test_distillation_reads_the_lists_scores(tmp_path):
         "unlabelled": [make_list(f"u{i}", "x", range(i + 1)) for i in range(5)],
     }
     pairs = ListPairs(splits, corpus)
-    job = jobs.open_job(tmp_path, account(), pairs, size=3, format="parquet")
+    job = jobs.open_job(tmp_path, manifest(), pairs, size=3, format="parquet")
     for number, chunk in enumerate(job.chunks):
         content = pairs.read(chunk)
         jobs.save_chunk(job, number, content, value(content), **FACTS)

@@ -135,7 +135,7 @@ def test_every_pair_is_read_once_whatever_the_chunks(tmp_path, kind, size, opene
         expected = wanted[chunk.first : chunk.first + chunk.pairs]
         assert texts(content) == expected and not content.bad
         assert again.ids(chunk) == (content.query_ids, content.document_ids)
-    assert again.account() == source.account()
+    assert again.settings() == source.settings()
 
 
 def test_runs_are_cut_between_queries(tmp_path, opened):
@@ -217,9 +217,9 @@ def test_a_document_that_comes_twice(tmp_path, opened):
 
 def test_texts_that_changed_are_another_input(tmp_path, opened):
     path, pairs = make("jsonl", tmp_path / "data")
-    before = opened(path, pairs).account()
+    before = opened(path, pairs).settings()
     write_jsonl(path / "b.jsonl", rows()[::-1])
-    assert opened(path, pairs).account() != before
+    assert opened(path, pairs).settings() != before
 
 
 @pytest.mark.parametrize(

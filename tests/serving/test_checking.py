@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import AutoTokenizer
 
-from ranker import check, config, manifest, sharding
+from ranker import check, config, manifests, sharding
 from ranker.data.records import Document, RankedList
 from ranker.data.text import (
     TEMPLATES,
@@ -90,9 +90,9 @@ def exported(root, model, template):
     params = weights.complete({}, network, model, size, "score", seed=0)
     # Fresh weights are so small that all scores are alike.
     params = jax.tree.map(lambda x: x * 7, params)
-    account = manifest.Manifest(kind="sft", settings={}, inputs={})
+    manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
     length = LENGTHS[template]
-    trained = Trained("sft", account, model, "student", size, length, network, params)
+    trained = Trained("sft", manifest, model, "student", size, length, network, params)
     write_folder(root / "out", trained, data, mesh)
     return root / "out"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from ranker import check, config, errors, manifest, sharding
+from ranker import check, config, errors, manifests, sharding
 from ranker.data.prepare import prepare
 from ranker.data.text import train_bpe
 from ranker.models.huggingface import flat
@@ -104,9 +104,9 @@ def test_merged_weights_are_the_base_and_a_low_rank_change(run):
         change = merged["body.layers.down"][i] - down
         values = np.linalg.svd(change, compute_uv=False)
         assert values[1] > 1e-3 and values[2:].max() < 1e-6  # of rank two
-    account = manifest.load(root / "cpt")
-    assert account.settings["lora"]["rank"] == 2
-    assert account.facts["base"]["path"] == str(root / "llama")
+    manifest = manifests.load(root / "cpt")
+    assert manifest.settings["lora"]["rank"] == 2
+    assert manifest.facts["base"]["path"] == str(root / "llama")
 
 
 def test_a_child_goes_on_with_its_parents_adapters(run):

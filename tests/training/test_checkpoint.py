@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ranker import manifest
+from ranker import manifests
 from ranker.errors import StageError
 from ranker.training import checkpoint
 from ranker.training.checkpoint import Checkpoints
@@ -94,8 +94,8 @@ def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, capsys):
 def test_a_damaged_result_is_no_result(tmp_path, capsys):
     """Another checkpoint is never read in its place; the stage goes on instead."""
     saved(tmp_path, [3, 5]).close()
-    account = manifest.Manifest(kind="sft", settings={}, inputs={})
-    account.finish(tmp_path, checkpoint=5)
+    manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
+    manifest.finish(tmp_path, checkpoint=5)
     params = {"w": jax.ShapeDtypeStruct((4, 3), jnp.float32)}
     devices = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     params["w"] = jax.ShapeDtypeStruct((4, 3), jnp.float32, sharding=devices)
@@ -105,7 +105,7 @@ def test_a_damaged_result_is_no_result(tmp_path, capsys):
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(StageError, match="no checkpoint that is whole at step 5; run"):
         checkpoints.restore_params(params)
-    assert not manifest.load(tmp_path).done and checkpoints.latest == 3
+    assert not manifests.load(tmp_path).done and checkpoints.latest == 3
 
 
 def test_what_a_killed_run_left_is_deleted_and_strangers_are_not(tmp_path):
@@ -141,10 +141,10 @@ def test_a_full_disk_is_met_with_a_sentence(tmp_path, monkeypatch):
 
 
 def test_a_second_run_is_told_who_works_there(tmp_path):
-    account = manifest.Manifest(kind="sft", settings={}, inputs={})
+    manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
     code = (
-        "import sys, pathlib, time; from ranker import manifest\n"
-        "with manifest.lock(pathlib.Path(sys.argv[1]), 'sft'):\n"
+        "import sys, pathlib, time; from ranker import manifests\n"
+        "with manifests.lock(pathlib.Path(sys.argv[1]), 'sft'):\n"
         "    print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
@@ -154,20 +154,20 @@ def test_a_second_run_is_told_who_works_there(tmp_path):
     with other, other.stdout:
         assert other.stdout.readline() == b"held\n"
         with pytest.raises(StageError, match=f"worked on by process {other.pid} on"):
-            with manifest.claim(tmp_path / "sft", account, replace=True):
+            with manifests.claim(tmp_path / "sft", manifest, replace=True):
                 pass
         other.kill()
-    with manifest.claim(tmp_path / "sft", account, replace=True) as todo:
+    with manifests.claim(tmp_path / "sft", manifest, replace=True) as todo:
         assert todo  # the lock went with the process
 
 
 def test_manifests_are_sealed(tmp_path):
-    manifest.Manifest(kind="sft", settings={"a": 1}, inputs={}).finish(tmp_path, x=0.5)
+    manifests.Manifest(kind="sft", settings={"a": 1}, inputs={}).finish(tmp_path, x=0.5)
     path = tmp_path / "manifest.json"
-    assert manifest.load(tmp_path).facts == {"x": 0.5}
+    assert manifests.load(tmp_path).facts == {"x": 0.5}
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(StageError, match="its digest does not fit"):
-        manifest.load(tmp_path)
+        manifests.load(tmp_path)
 
 
 # --- progress, alarms, failures, the log ---

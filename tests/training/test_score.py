@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import config, errors, manifest, score
+from ranker import config, errors, manifests, score
 from ranker.errors import DataError
 from ranker.scoring import job as jobs
 from ranker.scoring.targets import load_targets
@@ -118,7 +118,7 @@ def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
     assert len(a.chunks) == 50 and a.pairs == 2000
     for number in range(len(a.chunks)):
         assert a.path(number).read_bytes() == b.path(number).read_bytes()
-    facts = [manifest.load(workdir / name).facts for name in ("clean", "killed")]
+    facts = [manifests.load(workdir / name).facts for name in ("clean", "killed")]
     assert facts[0] == facts[1] and facts[0]["pairs"] == 2000
     assert facts[0]["std"] > 0
     for name in ("clean", "killed"):
@@ -129,11 +129,11 @@ def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
 def test_processes_take_different_chunks(workdir):
     for index in (1, 0):
         one = settings("shared", process_index=index, process_count=2)
-        account = teacher.score(one, workdir)
+        manifest = teacher.score(one, workdir)
         done = set(range(10)) - set(job_of(workdir, "shared").missing())
         assert done == ({1, 3, 5, 7, 9} if index else set(range(10)))
-        assert (account is None) == (index == 1)
-        assert (manifest.load(workdir / "shared").done) == (index == 0)
+        assert (manifest is None) == (index == 1)
+        assert (manifests.load(workdir / "shared").done) == (index == 0)
     teacher.score(settings("alone"), workdir)
     np.testing.assert_array_equal(values(workdir, "shared"), values(workdir, "alone"))
 
@@ -191,8 +191,8 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
     teacher.score(settings("sound"), workdir)
     stage = settings("poisoned", quarantine=2)
     poison(monkeypatch, where=smallest)
-    account = teacher.score(stage, workdir)
-    assert account.facts["pairs"] == 180 and account.facts["quarantined"] == 10
+    manifest = teacher.score(stage, workdir)
+    assert manifest.facts["pairs"] == 180 and manifest.facts["quarantined"] == 10
     lines = (workdir / "poisoned" / "quarantined.jsonl").read_text().splitlines()
     bad = [json.loads(line) for line in lines]
     assert len(bad) == 10 and all("nan" in one["reason"] for one in bad)
@@ -207,8 +207,8 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
 
 def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):
     poison(monkeypatch, where=smallest, alone=False)
-    account = teacher.score(settings("neighbour", quarantine=1), workdir)
-    assert account.facts["pairs"] == 190 and not account.facts["quarantined"]
+    manifest = teacher.score(settings("neighbour", quarantine=1), workdir)
+    assert manifest.facts["pairs"] == 190 and not manifest.facts["quarantined"]
 
 
 def write_jsonl(path, rows):
@@ -232,8 +232,8 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
     with pytest.raises(DataError, match="00000-of-00003: 2 pairs.*pair 9,.*visible|d9"):
         teacher.score(stage, workdir)
     stage = dataclasses.replace(stage, quarantine=3)
-    account = teacher.score(stage, workdir)
-    assert account.facts["pairs"] == 47 and account.facts["quarantined"] == 3
+    manifest = teacher.score(stage, workdir)
+    assert manifest.facts["pairs"] == 47 and manifest.facts["quarantined"] == 3
     bad = [
         json.loads(line)
         for line in (tmp_path / "out" / "quarantined.jsonl").read_text().splitlines()

@@ -33,7 +33,7 @@ _LOCKS = ".locks"  # in the workdir, beside the stages, whose folders may be mov
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One stage's account of itself."""
+    """What one stage says of itself."""
 
     kind: str  # prepare, cpt, sft, distill, score, evaluate or export
     settings: dict[str, Any]  # config fields that the result depends on
@@ -59,9 +59,9 @@ class Manifest:
         return done
 
 
-def reopen(account: Manifest, folder: pathlib.Path) -> None:
+def reopen(manifest: Manifest, folder: pathlib.Path) -> None:
     """Marks a stage as not done, so that it goes on when it is run again."""
-    dataclasses.replace(account, done=False).save(folder)
+    dataclasses.replace(manifest, done=False).save(folder)
 
 
 @contextlib.contextmanager
@@ -117,14 +117,14 @@ class Decision(Exception):
     """What a stage would do: thrown where it decides, in a dry run alone."""
 
     folder: pathlib.Path
-    account: Manifest  # of the stage as it is to be run
+    manifest: Manifest  # of the stage as it is to be run
     found: Manifest | None  # of what its folder holds
     damage: str | None  # in a finished stage
 
     @property
     def done(self) -> bool:
         """Whether there is nothing to do."""
-        if self.found is None or self.found.key != self.account.key:
+        if self.found is None or self.found.key != self.manifest.key:
             return False
         return self.found.done and not self.damage
 
@@ -288,12 +288,12 @@ def outputs(folder: pathlib.Path) -> dict[str, list[Any]]:
     return found
 
 
-def find_output_damage(folder: pathlib.Path, account: Manifest) -> str | None:
+def find_output_damage(folder: pathlib.Path, manifest: Manifest) -> str | None:
     """What of a finished stage is not as it was written, as far as its facts tell.
 
     Large files carry checks of their own, and are not read here.
     """
-    files = account.facts.get("files", {})
+    files = manifest.facts.get("files", {})
     return find_damage(folder, files, read_up_to=_READ_UP_TO)
 
 
