@@ -47,8 +47,9 @@ def main() -> None:
     rows = LISTS * DOCUMENTS
     batch = empty_batch(Layout(rows=rows, length=LENGTH, size=DOCUMENTS), 0)
     generator = np.random.default_rng(0)
-    batch.tokens[...] = generator.integers(0, VOCABULARY, batch.tokens.shape)
-    batch.segments[...] = 1
+    tokens = batch.rows.tokens
+    tokens[...] = generator.integers(0, VOCABULARY, tokens.shape)
+    batch.rows.segments[...] = 1
     batch.score_index[:LISTS] = np.arange(rows).reshape(LISTS, DOCUMENTS) * LENGTH
     batch.targets[...] = generator.normal(size=batch.targets.shape)
     batch.where[:LISTS] = True

@@ -45,7 +45,7 @@ def main() -> None:
         )
         with contextlib.closing(batches):
             for _ in range(args.steps):
-                tokens += int((next(batches).segments > 0).sum())
+                tokens += int((next(batches).rows.segments > 0).sum())
         return tokens, time.perf_counter() - start
 
     pairs = pairs_of(lists, setting.prepared.corpus(), args.list_size)

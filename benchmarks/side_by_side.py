@@ -163,7 +163,7 @@ class Ours:
             with jax.set_mesh(self.mesh):
                 for _ in range(steps):
                     given = next(batches)
-                    tokens += int((given.segments > 0).sum())
+                    tokens += int((given.rows.segments > 0).sum())
                     placed = scoring.device_batch(given, self.network, leading=1)
                     current[0], metrics = compiled(current[0], placed)
                     loss = metrics["loss"]

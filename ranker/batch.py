@@ -8,18 +8,29 @@ from jaxtyping import Array, Bool, Float, Int
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Batch:
+class Rows:
     """R rows of T tokens; a row holds one or several segments, each a text of its own.
 
-    Language modelling reads `loss_mask`. Ranking reads the last four: B lists of L
-    documents, each scored at one token. The rows of a list lie within one data shard,
-    so that no score crosses devices before the loss.
+    What a model reads, as one argument.
     """
 
     tokens: Int[Array, "*A R T"]  # token ids
     segments: Int[Array, "*A R T"]  # 0: padding; 1, 2, ...: the segments of a row
     positions: Int[Array, "*A R T"]  # restart at 0 in each segment
     types: Int[Array, "*A R T"]  # 0: query, 1: document (encoders)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Batch:
+    """Rows, and what is learned from them.
+
+    Language modelling reads `loss_mask`. Ranking reads the last four: B lists of L
+    documents, each scored at one token. The rows of a list lie within one data shard,
+    so that no score crosses devices before the loss.
+    """
+
+    rows: Rows
     loss_mask: Bool[Array, "*A R T"]  # True: this token is to be predicted
     score_index: Int[
         Array, "*A B L"

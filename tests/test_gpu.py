@@ -12,8 +12,9 @@ import pytest
 from flax import nnx
 
 from ranker import config, sharding
-from ranker.batch import Batch
+from ranker.batch import Batch, Rows
 from ranker.models import attention
+from ranker.models.masks import Rule, make_mask
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch, make_score
 
@@ -59,19 +60,19 @@ def test_attention_in_bfloat16_equals_the_reference(case):
         jax.random.normal(key, shape).astype(jnp.bfloat16)
         for key, shape in zip(keys, shapes, strict=True)
     )
-    segments = segments_of(SEGMENTS)
+    segments, rule = segments_of(SEGMENTS), Rule(**seen, scale=H**-0.5)
     real = (segments > 0)[:, :, None, None]
     assert attention.choose("gpu", q.shape, q.dtype, 0.0) == "cudnn"
 
     def ours(q, k, v):
-        out = attention.attend(q, k, v, segments, local=True, **seen)
+        out = attention.attend(q, k, v, segments, rule, local=True)
         return jnp.sum(jnp.where(real, out * up, 0).astype(jnp.float32)), out
 
     def wanted(q, k, v):
-        mask = attention.make_mask(segments, **seen)
+        mask = make_mask(segments, rule)
         wide = (x.astype(jnp.float32) for x in (q, k, v))
         with jax.default_matmul_precision("highest"):
-            out = attention.reference(*wide, mask, scale=H**-0.5)
+            out = attention.reference(*wide, mask, rule)
         return jnp.sum(jnp.where(real, out * up, 0)), out
 
     results = []
@@ -89,7 +90,7 @@ def test_attention_in_bfloat16_equals_the_reference(case):
 def test_the_kernel_is_that_of_cudnn():
     q = jnp.zeros((2, T, 4, 64), jnp.bfloat16)
     with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices("cuda")[:1])):
-        attend = partial(attention.attend, causal=True)
+        attend = partial(attention.attend, rule=Rule(causal=True))
         lowered = jax.jit(attend).lower(q, q, q, segments_of([[256], [9]]))
         text = lowered.compile().as_text()
     assert "cudnn$fmha" in text
@@ -111,9 +112,7 @@ def batch_of(packed):
         ends.append(row * T + (start + length - 1))
     grades = np.array([[1.0, 0.0, 2.0]], np.float32)
     return Batch(
-        **arrays,
-        positions=positions,
-        types=np.zeros((rows, T), np.int32),
+        rows=Rows(**arrays, positions=positions, types=np.zeros((rows, T), np.int32)),
         loss_mask=arrays["segments"] > 0,
         score_index=np.array([ends], np.int32),
         labels=grades,

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ranker import config, sharding
-from ranker.batch import Batch
+from ranker.batch import Batch, Rows
 from ranker.models import build
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch, make_score
@@ -43,10 +43,12 @@ def batch_of(lists=8, size=2, micro=1, seed=0):
     ends = np.arange(rows) * T + lengths[..., 0] - 1
     where = generator.random((micro, lists // micro, size)) < 0.8
     return Batch(
-        tokens=(generator.integers(1, V, shape) * real).astype(np.int32),
-        segments=real.astype(np.int32),
-        positions=(np.arange(T) * real).astype(np.int32),
-        types=np.zeros(shape, np.int32),
+        rows=Rows(
+            tokens=(generator.integers(1, V, shape) * real).astype(np.int32),
+            segments=real.astype(np.int32),
+            positions=(np.arange(T) * real).astype(np.int32),
+            types=np.zeros(shape, np.int32),
+        ),
         loss_mask=real & (np.arange(T) > 2),
         score_index=ends.reshape(micro, -1, size).astype(np.int32),
         labels=generator.integers(0, 3, where.shape).astype(np.float32),

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker.batch import Batch
+from ranker.batch import Batch, Rows
 from ranker.data.text import Segment
 
 # Documents shorter than this, on average, leave rows unfilled. It bounds how many lists
@@ -141,11 +141,9 @@ def empty_batch(layout: Layout, pad: int) -> Batch:
     """A shard of padding: no text, no list; numpy leaves."""
     tokens = (layout.rows, layout.length)
     scores = (layout.lists, layout.size)
+    zeros = (np.zeros(tokens, np.int32) for _ in range(3))
     leaves: dict[str, Any] = dict(  # numpy's, until they are moved to the devices
-        tokens=np.full(tokens, pad, np.int32),
-        segments=np.zeros(tokens, np.int32),
-        positions=np.zeros(tokens, np.int32),
-        types=np.zeros(tokens, np.int32),
+        rows=Rows(np.full(tokens, pad, np.int32), *zeros),  # type: ignore[arg-type]
         loss_mask=np.zeros(tokens, bool),
         score_index=np.zeros(scores, np.int32),
         labels=np.zeros(scores, np.float32),
@@ -221,11 +219,11 @@ def _lay(
     types = np.array([segment.type_ids for segment in segments])
     at = spread(starts) + positions
     for leaf, values in (
-        (batch.tokens, np.fromiter(tokens, np.int32, total)),
-        (batch.segments, spread(numbers)),
-        (batch.positions, positions),
+        (batch.rows.tokens, np.fromiter(tokens, np.int32, total)),
+        (batch.rows.segments, spread(numbers)),
+        (batch.rows.positions, positions),
         (
-            batch.types,
+            batch.rows.types,
             np.where(
                 positions < spread(document), spread(types[:, 0]), spread(types[:, 1])
             ),

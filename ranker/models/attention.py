@@ -10,6 +10,8 @@
 All compute what `reference` says.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -26,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config, sharding
 from ranker.models import blockwise
+from ranker.models.masks import Rule, make_mask
 
 Kernel = Literal["splash", "cudnn", "blocks", "xla"]
 
@@ -35,49 +38,14 @@ _BLOCK = 512  # tokens a side of splash's blocks, as in MaxText
 NAME = "attention"  # of the kernel's results, for rematerialisation
 
 
-def make_mask(
-    segments: Int[Array, "R T"], *, causal: bool, window: int = 0
-) -> Bool[Array, "R 1 T T"]:
-    """Which key (column) each query (row) sees: its own segment, never padding.
-
-    For segments [1, 1, 1, 2, 0]: full, causal, and causal with a window of 2:
-
-        1 1 1 . .        1 . . . .        1 . . . .
-        1 1 1 . .        1 1 . . .        1 1 . . .
-        1 1 1 . .        1 1 1 . .        . 1 1 . .
-        . . . 1 .        . . . 1 .        . . . 1 .
-        . . . . .        . . . . .        . . . . .
-
-    A row of padding sees nothing; `attend` gives it finite values.
-
-    Args:
-      segments: 0: padding; 1, 2, ...: the segments of a row, each contiguous.
-      causal: only tokens up to the query's own.
-      window: causal: how many tokens are seen, the query's own included; else: how many
-        to either side. 0: all.
-    """
-    same = segments[:, :, None] == segments[:, None, :]
-    mask = same & (segments > 0)[:, :, None]  # [R, T, T]
-    place = jnp.arange(segments.shape[1])
-    back = place.reshape(1, -1, 1) - place.reshape(1, 1, -1)  # [1, T, T]
-    if causal:
-        mask = mask & (back >= 0)
-    if window:
-        mask = mask & (back < window if causal else jnp.abs(back) <= window)
-    return mask[:, None]
-
-
 def attend(
     q: Float[Array, "R T N H"],
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
+    rule: Rule,
     *,
-    causal: bool,
-    window: int = 0,
     local: bool | Bool[Array, ""] = False,
-    scale: float = 0.0,
-    cap: float = 0.0,
 ) -> Float[Array, "R T N H"]:
     """Scaled dot-product attention; N is a multiple of K (grouped heads).
 
@@ -89,26 +57,22 @@ def attend(
       k: keys.
       v: values.
       segments: 0: padding; a token sees its own segment, see `make_mask`.
-      causal: only tokens up to the query's own.
-      window: of a local layer, see `make_mask`.
+      rule: what is computed; its window is that of a local layer.
       local: whether this layer sees the window only; an array where layers that are
         scanned differ.
-      scale: factor on the logits; 0: H ** -0.5.
-      cap: bound on the logits, cap * tanh(logits / cap); 0: none.
 
     Raises:
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
     platform = sharding.platform()
-    kernel = choose(platform, q.shape, q.dtype, cap)
-    one = partial(
-        _KERNELS[kernel], causal=causal, scale=scale or q.shape[-1] ** -0.5, cap=cap
-    )
+    kernel = choose(platform, q.shape, q.dtype, rule.cap)
+    one: Callable[..., Array] = _KERNELS[kernel]
     if kernel == "splash":
         one = partial(one, interpret=platform != "tpu")
+    near = replace(rule, scale=rule.scale or q.shape[-1] ** -0.5)
 
-    def run(window: int):
-        compute = partial(one, window=window)
+    def run(rule: Rule):
+        compute = partial(one, rule=rule)
         if kernel == "xla":
             return compute
         # The kernels are opaque to the partitioner: each device runs its own part.
@@ -122,10 +86,11 @@ def attend(
             check_vma=False,
         )
 
+    far = replace(near, window=0)
     if isinstance(local, bool):
-        out = run(window if local else 0)(q, k, v, segments)
+        out = run(near if local else far)(q, k, v, segments)
     else:
-        out = jax.lax.cond(local, run(window), run(0), q, k, v, segments)
+        out = jax.lax.cond(local, run(near), run(far), q, k, v, segments)
     return checkpoint_name(out, NAME)
 
 
@@ -167,11 +132,8 @@ def splash(
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
+    rule: Rule,
     *,
-    causal: bool,
-    window: int,
-    scale: float,
-    cap: float,
     interpret: bool = False,
 ) -> Float[Array, "R T N H"]:
     """Attention on one TPU, by blocks; padding sees padding.
@@ -184,18 +146,15 @@ def splash(
       k: keys.
       v: values.
       segments: 0: padding.
-      causal: only tokens up to the query's own.
-      window: see `make_mask`; 0: all.
-      scale: factor on the logits.
-      cap: bound on the logits; 0: none.
+      rule: what is computed, its scale given.
       interpret: runs the kernel's program on any platform, slowly.
     """
     R, T, N, _ = q.shape
     mask: splash_mask.Mask = splash_mask.FullMask((T, T))
-    if window:
-        sides = (window - 1, 0) if causal else (window, window)
+    if rule.window:
+        sides = (rule.window - 1, 0) if rule.causal else (rule.window, rule.window)
         mask = splash_mask.LocalMask((T, T), sides, offset=0)
-    elif causal:
+    elif rule.causal:
         mask = splash_mask.CausalMask((T, T))
     block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if T % b == 0)
     kernel = splash_kernel.make_splash_mha(
@@ -210,12 +169,13 @@ def splash(
         ),
         head_shards=1,
         q_seq_shards=1,
-        attn_logits_soft_cap=cap or None,
+        attn_logits_soft_cap=rule.cap or None,
         residual_checkpoint_name=NAME,
         interpret=interpret,
     )
     # The kernel takes heads in front, and does not scale.
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * jnp.asarray(scale, q.dtype), k, v))
+    scaled = q * jnp.asarray(rule.scale, q.dtype)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
     ids = splash_kernel.SegmentIds(q=segments, kv=segments)
     out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q, k, v, ids)
     return jnp.swapaxes(cast(Array, out), 1, 2)
@@ -226,18 +186,20 @@ def cudnn(
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
-    *,
-    causal: bool,
-    window: int,
-    scale: float,
-    cap: float,
+    rule: Rule,
 ) -> Float[Array, "R T N H"]:
-    """Attention on one GPU, by cuDNN; `cap` must be 0, the rest is as for `splash`."""
-    assert not cap, cap
+    """Attention on one GPU, by cuDNN; the rule's `cap` must be 0."""
+    assert not rule.cap, rule
     # Segments and window are a mask; of the causal triangle cuDNN computes one half.
-    mask = make_mask(segments, causal=causal, window=window)
+    mask = make_mask(segments, rule)
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn"
+        q,
+        k,
+        v,
+        mask=mask,
+        scale=rule.scale,
+        is_causal=rule.causal,
+        implementation="cudnn",
     )
 
 
@@ -246,17 +208,13 @@ def xla(
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
-    *,
-    causal: bool,
-    window: int,
-    scale: float,
-    cap: float,
+    rule: Rule,
 ) -> Float[Array, "R T N H"]:
-    """Attention on any platform, by matrix products; arguments as for `splash`."""
-    mask = make_mask(segments, causal=causal, window=window)
-    if cap:
-        return reference(q, k, v, mask, scale=scale, cap=cap)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale)
+    """Attention on any platform, by matrix products."""
+    mask = make_mask(segments, rule)
+    if rule.cap:
+        return reference(q, k, v, mask, rule)
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)
 
 
 _KERNELS = {"splash": splash, "cudnn": cudnn, "blocks": blockwise.attend, "xla": xla}
@@ -267,9 +225,7 @@ def reference(
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     mask: Bool[Array, "R 1 T T"],
-    *,
-    scale: float,
-    cap: float = 0.0,
+    rule: Rule,
 ) -> Float[Array, "R T N H"]:
     """What all kernels compute, written from the formula, logits in float32."""
     R, T, N, H = q.shape
@@ -278,9 +234,9 @@ def reference(
     logits = jnp.einsum(
         "RTKGH,RSKH->RKGTS", grouped, k, preferred_element_type=jnp.float32
     )
-    logits = logits * scale
-    if cap:
-        logits = cap * jnp.tanh(logits / cap)
+    logits = logits * rule.scale
+    if rule.cap:
+        logits = rule.cap * jnp.tanh(logits / rule.cap)
     # Not minus infinity: a fully masked row would be NaN, and so would gradients.
     logits = jnp.where(mask[:, :, None], logits, _LOWEST)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)

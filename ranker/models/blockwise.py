@@ -12,11 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ranker.models.masks import Rule
+
 BLOCK = 64  # tokens
 _LOWEST = float(jnp.finfo(jnp.float32).min)
-
-# What the functions below compute with, beside arrays: (causal, window, scale).
-_Rule = tuple[bool, int, float]
 
 
 def attend(
@@ -24,11 +23,7 @@ def attend(
     k: Float[Array, "R T K H"],
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
-    *,
-    causal: bool,
-    window: int,
-    scale: float,
-    cap: float,
+    rule: Rule,
 ) -> Float[Array, "R T N H"]:
     """Attention within segments; T is a multiple of `BLOCK`.
 
@@ -37,14 +32,11 @@ def attend(
       k: keys.
       v: values.
       segments: 0: padding, at the end of a row; 1, 2, ...: contiguous and rising.
-      causal: only tokens up to the query's own.
-      window: see `attention.make_mask`; 0: all.
-      scale: factor on the logits.
-      cap: must be 0.
+      rule: what is computed, its scale given; its `cap` must be 0.
     """
-    assert not cap, cap
-    first, count = _reach(segments, causal)
-    return _attend((causal, window, scale), q, k, v, segments, first, count)
+    assert not rule.cap, rule
+    first, count = _reach(segments, rule.causal)
+    return _attend(rule, q, k, v, segments, first, count)
 
 
 def _reach(
@@ -94,19 +86,19 @@ def _cut_keys(x: Float[Array, "K T H"], first: Array, count: int) -> Array:
 
 
 def _mask(
-    rule: _Rule, segments: Int[Array, " T"], i: Array, first: Array, count: int
+    rule: Rule, segments: Int[Array, " T"], i: Array, first: Array, count: int
 ) -> Bool[Array, "Q S"]:
-    causal, window, _ = rule
     queries, keys = i * BLOCK + jnp.arange(BLOCK), first * BLOCK
     keys = keys + jnp.arange(count * BLOCK)
     mine = jax.lax.dynamic_slice(segments, (i * BLOCK,), (BLOCK,))
     theirs = jax.lax.dynamic_slice(segments, (first * BLOCK,), (count * BLOCK,))
     mask = (mine[:, None] == theirs[None]) & (mine[:, None] > 0)
     back = queries[:, None] - keys[None]
-    if causal:
+    if rule.causal:
         mask = mask & (back >= 0)
-    if window:
-        mask = mask & (back < window if causal else jnp.abs(back) <= window)
+    if rule.window:
+        near = back < rule.window if rule.causal else jnp.abs(back) <= rule.window
+        mask = mask & near
     return mask
 
 
@@ -130,11 +122,11 @@ _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rule: _Rule, q, k, v, segments, first, count):
+def _attend(rule: Rule, q, k, v, segments, first, count):
     return _forward(rule, q, k, v, segments, first, count)[0]
 
 
-def _forward(rule: _Rule, q, k, v, segments, first, count):
+def _forward(rule: Rule, q, k, v, segments, first, count):
     # Else a scan over layers would take all masks out of it, for all branches at once.
     q, k, v, segments, first, count = jax.lax.optimization_barrier(
         (q, k, v, segments, first, count)
@@ -153,7 +145,7 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
             def compute(n: int):
                 mask = _mask(rule, texts, i, begin, n)
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
-                logits = _product("KQH,KSH->KQS", query, key) * rule[2]
+                logits = _product("KQH,KSH->KQS", query, key) * rule.scale
                 logits = _masked(logits, mask, _LOWEST)
                 highest = jnp.max(logits, axis=-1, keepdims=True)
                 weights = jnp.exp(logits - highest)
@@ -174,7 +166,7 @@ def _forward(rule: _Rule, q, k, v, segments, first, count):
     return out, (q, k, v, segments, first, count, out, log_totals)
 
 
-def _backward(rule: _Rule, saved, gradient):
+def _backward(rule: Rule, saved, gradient):
     q, k, v, segments, first, count, out, log_totals = saved
     _, T, _, H = q.shape
     (R, num_blocks), K = count.shape, k.shape[2]
@@ -195,10 +187,10 @@ def _backward(rule: _Rule, saved, gradient):
             def compute(n: int, d_keys, d_values):
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
                 mask = _mask(rule, texts, i, begin, n)
-                logits = _product("KQH,KSH->KQS", query, key) * rule[2]
+                logits = _product("KQH,KSH->KQS", query, key) * rule.scale
                 weights = _masked(jnp.exp(logits - _at(log_totals, r, i)), mask, 0.0)
                 d_weights = _product("KQH,KSH->KQS", grad, value)
-                d_logits = (weights * (d_weights - total) * rule[2]).astype(q.dtype)
+                d_logits = (weights * (d_weights - total) * rule.scale).astype(q.dtype)
 
                 def add(sum_: Float[Array, "K H T"], x: Array) -> Array:
                     at = begin * BLOCK

@@ -5,11 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
+from ranker.models.masks import Rule
 from ranker.models.norms import rms_norm
 from ranker.sharding import constrain, gathered
 
@@ -49,7 +51,7 @@ def decoder_layer(
     c: config.Decoder,
     w: dict[str, Array],
     x: Float[Array, "R T D"],
-    segments: Int[Array, "R T"],
+    rows: Rows,
     local: bool | Bool[Array, ""],
     angles: layers.Angles,
     read: layers.Read | None,
@@ -70,17 +72,10 @@ def decoder_layer(
     y = norm(x, "attention_norm")
     q = layers.rotate(norm(project(y, "q"), "q_norm", c.qk_norm), angles)
     k = layers.rotate(norm(project(y, "k"), "k_norm", c.qk_norm), angles)
-    y = attend(
-        q,
-        k,
-        project(y, "v"),
-        segments,
-        causal=True,
-        window=c.window,
-        local=local,
-        scale=c.attention_scale,
-        cap=c.attention_cap,
+    rule = Rule(
+        causal=True, window=c.window, scale=c.attention_scale, cap=c.attention_cap
     )
+    y = attend(q, k, project(y, "v"), rows.segments, rule, local=local)
     if read is not None:
         x, y = read(x), read(y)
     y = adapters.project(y, w, "o")
@@ -108,10 +103,7 @@ class Decoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "R T"],
-        segments: Int[Array, "R T"],
-        positions: Int[Array, "R T"],
-        types: Int[Array, "R T"],
+        rows: Rows,
         *,
         read: layers.Read | None = None,
         key: Array | None = None,
@@ -119,26 +111,23 @@ class Decoder(nnx.Module):
         """Hidden states after the last norm.
 
         Args:
-          tokens: ids.
-          segments: 0: padding; 1, 2, ...: the segments of a row.
-          positions: within each segment.
-          types: not used.
+          rows: of tokens; their types are not used.
           read: picks the tokens whose states are given; None: all.
           key: not used.
         """
-        del types, key
+        del key
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Each device looks up in its part of the vocabulary, at full width.
         table = gathered(self.embedding[...].astype(dtype), "vocab", "embed")
-        x = jnp.take(table, tokens, axis=0)
+        x = jnp.take(table, rows.tokens, axis=0)
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
-        angles = near_angles = layers.rotary(positions, c.head_dim, c.rope)
+        angles = near_angles = layers.rotary(rows.positions, c.head_dim, c.rope)
         if c.local_layers and c.local_rope_theta:
             rope = config.Rope(theta=c.local_rope_theta)
-            near_angles = layers.rotary(positions, c.head_dim, rope)
+            near_angles = layers.rotary(rows.positions, c.head_dim, rope)
 
         ready = layers.gathered(self.layers, dtype)
 
@@ -150,7 +139,7 @@ class Decoder(nnx.Module):
                 local = bool(c.local_layers)
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return decoder_layer(c, w, x, segments, local, turned, read)
+            return decoder_layer(c, w, x, rows, local, turned, read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)

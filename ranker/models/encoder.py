@@ -5,11 +5,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
+from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
 
@@ -44,7 +46,7 @@ def encoder_layer(
     c: config.Encoder,
     w: dict[str, Array],
     x: Float[Array, "R T D"],
-    segments: Int[Array, "R T"],
+    rows: Rows,
     local: bool | Bool[Array, ""],
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
@@ -73,7 +75,8 @@ def encoder_layer(
     q, k, v = (dense(y, name) for name in ("q", "k", "v"))
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-    y = attend(q, k, v, segments, causal=False, window=c.window, local=local)
+    rule = Rule(causal=False, window=c.window)
+    y = attend(q, k, v, rows.segments, rule, local=local)
     if read is not None:
         x, y = read(x), read(y)
     y = dense(y, "o")
@@ -119,10 +122,7 @@ class Encoder(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "R T"],
-        segments: Int[Array, "R T"],
-        positions: Int[Array, "R T"],
-        types: Int[Array, "R T"],
+        rows: Rows,
         *,
         read: layers.Read | None = None,
         key: Array | None = None,
@@ -130,10 +130,7 @@ class Encoder(nnx.Module):
         """Hidden states of the last layer.
 
         Args:
-          tokens: ids.
-          segments: 0: padding; 1, 2, ...: the segments of a row.
-          positions: within each segment.
-          types: 0 query, 1 document.
+          rows: of tokens.
           read: picks the tokens whose states are given; None: all.
           key: of dropout; None: no dropout.
         """
@@ -143,13 +140,13 @@ class Encoder(nnx.Module):
         width = self.embedding.get_metadata("axes")[1]
         # Each device looks up in its part of the vocabulary, at full width.
         table = gathered(self.embedding[...], "vocab", width)
-        x = jnp.take(table, tokens, axis=0)  # [R, T, E]
+        x = jnp.take(table, rows.tokens, axis=0)  # [R, T, E]
         if c.max_positions:
             table = gathered(self.positions[...], "positions", width)
-            x = x + jnp.take(table, positions, axis=0)
+            x = x + jnp.take(table, rows.positions, axis=0)
         if c.num_types:
             # With one type all tokens are of it.
-            chosen = jnp.minimum(types, c.num_types - 1)
+            chosen = jnp.minimum(rows.types, c.num_types - 1)
             table = gathered(self.types[...], "types", width)
             x = x + jnp.take(table, chosen, axis=0)
         bias = self.norm_bias[...] if c.bias else None
@@ -164,8 +161,8 @@ class Encoder(nnx.Module):
         if not c.max_positions:
             rope = config.Rope(theta=c.rope_theta)
             local_rope = config.Rope(theta=c.local_rope_theta or c.rope_theta)
-            angles = layers.rotary(positions, c.head_dim, rope)
-            near_angles = layers.rotary(positions, c.head_dim, local_rope)
+            angles = layers.rotary(rows.positions, c.head_dim, rope)
+            near_angles = layers.rotary(rows.positions, c.head_dim, local_rope)
 
         ready = layers.gathered(self.layers, dtype)
 
@@ -177,7 +174,7 @@ class Encoder(nnx.Module):
                 local = bool(c.local_layers)
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return encoder_layer(c, w, x, segments, local, turned, bare, key, read)
+            return encoder_layer(c, w, x, rows, local, turned, bare, key, read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)

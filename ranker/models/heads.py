@@ -8,10 +8,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.models import layers
-from ranker.models.attention import make_mask
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
+from ranker.models.masks import Rule, make_mask
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
 
@@ -33,15 +34,12 @@ class LanguageModel(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "R T"],
-        segments: Int[Array, "R T"],
-        positions: Int[Array, "R T"],
-        types: Int[Array, "R T"],
+        rows: Rows,
         *,
         key: Array | None = None,
     ) -> Float[Array, "R T V"]:
         """Logits of the token after each position, float32."""
-        hidden = self.body(tokens, segments, positions, types, key=key)
+        hidden = self.body(rows, key=key)
         return self.logits(hidden, self.table())
 
     def table(self) -> Float[Array, "V D"]:
@@ -131,10 +129,7 @@ class Ranker(nnx.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "R T"],
-        segments: Int[Array, "R T"],
-        positions: Int[Array, "R T"],
-        types: Int[Array, "R T"],
+        rows: Rows,
         score_index: Int[Array, "B L"],
         *,
         groups: int = 1,
@@ -143,10 +138,7 @@ class Ranker(nnx.Module):
         """Scores of documents at the tokens `score_index`, float32.
 
         Args:
-          tokens: ids.
-          segments: 0: padding; 1, 2, ...: the segments of a row.
-          positions: within each segment.
-          types: 0 query, 1 document.
+          rows: of tokens.
           score_index: r * T + t of the token that a document is scored at.
           groups: data shards; the lists of one point only at rows of the same, so that
             no hidden state crosses devices. A list that does not scores NaN.
@@ -154,12 +146,11 @@ class Ranker(nnx.Module):
         """
         keys = (None, None) if key is None else jax.random.split(key)
         read = partial(gather, index=score_index, groups=groups)
-        inputs = (tokens, segments, positions, types)
         if self.pooling == "mean":
-            hidden = self.body(*inputs, key=keys[0])
-            hidden = read(segment_means(hidden, segments))
+            hidden = self.body(rows, key=keys[0])
+            hidden = read(segment_means(hidden, rows.segments))
         else:
-            hidden = self.body(*inputs, read=read, key=keys[0])
+            hidden = self.body(rows, read=read, key=keys[0])
         # The scores are float32 whatever the layers compute in.
         return self.head(hidden.astype(jnp.float32), key=keys[1])
 
@@ -168,7 +159,8 @@ def segment_means(
     hidden: Float[Array, "R T D"], segments: Int[Array, "R T"]
 ) -> Float[Array, "R T D"]:
     """At each token the mean, in float32, over the tokens of its segment."""
-    same = make_mask(segments, causal=False)[:, 0].astype(jnp.float32)  # [R, T, T]
+    mask = make_mask(segments, Rule(causal=False))[:, 0]  # [R, T, T]
+    same = mask.astype(jnp.float32)
     hidden = hidden.astype(jnp.float32)
     total = jnp.einsum("RTS,RSD->RTD", same, hidden, precision=_EXACT)
     return total / jnp.maximum(jnp.sum(same, axis=-1, keepdims=True), 1)

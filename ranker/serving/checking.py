@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from ranker import config, errors, sharding
+from ranker.batch import Rows
 from ranker.data.records import Document
 from ranker.data.text import TEMPLATES, Tokenizer, document_text
 from ranker.errors import DataError
@@ -101,14 +102,14 @@ class Ours:
                 f"{folder}: the weights have no {', '.join(missing)}: no score head"
             )
 
-        def score(params: dict[str, jax.Array], *arrays: jax.Array) -> jax.Array:
+        def score(params: dict[str, jax.Array], rows: Rows, index: jax.Array):
             def filled(path, leaf):
                 name = ".".join(str(getattr(key, "key", key)) for key in path)
                 return leaf.replace(params[name])
 
             is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
             state = jax.tree_util.tree_map_with_path(filled, abstract, is_leaf=is_leaf)
-            return nnx.merge(graphdef, state)(*arrays)  # type: ignore[operator]
+            return nnx.merge(graphdef, state)(rows, index)  # type: ignore[operator]
 
         self._params, self._score = params, jax.jit(score)
 
@@ -140,7 +141,8 @@ class Ours:
             segments[i, :n], positions[i, :n] = 1, np.arange(n)
             last[i] = i * T + (n - 1 if isinstance(self.model, config.Decoder) else 0)
         with jax.default_matmul_precision("highest"):
-            found = self._score(self._params, tokens, segments, positions, types, last)
+            given = Rows(tokens, segments, positions, types)  # type: ignore[arg-type]
+            found = self._score(self._params, given, last)
         return np.asarray(found, np.float32)[:, 0]
 
 

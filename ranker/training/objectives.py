@@ -42,17 +42,15 @@ def _language(settings: config.Language, groups: int) -> Objective:
     del settings
 
     def parts(model, batch: Batch, key) -> Parts:
-        hidden = model.body(
-            batch.tokens, batch.segments, batch.positions, batch.types, key=key
-        )
+        hidden = model.body(batch.rows, key=key)
         table = model.table()
-        rows, length = batch.tokens.shape
+        rows, length = batch.rows.tokens.shape
         chunks = num_chunks(rows // groups, length, table.shape[0])
         return {
             "language": language.next_token_by_chunks(
                 hidden,
                 lambda part: model.logits(part, table),
-                batch.tokens,
+                batch.rows.tokens,
                 where=batch.loss_mask,
                 chunks=chunks,
             )
@@ -87,15 +85,7 @@ def _ranking(
     groups: int,
 ) -> Objective:
     def parts(model, batch: Batch, key) -> Parts:
-        scores = model(
-            batch.tokens,
-            batch.segments,
-            batch.positions,
-            batch.types,
-            batch.score_index,
-            groups=groups,
-            key=key,
-        )
+        scores = model(batch.rows, batch.score_index, groups=groups, key=key)
         return watched(scores, batch)
 
     def watched(scores: Scores, batch: Batch) -> Parts:

@@ -44,14 +44,7 @@ def make_score(network: Network) -> Callable[[Any, Batch], jax.Array]:
 
     def score(params: Any, batch: Batch) -> jax.Array:
         model = nnx.merge(network.graphdef, params)
-        return model(
-            batch.tokens,
-            batch.segments,
-            batch.positions,
-            batch.types,
-            batch.score_index,
-            groups=groups,
-        )
+        return model(batch.rows, batch.score_index, groups=groups)
 
     return jax.jit(score)
 
@@ -134,7 +127,8 @@ def score_lists(
     with jax.set_mesh(network.mesh):
         for batch, numbers in batches:
             # Exact where one process holds all shards, an estimate elsewhere.
-            tokens = int((batch.segments > 0).sum()) * shards.count // len(shards.local)
+            tokens = int((batch.rows.segments > 0).sum())
+            tokens = tokens * shards.count // len(shards.local)
             placed: Any = device_batch((batch, numbers), network, leading=0)
             result = score(params, placed[0])
             if waiting:  # one batch is computed while the one before is fetched

@@ -54,7 +54,7 @@ def make_step(
     ) -> tuple[TrainState, Metrics]:
         weights = jax.tree.map(jnp.sum, jax.vmap(objective.weights)(batch))
         key = jax.random.fold_in(state.key, state.step)
-        num_micro = batch.tokens.shape[0]
+        num_micro = batch.rows.tokens.shape[0]
 
         def accumulate(carry, micro):
             batch, key = micro
@@ -83,7 +83,7 @@ def make_step(
             "loss": total,
             **means,
             **{f"weight_{name}": weight for name, weight in weights.items()},
-            "tokens": jnp.sum(batch.segments > 0),
+            "tokens": jnp.sum(batch.rows.segments > 0),
             "l2_grads": l2_grads,
             "l2_params": optax.tree.norm(params),
             "l2_updates": optax.tree.norm(updates),

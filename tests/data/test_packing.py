@@ -58,10 +58,11 @@ def test_a_row_holds_segments_side_by_side():
     )
     second = Example([segment(6, document=2)], np.float32([3]), np.float32([0]))
     batch = pack([first, second], [[0, 1], [1]], layout, pad=9, first_row=4)
-    assert batch.segments[:2].tolist() == [[1] * 7 + [0] * 5, [1] * 5 + [2] * 6 + [0]]
-    assert not batch.segments[2:].any()
-    assert batch.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0]
-    assert batch.tokens[0].tolist() == [7] * 7 + [9] * 5
+    segments = batch.rows.segments
+    assert segments[:2].tolist() == [[1] * 7 + [0] * 5, [1] * 5 + [2] * 6 + [0]]
+    assert not segments[2:].any()
+    assert batch.rows.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0]
+    assert batch.rows.tokens[0].tolist() == [7] * 7 + [9] * 5
     assert batch.loss_mask[1].tolist() == (
         [False] + [True] * 4 + [False] * 2 + [True] * 4 + [False]
     )

@@ -57,19 +57,22 @@ def equal(a, b):
 
 def documents(batch, first_row=0):
     """The tokens of each list's documents, read at their scores."""
-    length = batch.tokens.shape[-1]
+    length = batch.rows.tokens.shape[-1]
     for index, where in zip(batch.score_index, batch.where, strict=True):
         found = []
         for row, t in (divmod(i, length) for i in index[where]):
-            same = batch.segments[row - first_row] == batch.segments[row - first_row, t]
-            found.append(batch.tokens[row - first_row][same].tolist())
+            same = (
+                batch.rows.segments[row - first_row]
+                == batch.rows.segments[row - first_row, t]
+            )
+            found.append(batch.rows.tokens[row - first_row][same].tolist())
         yield found
 
 
 def test_shapes_are_static(encoder):
     batches, _ = stream(encoder, 8, accumulate=2)
     for batch in batches:
-        assert batch.tokens.shape == (2, 6, 16) and batch.where.shape == (2, 4, 3)
+        assert batch.rows.tokens.shape == (2, 6, 16) and batch.where.shape == (2, 4, 3)
 
 
 def test_lists_are_whole_and_scored_at_their_first_token(encoder):
@@ -82,7 +85,9 @@ def test_lists_are_whole_and_scored_at_their_first_token(encoder):
     cls = encoder.tokenizer.head[0]
     for batch in batches:
         batch = jax.tree.map(lambda x: x[0], batch)
-        assert (batch.tokens.reshape(-1)[batch.score_index[batch.where]] == cls).all()
+        assert (
+            batch.rows.tokens.reshape(-1)[batch.score_index[batch.where]] == cls
+        ).all()
         for found, labels in zip(documents(batch), batch.labels, strict=True):
             names = {known[tuple(tokens)] for tokens in found}
             if names:
@@ -91,16 +96,16 @@ def test_lists_are_whole_and_scored_at_their_first_token(encoder):
                 assert {row for _, row in names} == set(one.documents.tolist())
                 assert set(labels[: len(found)]) == set(one.labels)
         # Positions restart with each segment, and types follow the template.
-        starts = np.diff(batch.segments, axis=1, prepend=0) != 0
-        assert (batch.positions[starts & (batch.segments > 0)] == 0).all()
-        assert batch.positions.max() < encoder.length
+        starts = np.diff(batch.rows.segments, axis=1, prepend=0) != 0
+        assert (batch.rows.positions[starts & (batch.rows.segments > 0)] == 0).all()
+        assert batch.rows.positions.max() < encoder.length
 
 
 def test_rows_are_shared(encoder):
     batches, _ = stream(encoder, 6)
-    used = [(one.segments > 0).mean() for one in batches]
+    used = [(one.rows.segments > 0).mean() for one in batches]
     # Two of 7 tokens fill 14 of 16; a row each would be 0.44.
-    assert np.mean(used) > 0.7 and max(one.segments.max() for one in batches) == 2
+    assert np.mean(used) > 0.7 and max(one.rows.segments.max() for one in batches) == 2
 
 
 def test_order_is_a_function_of_the_seed(encoder):
@@ -197,9 +202,11 @@ def test_text_batches_predict_the_document_alone(encoder):
         shards=ONE,
     )
     batch = next(batches)
-    assert batch.tokens.shape == (1, 4, 16) and batch.where.shape[2] == 0
-    assert (batch.loss_mask == ((batch.types == 1) & (batch.segments > 0))).all()
-    assert batch.segments.max() == 2 and batch.loss_mask.any()
+    assert batch.rows.tokens.shape == (1, 4, 16) and batch.where.shape[2] == 0
+    assert (
+        batch.loss_mask == ((batch.rows.types == 1) & (batch.rows.segments > 0))
+    ).all()
+    assert batch.rows.segments.max() == 2 and batch.loss_mask.any()
 
 
 def test_every_text_once(encoder):
@@ -208,9 +215,12 @@ def test_every_text_once(encoder):
         clicks, encoder.tokenizer, batch=config.Batch(size=4), length=16, shards=ONE
     )
     found = list(batches)
-    starts = [(one.positions == 0) & (one.segments > 0) for one in found]
+    starts = [(one.rows.positions == 0) & (one.rows.segments > 0) for one in found]
     assert sum(int(one.sum()) for one in starts) == 23
-    assert nothing.tokens.shape == found[0].tokens.shape and not nothing.segments.any()
+    assert (
+        nothing.rows.tokens.shape == found[0].rows.tokens.shape
+        and not nothing.rows.segments.any()
+    )
 
 
 @pytest.mark.parametrize("shards", [1, 2])
@@ -224,14 +234,14 @@ def test_every_pair_is_scored_once(encoder, shards):
     expected = [s.tokens for one in LISTS for s in encoder(one.query, one.documents)]
     seen = {}
     for batch, numbers in pairs:
-        assert batch.tokens.shape == (8, 16)
+        assert batch.rows.tokens.shape == (8, 16)
         for number, found in zip(numbers.tolist(), documents(batch), strict=True):
             assert (number >= 0) == bool(found)
             if found:
                 assert number not in seen
                 [seen[number]] = found
     assert [seen[i] for i in range(len(expected))] == expected
-    fill = [(batch.segments > 0).mean() for batch, _ in pairs[:-shards]]
+    fill = [(batch.rows.segments > 0).mean() for batch, _ in pairs[:-shards]]
     assert np.mean(fill) > 0.8
 
 

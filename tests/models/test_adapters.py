@@ -48,9 +48,7 @@ def adapted(settings, lora=LORA, head="score"):
 
 def scores_of(graphdef, params, batch):
     model = nnx.merge(graphdef, params)
-    return model(
-        batch.tokens, batch.segments, batch.positions, batch.types, batch.score_index
-    )
+    return model(batch.rows, batch.score_index)
 
 
 def batch():

@@ -9,7 +9,8 @@ from jax.sharding import NamedSharding
 
 from ranker import config, sharding
 from ranker.models import attention
-from ranker.models.attention import attend, choose, make_mask
+from ranker.models.attention import attend, choose
+from ranker.models.masks import Rule, make_mask
 
 SEEN = {
     "full": dict(causal=False, window=0),
@@ -17,6 +18,7 @@ SEEN = {
     "window": dict(causal=False, window=20),
     "causal-window": dict(causal=True, window=20),
 }
+FULL = Rule(causal=False)
 seen = pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
 
 
@@ -61,10 +63,10 @@ def formula(q, k, v, segments, *, causal, window, scale, cap):
 @pytest.mark.parametrize("cap", [0.0, 2.0])
 def test_reference_is_the_formula(seen, cap):
     q, k, v, segments = example(T=48)
-    mask = make_mask(segments, **seen)
+    mask = make_mask(segments, Rule(**seen))
     real = np.asarray(segments > 0)
     expected = formula(q, k, v, np.asarray(segments), **seen, scale=0.3, cap=cap)
-    found = attention.reference(q, k, v, mask, scale=0.3, cap=cap)
+    found = attention.reference(q, k, v, mask, Rule(**seen, scale=0.3, cap=cap))
     np.testing.assert_allclose(np.asarray(found)[real], expected[real], atol=1e-5)
 
 
@@ -73,19 +75,19 @@ def test_reference_is_the_formula(seen, cap):
 def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
     q, k, v, segments = example(R=1, N=2, K=1)
     cap = 2.0 * (seen["window"] > 0 and kernel != "blocks")
-    options = dict(**seen, scale=0.3, cap=cap)
+    rule = Rule(**seen, scale=0.3, cap=cap)
     real = (segments > 0)[:, :, None, None]
     up = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def ours(q, k, v):
         compute = attention._KERNELS[kernel]
         more = dict(interpret=True) if kernel == "splash" else {}
-        out = compute(q, k, v, segments, **options, **more)
+        out = compute(q, k, v, segments, rule, **more)
         return jnp.sum(jnp.where(real, out * up, 0)), out
 
     def wanted(q, k, v):
-        mask = make_mask(segments, **seen)
-        out = attention.reference(q, k, v, mask, scale=0.3, cap=cap)
+        mask = make_mask(segments, rule)
+        out = attention.reference(q, k, v, mask, rule)
         return jnp.sum(jnp.where(real, out * up, 0)), out
 
     results = [
@@ -104,12 +106,12 @@ def test_a_scanned_layer_is_local_or_not():
 
     @jax.jit
     def both(q):
-        options = dict(causal=True, window=5)
+        rule = Rule(causal=True, window=5)
         found = jax.lax.map(
-            lambda local: attend(q, k, v, segments, local=local, **options),
+            lambda local: attend(q, k, v, segments, rule, local=local),
             jnp.array([True, False]),
         )
-        known = [attend(q, k, v, segments, local=x, **options) for x in (True, False)]
+        known = [attend(q, k, v, segments, rule, local=x) for x in (True, False)]
         return found, jnp.stack(known)
 
     found, known = both(q)
@@ -123,7 +125,7 @@ def test_masks_of_blocks_are_not_kept_beyond_their_block():
 
     def loss(q):
         def layer(x, _):
-            return attend(x, x, x, segments, causal=False), None
+            return attend(x, x, x, segments, FULL), None
 
         return jnp.sum(jax.lax.scan(layer, q, None, length=3)[0])
 
@@ -139,7 +141,7 @@ def test_blocks_write_over_what_they_have_read():
 
     def loss(q, k, v):
         for _ in range(3):
-            q = attend(q, k, v, segments, causal=False)
+            q = attend(q, k, v, segments, FULL)
         return jnp.sum(q)
 
     with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
@@ -152,13 +154,13 @@ def test_kernels_run_on_each_device_alone(monkeypatch):
     """Splash under shard_map, as on TPUs: batch and heads split, nothing moved."""
     q, k, v, segments = example(R=4)
     mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2))
-    options = dict(causal=True, scale=0.3)
-    expected = jax.jit(partial(attend, **options))(q, k, v, segments)
+    attend_by = partial(attend, rule=Rule(causal=True, scale=0.3))
+    expected = jax.jit(attend_by)(q, k, v, segments)
     monkeypatch.setattr(attention, "choose", lambda *_: "splash")
     with jax.set_mesh(mesh):
         heads = NamedSharding(mesh, sharding.spec(("batch", None, "heads", None)))
         run = jax.jit(
-            partial(attend, **options),
+            attend_by,
             in_shardings=(heads, heads, heads, None),
             out_shardings=heads,
         )
@@ -196,7 +198,7 @@ def test_a_length_that_the_kernel_cannot_take():
 
 def test_mask_is_the_picture_of_its_docstring():
     segments = jnp.array([[1, 1, 2, 2, 0]])
-    full = np.asarray(make_mask(segments, causal=False))[0, 0].astype(int)
+    full = np.asarray(make_mask(segments, FULL))[0, 0].astype(int)
     assert full.tolist() == [
         [1, 1, 0, 0, 0],
         [1, 1, 0, 0, 0],
@@ -204,5 +206,5 @@ def test_mask_is_the_picture_of_its_docstring():
         [0, 0, 1, 1, 0],
         [0, 0, 0, 0, 0],
     ]
-    causal = np.asarray(make_mask(segments, causal=True))[0, 0].astype(int)
+    causal = np.asarray(make_mask(segments, Rule(causal=True)))[0, 0].astype(int)
     assert causal.tolist() == np.tril(full).tolist()

@@ -9,6 +9,7 @@ from flax import nnx
 from jax._src.ad_checkpoint import saved_residuals
 
 from ranker import config, sharding
+from ranker.batch import Rows
 from ranker.models import build, heads, layers
 from ranker.planning.flops import program_flops
 
@@ -29,14 +30,16 @@ def make(settings, head="score", seed=0):
 
 
 def rows(lengths, T=12, seed=0):
-    """One text a row: tokens, segments, positions, types; and the texts' ends."""
+    """One text a row."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(1, V, (len(lengths), T)).astype(np.int32)
     place = np.arange(T, dtype=np.int32)
     real = place[None] < np.array(lengths)[:, None]
     types = (place[None] >= 3) & real
     arrays = tokens * real, real, place[None] * real, types
-    return [jnp.asarray(np.broadcast_to(x, tokens.shape), jnp.int32) for x in arrays]
+    return Rows(
+        *(jnp.asarray(np.broadcast_to(x, tokens.shape), jnp.int32) for x in arrays)
+    )
 
 
 def index_of(settings, lengths, T=12):
@@ -47,7 +50,7 @@ def index_of(settings, lengths, T=12):
 @both
 def test_shapes_and_dtypes(settings):
     model = make(settings)
-    scores = model(*rows([5, 9]), index_of(settings, [5, 9]))
+    scores = model(rows([5, 9]), index_of(settings, [5, 9]))
     assert scores.shape == (2, 1) and scores.dtype == jnp.float32
     params = nnx.state(model, nnx.Param)
     for path, leaf in nnx.to_flat_state(params):
@@ -59,10 +62,10 @@ def test_shapes_and_dtypes(settings):
 def test_padding_does_not_count(settings):
     model, lengths = make(settings), [5, 9]
     index = index_of(settings, lengths)
-    tokens, segments, positions, types = rows(lengths)
-    a = model(tokens, segments, positions, types, index)
-    noise = jnp.where(segments == 0, 7, tokens)
-    b = model(noise, segments, positions, types, index)
+    given = rows(lengths)
+    a = model(given, index)
+    noise = jnp.where(given.segments == 0, 7, given.tokens)
+    b = model(dataclasses.replace(given, tokens=noise), index)
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
@@ -70,15 +73,17 @@ def test_padding_does_not_count(settings):
 def test_two_segments_in_a_row_score_as_in_rows_of_their_own(settings):
     model = make(settings)
     alone = rows([5, 6])
-    separate = model(*alone, index_of(settings, [5, 6]))
-    packed = []
-    for array, fill in zip(alone, (0, 0, 0, 0), strict=True):
-        row = np.full((1, 12), fill, np.int32)
+    separate = model(alone, index_of(settings, [5, 6]))
+
+    def joined(array):
+        row = np.zeros((1, 12), np.int32)
         row[0, :5], row[0, 5:11] = array[0, :5], array[1, :6]
-        packed.append(row)
-    packed[1][0, 5:11] = 2  # the second segment
+        return row
+
+    packed = jax.tree.map(joined, alone)
+    packed.segments[0, 5:11] = 2  # the second segment
     index = [[4], [10]] if isinstance(settings, config.Decoder) else [[0], [5]]
-    together = model(*map(jnp.asarray, packed), jnp.array(index, jnp.int32))
+    together = model(jax.tree.map(jnp.asarray, packed), jnp.array(index, jnp.int32))
     np.testing.assert_allclose(together, separate, atol=1e-5)
 
 
@@ -92,12 +97,12 @@ def test_the_last_layer_computes_what_is_read_and_no_more(settings, remat):
 
     def whole(params):
         body = nnx.merge(graph, params).body
-        return heads.gather(body(*inputs), index, groups=1)
+        return heads.gather(body(inputs), index, groups=1)
 
     def needed(params):
         body = nnx.merge(graph, params).body
         read = partial(heads.gather, index=index, groups=1)
-        return body(*inputs, read=read)
+        return body(inputs, read=read)
 
     np.testing.assert_allclose(needed(params), whole(params), atol=1e-6)
     slopes = [
@@ -123,7 +128,7 @@ def test_layers_compiled_one_by_one_give_the_same_gradients(settings, monkeypatc
     for limit in (1 << 30, 1):
 
         def loss(params):
-            return jnp.sum(nnx.merge(graph, params)(*inputs, index))
+            return jnp.sum(nnx.merge(graph, params)(inputs, index))
 
         monkeypatch.setattr(layers, "_UNROLLED", limit)
         with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
@@ -146,9 +151,9 @@ def test_layers_are_looped_over_where_that_is_cheap(monkeypatch):
 def test_decoder_is_causal_and_encoder_is_not():
     for settings, changes in ((DECODER, False), (ENCODER, True)):
         model = make(settings)
-        tokens, segments, positions, types = rows([9])
-        other = tokens.at[0, 8].set(3)
-        a, b = (model.body(t, segments, positions, types) for t in (tokens, other))
+        given = rows([9])
+        other = dataclasses.replace(given, tokens=given.tokens.at[0, 8].set(3))
+        a, b = (model.body(x) for x in (given, other))
         assert (not np.allclose(a[0, :8], b[0, :8], atol=1e-6)) == changes
 
 
@@ -160,7 +165,7 @@ def test_rows_of_padding_have_finite_gradients(settings, remat):
     batch = rows([5, 0])
 
     def loss(params):
-        scores = nnx.merge(graphdef, params)(*batch, index_of(settings, [5, 1]))
+        scores = nnx.merge(graphdef, params)(batch, index_of(settings, [5, 1]))
         return scores[0, 0] + 0 * scores[1, 0]
 
     gradients = jax.grad(loss)(params)
@@ -181,7 +186,7 @@ def test_remat_changes_memory_and_nothing_else(settings):
         graphdef, params = nnx.split(make(chosen), nnx.Param)
 
         def loss(params, graphdef=graphdef):
-            return jnp.sum(nnx.merge(graphdef, params)(*batch, index))
+            return jnp.sum(nnx.merge(graphdef, params)(batch, index))
 
         kept = saved_residuals(loss, params)
         sizes.append(sum(a.size for a, why in kept if "argument" not in why))
@@ -210,8 +215,8 @@ def test_unrolled_layers_keep_no_more_than_products_and_norms_read():
 
     def loss(params):
         model = nnx.merge(graphdef, params)
-        inputs = (text, text, text * 0, text * 0, index)
-        return jnp.sum(model(*inputs, key=jax.random.key(1)))
+        inputs = Rows(text, text, text * 0, text * 0)
+        return jnp.sum(model(inputs, index, key=jax.random.key(1)))
 
     with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
         compiled = jax.jit(jax.grad(loss)).lower(params).compile()
@@ -226,7 +231,7 @@ def test_unrolled_layers_keep_no_more_than_products_and_norms_read():
 def test_bfloat16_stays_near_float32(settings):
     low = type(settings)(**{**vars_of(settings), "dtype": "bfloat16"})
     batch, index = rows([5, 9]), index_of(settings, [5, 9])
-    a, b = make(settings)(*batch, index), make(low)(*batch, index)
+    a, b = make(settings)(batch, index), make(low)(batch, index)
     assert b.dtype == jnp.float32
     np.testing.assert_allclose(a, b, atol=0.02)
     assert not np.array_equal(a, b)
@@ -236,10 +241,10 @@ def test_dropout_follows_its_key():
     settings = config.Encoder(**{**vars_of(ENCODER), "dropout": 0.5})
     model = make(settings)
     batch, index = rows([5, 9]), index_of(settings, [5, 9])
-    one = model(*batch, index, key=jax.random.key(1))
-    assert np.array_equal(one, model(*batch, index, key=jax.random.key(1)))
-    assert not np.allclose(one, model(*batch, index, key=jax.random.key(2)))
-    assert np.array_equal(model(*batch, index), model(*batch, index))
+    one = model(batch, index, key=jax.random.key(1))
+    assert np.array_equal(one, model(batch, index, key=jax.random.key(1)))
+    assert not np.allclose(one, model(batch, index, key=jax.random.key(2)))
+    assert np.array_equal(model(batch, index), model(batch, index))
 
 
 def test_each_dropout_draws_anew(monkeypatch):
@@ -255,7 +260,7 @@ def test_each_dropout_draws_anew(monkeypatch):
 
     monkeypatch.setattr(layers, "dropout", dropout)
     model = make(config.Encoder(**{**vars_of(ENCODER), "dropout": 0.5}))
-    model(*rows([5, 9]), index_of(ENCODER, [5, 9]), key=jax.random.key(1))
+    model(rows([5, 9]), index_of(ENCODER, [5, 9]), key=jax.random.key(1))
     jax.effects_barrier()
     assert len(keys) == len(set(keys)) == 2 * 2 + 2  # two a layer, embeddings, head
 
@@ -280,9 +285,9 @@ def test_dropout_keeps_what_it_says(width):
 def test_a_list_that_leaves_its_shard_scores_nan(settings):
     model, lengths = make(settings), [5, 9, 4, 7]
     batch, index = rows(lengths), index_of(settings, lengths)
-    right = model(*batch, index, groups=2)
-    np.testing.assert_allclose(right, model(*batch, index, groups=1), atol=1e-6)
-    swapped = model(*batch, index[::-1], groups=2)
+    right = model(batch, index, groups=2)
+    np.testing.assert_allclose(right, model(batch, index, groups=1), atol=1e-6)
+    swapped = model(batch, index[::-1], groups=2)
     assert np.isnan(swapped).all()
 
 
@@ -290,7 +295,7 @@ def test_language_model_tied_and_untied():
     for tied in (True, False):
         settings = config.Decoder(**{**vars_of(DECODER), "tie_embeddings": tied})
         model = make(settings, "language")
-        logits = model(*rows([5, 9]))
+        logits = model(rows([5, 9]))
         assert logits.shape == (2, 12, V) and logits.dtype == jnp.float32
         names = {path[0] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
         assert ("head" in names) == (not tied)

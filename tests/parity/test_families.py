@@ -199,7 +199,7 @@ def test_a_decoders_language_model(name, tmp_path):
     arrays = texts(lengths)
     tokens, segments = arrays[:2]
     ours = helpers.as_jax(arrays)
-    hidden, logits = np.asarray(model.body(*ours)), np.asarray(model(*ours))
+    hidden, logits = np.asarray(model.body(ours)), np.asarray(model(ours))
     for row, n in enumerate(lengths):  # alone: dynamic scaling reads the whole batch
         with torch.no_grad():
             found = theirs(
@@ -212,7 +212,7 @@ def test_a_decoders_language_model(name, tmp_path):
     row = np.concatenate([tokens[1, :15], tokens[0, :9]])[None]
     numbers = np.concatenate([np.full(15, 1), np.full(9, 2)])[None]
     places = np.concatenate([np.arange(15), np.arange(9)])[None]
-    packed = model(*helpers.as_jax([row, numbers, places, row * 0]))
+    packed = model(helpers.as_jax([row, numbers, places, row * 0]))
     with torch.no_grad():
         for part in (slice(15), slice(15, T)):
             found = theirs(torch.tensor(row[:, part])).logits[0]
@@ -242,11 +242,11 @@ def test_a_decoder_as_a_reranker_and_its_export(name, tmp_path, tokenizers):
     expected = scores_of(theirs, left, mask, late)
     index = jnp.asarray([[row * T + n - 1] for row, n in enumerate(lengths)], jnp.int32)
     arrays = helpers.as_jax([tokens, segments, positions, types])
-    np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
+    np.testing.assert_allclose(model(arrays, index), expected, atol=1e-4)
     # Padding on the left, of our own.
     index = jnp.asarray([[row * T + T - 1] for row in range(3)], jnp.int32)
     arrays = helpers.as_jax([left, mask, late, types * 0])
-    np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
+    np.testing.assert_allclose(model(arrays, index), expected, atol=1e-4)
     # And out again.
     export_huggingface(
         tmp_path / "out",
@@ -349,10 +349,10 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
     arrays = helpers.as_jax([tokens, segments, positions, types])
     real = segments.astype(bool)
     np.testing.assert_allclose(
-        np.asarray(model.body(*arrays))[real], hidden[real], atol=1e-4
+        np.asarray(model.body(arrays))[real], hidden[real], atol=1e-4
     )
     index = jnp.asarray([[0], [T]], jnp.int32)
-    np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
+    np.testing.assert_allclose(model(arrays, index), expected, atol=1e-4)
     # Padding on the left, and two texts in one row.
     turned = [np.concatenate([row[1:, 15:], row[1:, :15]], axis=1) for row in arrays]
     packed = [np.concatenate([x[1:, :15], x[:1]], axis=1) for x in arrays]
@@ -361,7 +361,7 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
         (turned, [[9]], expected[1:]),
         (packed, [[0, 15]], expected[::-1].T),
     ):
-        found = model(*helpers.as_jax(row), jnp.asarray(places, jnp.int32))
+        found = model(helpers.as_jax(row), jnp.asarray(places, jnp.int32))
         np.testing.assert_allclose(found, scores, atol=1e-4)
     export_huggingface(
         tmp_path / "out",
@@ -446,7 +446,7 @@ def test_chosen_layers_are_kept(tmp_path):
         ).logits.numpy()
     arrays = helpers.as_jax([tokens, segments, positions, types])
     index = jnp.asarray([[0], [T]], jnp.int32)
-    np.testing.assert_allclose(model(*arrays, index), expected, atol=1e-4)
+    np.testing.assert_allclose(model(arrays, index), expected, atol=1e-4)
     with pytest.raises(ModelError, match=r"layers \[0, 4\], .* are 0 to 3"):
         helpers.load(tmp_path, "score", keep_layers="0,4")
 
@@ -474,7 +474,7 @@ def test_a_score_from_the_logits_of_two_words(name, tmp_path, tokenizers):
         (("t7",), last[:, 7]),
     ):
         model, _ = helpers.imported(tmp_path, "score", score_tokens=tokens)
-        found = model(*helpers.as_jax(arrays), index)
+        found = model(helpers.as_jax(arrays), index)
         np.testing.assert_allclose(found[:, 0], expected, atol=1e-4)
     with pytest.raises(ModelError, match="no token 'T7'; did you mean t7"):
         helpers.load(tmp_path, "score", score_tokens=("T7",))

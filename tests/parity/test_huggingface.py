@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, train_wordpiece
 from ranker.models import build
@@ -67,7 +68,7 @@ def batch_of(lengths, vocab_size, T=12):
 
 
 def as_jax(arrays):
-    return [jnp.asarray(np.asarray(x), jnp.int32) for x in arrays]
+    return Rows(*(jnp.asarray(np.asarray(x), jnp.int32) for x in arrays))
 
 
 BERT = dict(
@@ -142,7 +143,7 @@ def our_scores(model, tokenizer, T=20):
         rows = np.zeros((4, 1, T), np.int32)
         for row, values in zip(rows, arrays, strict=True):
             row[0, :n] = list(values)
-        scores.append(float(model(*as_jax(rows), jnp.zeros((1, 1), jnp.int32))[0, 0]))
+        scores.append(float(model(as_jax(rows), jnp.zeros((1, 1), jnp.int32))[0, 0]))
     return scores
 
 

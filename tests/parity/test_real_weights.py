@@ -20,6 +20,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.data.prepare import prepare
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer
@@ -118,7 +119,7 @@ def test_a_real_llama_tells_its_published_story(tmp_path):
     greedy = expected["greedy_ids_from_bos"]
     tokens = jnp.asarray([greedy], jnp.int32)
     ones, place = jnp.ones_like(tokens), jnp.arange(256, dtype=jnp.int32)[None]
-    logits = np.asarray(model(tokens, ones, place, ones * 0))[0]
+    logits = np.asarray(model(Rows(tokens, ones, place, ones * 0)))[0]
     # Each token is the most likely after those before it: greedy decoding at once.
     assert logits.argmax(-1)[:-1].tolist() == greedy[1:]
     np.testing.assert_allclose(logits[0, :8], expected["logits_bos_first8"], atol=1e-4)
@@ -208,7 +209,7 @@ def test_a_real_bert_gives_its_reference_vectors(minilm):
         arrays[0, row, : len(ids)], arrays[1, row, : len(ids)] = ids, 1
         arrays[2, row, : len(ids)] = np.arange(len(ids))
     arrays[3, -1, : len(segment.types)] = segment.types
-    hidden = np.asarray(model.body(*helpers.as_jax(arrays)))
+    hidden = np.asarray(model.body(helpers.as_jax(arrays)))
     for row, (ids, vector) in enumerate(zip(encodings, vectors.values(), strict=True)):
         mean = hidden[row, : len(ids)].mean(axis=0)
         np.testing.assert_allclose(mean / np.linalg.norm(mean), vector, atol=1e-5)

@@ -433,7 +433,7 @@ def test_a_head_of_sentence_transformers(kind, tmp_path):
     ids = stock.tokenizer(*pair)["input_ids"]
     T = len(ids)
     arrays = helpers.as_jax([[ids], [[1] * T], [range(T)], [[0] * T]])
-    found = model(*arrays, np.array([[T - 1]], np.int32))
+    found = model(arrays, np.array([[T - 1]], np.int32))
     [expected] = stock.predict(
         [pair], activation_fn=torch.nn.Identity(), show_progress_bar=False
     )
@@ -478,7 +478,7 @@ def test_the_text_part_of_a_model_that_sees(tmp_path):
     tokens, segments, positions, types = helpers.batch_of([12], 98)
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits
-    found = model(*helpers.as_jax([tokens, segments, positions, types]))
+    found = model(helpers.as_jax([tokens, segments, positions, types]))
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 

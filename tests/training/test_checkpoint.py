@@ -231,7 +231,7 @@ def test_a_failure_is_written_and_read(tmp_path):
     report, arrays = load_failure(folder)
     assert report["step"] == 12 and report["metrics"] == {"loss": "nan"}
     assert report["records"] == ["q1", "q2"]
-    np.testing.assert_array_equal(arrays["tokens"], batch.tokens)
+    np.testing.assert_array_equal(arrays["rows.tokens"], batch.rows.tokens)
 
 
 def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):

@@ -41,8 +41,8 @@ def value_and_grad(settings, mesh_name, loss):
 
 
 def whole(model, batch):
-    logits = model(batch.tokens, batch.segments, batch.positions, batch.types)
-    return language.next_token(logits, batch.tokens, where=batch.loss_mask)
+    logits = model(batch.rows)
+    return language.next_token(logits, batch.rows.tokens, where=batch.loss_mask)
 
 
 def by_chunks(model, batch):
@@ -56,7 +56,7 @@ def by_chunks(model, batch):
     ids=["capped-one", "plain-sharded"],
 )
 def test_chunks_change_nothing(settings, mesh, monkeypatch):
-    rows = helpers.batch_of().tokens.shape[1]
+    rows = helpers.batch_of().rows.tokens.shape[1]
     monkeypatch.setattr(objectives, "_LOGITS", rows * helpers.V * 3)
     assert objectives.num_chunks(rows, helpers.T, helpers.V) == 4
     expected = value_and_grad(settings, "one", whole)

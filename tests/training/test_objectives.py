@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ranker import config
-from ranker.batch import Batch
+from ranker.batch import Batch, Rows
 from ranker.losses import distillation, listwise, pairwise, pointwise
 from ranker.training import objectives
 
@@ -22,10 +22,7 @@ def _batch():
     shape = (_LISTS, _SIZE)
     nothing = jnp.zeros((1, 1), jnp.int32)
     return Batch(
-        tokens=nothing,
-        segments=nothing,
-        positions=nothing,
-        types=nothing,
+        rows=Rows(nothing, nothing, nothing, nothing),
         loss_mask=nothing > 0,
         score_index=jnp.zeros(shape, jnp.int32),
         labels=jnp.asarray(generator.integers(0, 4, shape), jnp.float32),

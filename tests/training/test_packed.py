@@ -71,7 +71,7 @@ def test_scores_are_those_of_a_row_a_document(name):
     given = examples(6)
     one = packed(given, Layout(rows=9, length=32, size=SIZE))
     other = a_row_each(given, Layout(rows=18, length=T, size=SIZE))
-    assert one.segments.max() > 1 and other.segments.max() == 1
+    assert one.rows.segments.max() > 1 and other.rows.segments.max() == 1
     a, b = (np.asarray(score(params, batch)) for batch in (one, other))
     a, b = a[one.where], b[other.where]
     assert a.std() > 1e-3
@@ -163,15 +163,7 @@ def test_lists_are_scored_in_order(text, name, mesh):
         layout = Layout(rows=1, length=40, size=1)
         zero = np.zeros(1, np.float32)
         batch = pack([Example([segment], zero, zero)], [[0]], layout, pad=0)
-        alone.append(
-            model(
-                batch.tokens,
-                batch.segments,
-                batch.positions,
-                batch.types,
-                batch.score_index,
-            )[0, 0]
-        )
+        alone.append(model(batch.rows, batch.score_index)[0, 0])
     assert score._cache_size() == 1  # one shape, one compilation
     assert len(scores) == len(segments) == seen[-1][0]
     assert sum(tokens for _, tokens in seen) == sum(len(s.tokens) for s in segments)

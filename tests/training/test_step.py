@@ -23,7 +23,7 @@ def cut(batch, parts):
         return x.reshape((parts, x.shape[1] // parts, *x.shape[2:]))
 
     pieces = jax.tree.map(reshape, batch)
-    rows = pieces.tokens.shape[1]
+    rows = pieces.rows.tokens.shape[1]
     first = np.arange(parts)[:, None, None] * rows * helpers.T
     return helpers.Batch(
         **{
