@@ -26,6 +26,7 @@ ROWS = {
     "data": 3,
     "models": 3,
     "online": 3,
+    "online.__main__": 7,
     "reporting": 4,
     "scoring": 4,
     "serving.contract": 4,

@@ -1,0 +1,298 @@
+"""The commands end to end: flags, files, exit codes and sentences."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ranker.online import interleaving as il
+from ranker.online import simulate
+from ranker.online.__main__ import main
+
+
+def _pages(noise, seed=0):
+    """Forty queries whose results a system orders by grade and noise."""
+    generator = np.random.default_rng(7)
+    grades = generator.integers(0, 4, (40, 6))
+    order = np.argsort(
+        -grades - noise * np.random.default_rng(seed).random(grades.shape), axis=1
+    )
+    return [
+        simulate.Page(
+            f"query {q}", [f"d{q}-{d}" for d in order[q]], grades[q, order[q]].tolist()
+        )
+        for q in range(40)
+    ]
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    path = tmp_path_factory.mktemp("log") / "log.tsv"
+    rows = simulate.experiment_rows(
+        {"A": _pages(12.0), "B": _pages(1.0)},
+        users=500,
+        days=6,
+        pages=4.0,
+        behaviour=simulate.Behaviour(),
+        seed=1,
+    )
+    for row in rows:
+        row["device"] = "phone" if str(row["user"])[-1] in "135" else "desk"
+        row["latency"] = 40 + len(str(row["page"]))
+    simulate.write_rows(path, rows)
+    return path
+
+
+def _run(*arguments, code=0):
+    if code:
+        with pytest.raises(SystemExit) as stop:
+            main([str(one) for one in arguments])
+        return stop.value
+    return main([str(one) for one in arguments])
+
+
+def test_ab(log, tmp_path, capsys):
+    out, page, table = (tmp_path / name for name in ("o.json", "o.html", "o.md"))
+    flags = ("--json", out, "--html", page, "--markdown", table, "--segment", "device")
+    _run("ab", "--log", log, "--sequential", "--trigger", "results", *flags)
+    found = json.loads(out.read_text())
+    one = found["comparisons"]["B"]["PageCTR"]
+    assert one["lift_interval"][0] > 0 and one["p_value"] < 0.01
+    assert one["p_holm"] == one["p_value"]  # the primary is not corrected
+    by_hand = _by_hand(log)
+    for arm, key in (("A", "control"), ("B", "treatment")):
+        assert one[key] == pytest.approx(by_hand[arm][0] / by_hand[arm][1])
+        clicks = found["comparisons"]["B"]["clicks_per_page"][key]
+        assert clicks == pytest.approx(by_hand[arm][2] / by_hand[arm][1])
+    last = found["days"]["B"][-1]
+    assert last["p_value"] == pytest.approx(one["p_value"])
+    assert last["always_valid_p"] == found["sequential"]["B"]["p_value"]
+    assert {row["value"] for row in found["segments"]} == {"phone", "desk"}
+    assert found["triggered"]["share_of_pages"] > 0.5
+    assert found["srm"]["ok"] and not found["contradictions"]
+    assert any("no pre-period" in note for note in found["notes"])
+    assert "PageCTR (primary)" in capsys.readouterr().out
+    assert "<svg" in page.read_text() and "<script" not in page.read_text()
+    assert "| measure |" in table.read_text()
+
+
+def _by_hand(log):
+    """Clicked pages, pages and clicks of each arm, by plain Python."""
+    names, *rows = (line.split("\t") for line in log.read_text().splitlines())
+    pages, clicked, clicks = {}, {}, {}
+    for row in rows:
+        one = dict(zip(names, row, strict=True))
+        where = clicked if one["event"] == "click" else pages
+        where.setdefault(one["arm"], set()).add(one["page"])
+        clicks[one["arm"]] = clicks.get(one["arm"], 0) + (one["event"] == "click")
+    return {arm: (len(clicked[arm]), len(pages[arm]), clicks[arm]) for arm in pages}
+
+
+def test_ab_with_a_pre_period(log, tmp_path):
+    out = tmp_path / "o.json"
+    _run("ab", "--log", log, "--before", "2026-01-03", "--json", out)
+    one = json.loads(out.read_text())["comparisons"]["B"]["PageCTR"]
+    assert one["theta"] != 0 and one["plain"]["theta"] == 0
+    _run("ab", "--log", log, "--before", "2020-01-01", "--json", out)
+    notes = json.loads(out.read_text())["notes"]
+    assert any("--before is given and no event is earlier" in note for note in notes)
+
+
+def test_a_mismatch_of_the_split_stops_the_report(log, tmp_path, capsys):
+    lines = log.read_text().splitlines()
+    arm, user = (lines[0].split("\t").index(name) for name in ("arm", "user"))
+    cut = [
+        line
+        for line in lines
+        if not (line.split("\t")[arm] == "B" and line.split("\t")[user][-1] in "02468")
+    ]
+    path, out = tmp_path / "cut.tsv", tmp_path / "o.json"
+    path.write_text("\n".join(cut) + "\n")
+    stop = _run("ab", "--log", path, "--json", out, code=2)
+    assert stop.code == 2
+    assert "sample-ratio mismatch" in capsys.readouterr().err
+    found = json.loads(out.read_text())
+    assert not found["srm"]["ok"] and "comparisons" not in found
+    _run("ab", "--log", path, "--json", out, "--srm", "report")
+    assert "comparisons" in json.loads(out.read_text())
+    _run("ab", "--log", path, "--json", out, "--shares", "A=2", "B=1")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--primary", "CTR"), "no such measure"),
+        (("--control", "C"), "the log has the arms A, B"),
+        (("--shares", "C=1"), "names the arm 'C'"),
+        (("--shares", "A"), "expected NAME=VALUE"),
+        (("--shares", "A=x"), "expected a number"),
+        (("--before", "2030-01-01"), "no page with an arm at or after"),
+        (("--trigger", "column"), "needs a column 'triggered'"),
+        (("--satisfied", "900"), "no click could be satisfied"),
+        (("--segment", "country"), "has no column 'country'"),
+        (("--level", "0.2"), "--level 0.2"),
+    ],
+)
+def test_settings_that_cannot_work_say_what_to_do(log, flags, said):
+    assert said in str(_run("ab", "--log", log, *flags, code=1))
+
+
+def test_one_arm_alone_is_no_comparison(log, tmp_path):
+    lines = log.read_text().splitlines()
+    arm = lines[0].split("\t").index("arm")
+    path = tmp_path / "one.tsv"
+    kept = [line for line in lines[1:] if line.split("\t")[arm] == "A"]
+    path.write_text("\n".join([lines[0], *kept]) + "\n")
+    assert "the arm 'A' alone" in str(_run("ab", "--log", path, code=1))
+    path.write_text(
+        "\n".join(line.replace("\tA\t", "\t\t") for line in [lines[0], *kept])
+    )
+    assert "'arm' is missing or empty" in str(_run("ab", "--log", path, code=1))
+
+
+def test_buckets_change_nothing(log, tmp_path, monkeypatch):
+    from ranker.online import events
+
+    found = []
+    for rows in (10**9, 900):
+        monkeypatch.setattr(events, "ROWS_A_BUCKET", rows)
+        out = tmp_path / f"{rows}.json"
+        _run("ab", "--log", log, "--json", out, "--before", "2026-01-03")
+        found.append(json.loads(out.read_text()))
+    one, other = found
+    assert one["arms"] == other["arms"] and one["contradictions"] == {}
+    for name, effect in one["comparisons"]["B"].items():
+        assert other["comparisons"]["B"][name]["lift"] == pytest.approx(effect["lift"])
+        assert other["comparisons"]["B"][name]["p_value"] == pytest.approx(
+            effect["p_value"]
+        )
+
+
+def test_aa_and_power(log, tmp_path):
+    out, page = tmp_path / "o.json", tmp_path / "o.html"
+    _run("aa", "--log", log, "--splits", 400, "--json", out, "--html", page)
+    one = json.loads(out.read_text())["measures"]["PageCTR"]
+    assert 0.02 < one["false_positives"] < 0.09 and sum(one["histogram"]) == 400
+    flags = ("--lift", 0.01, 0.2, "--users", 1000, "--before", "2026-01-03")
+    _run("power", "--log", log, *flags, "--json", out, "--html", page)
+    rows = json.loads(out.read_text())["rows"]
+    assert rows[0]["plain"]["users"] > 100 * rows[1]["plain"]["users"]
+    assert rows[0]["plain"]["days"] > rows[1]["plain"]["days"]
+    assert "cuped" in rows[0] and rows[1]["plain"]["power"] > 0.9
+
+
+def _interleaved(path, systems, users=250, seed=0, method=il.team_draft):
+    """A log of pages that two systems share; the behaviour prefers good results."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        for number in range(1 + int(generator.poisson(3))):
+            at = int(generator.integers(0, 40))
+            grade = {
+                d: g
+                for one in systems
+                for d, g in zip(one[at].documents, one[at].grades, strict=True)
+            }
+            key = il.make_key(str(at), f"u{user}", str(number))
+            mixed = method(*(one[at].documents for one in systems), key, length=6)
+            page = simulate.Page(
+                f"query {at}", mixed.documents, [grade[d] for d in mixed.documents]
+            )
+            rows += simulate.page_rows(
+                page,
+                {"user": f"u{user}", "page": f"u{user}-{number}", "query": page.query},
+                1e9 + 10_000 * number,
+                simulate.Behaviour(model="cascade"),
+                generator,
+                [
+                    {"team": t, "score": c}
+                    for t, c in zip(mixed.teams, mixed.credits, strict=True)
+                ],
+            )
+    simulate.write_rows(path, rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "flags"),
+    [
+        (il.team_draft, ()),
+        (il.team_draft, ("--credit", "dwell")),
+        (il.team_draft, ("--credit", "satisfied", "--names", "a=old", "b=new")),
+        (il.optimised, ("--by", "score")),
+        (il.probabilistic, ("--by", "score")),
+    ],
+)
+def test_interleave_finds_the_better_system(tmp_path, method, flags):
+    path, out = tmp_path / "i.jsonl", tmp_path / "o.json"
+    _interleaved(path, (_pages(12.0), _pages(1.0)), method=method)
+    html = tmp_path / "o.html"
+    _run("interleave", "--log", path, "--json", out, "--html", html, *flags)
+    found = json.loads(out.read_text())
+    assert found["interval"][1] < 0 and found["p_value"] < 0.05
+    assert found["preferred"] == ("new" if "--names" in flags else "b")
+    assert found["wins"] + found["losses"] + found["ties"] == found["clicked_pages"]
+
+
+def test_interleave_of_three_systems_is_corrected(tmp_path):
+    path, out = tmp_path / "m.jsonl", tmp_path / "o.json"
+    rows = []
+    for user in range(40):
+        base = {"user": f"u{user}", "page": f"p{user}", "query": "q"}
+        for at, team in enumerate(("x", "y", "z"), 1):
+            shown = {"document_id": f"d{at}", "position": at, "team": team}
+            rows.append({**base, "time": 1e9, "event": "page", **shown})
+        rows.append({**base, "time": 1e9 + 9, "event": "click", "document_id": "d1"})
+    simulate.write_rows(path, rows)
+    _run("interleave", "--log", path, "--json", out)
+    pairs = json.loads(out.read_text())["pairs"]
+    assert [(one["a"], one["b"]) for one in pairs] == [
+        ("x", "y"),
+        ("x", "z"),
+        ("y", "z"),
+    ]
+    assert [one["wins"] for one in pairs] == [40, 40, 0]
+    assert pairs[2]["p_holm"] == 1.0 and pairs[0]["preferred"] == "x"
+
+
+def test_gsb(tmp_path):
+    for name, scores in (("old", (3, 2, 1)), ("new", (1, 2, 3))):
+        lines = [
+            f"q{q} Q0 d{d} 1 {scores[d] if q else d} t"
+            for q in range(9)
+            for d in range(3)
+        ]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    sheet, key, out = (tmp_path / name for name in ("s.tsv", "k.json", "o.json"))
+    runs = [f"{name}={tmp_path / name}" for name in ("old", "new")]
+    _run("gsb", "--run", *runs, "--sheet", sheet, "--key", key)
+    header, *rows = (line.split("\t") for line in sheet.read_text().splitlines())
+    assert "old" not in sheet.read_text() and len(rows) == 8
+    left = json.loads(key.read_text())["left"]
+    assert set(left.values()) == {"old", "new"}  # sides are drawn
+    for row in rows:  # a judge who likes the new one, but for one query
+        likes = "old" if row[0] == "q3" else "new"
+        row[header.index("verdict")] = "left" if left[row[0]] == likes else "right"
+    sheet.write_text("\n".join("\t".join(row) for row in [header, *rows]) + "\n")
+    _run("gsb", "--judged", "--sheet", sheet, "--key", key, "--json", out)
+    found = json.loads(out.read_text())
+    assert (found["good"], found["bad"], found["unchanged"]) == (7, 1, 1)
+    assert found["gsb"] == pytest.approx(6 / 8)
+    assert found["sign_p_value"] == pytest.approx(2 * 9 / 2**8)
+    sheet.write_text(sheet.read_text().replace("\tleft\n", "\tbetter\n", 1))
+    stop = _run("gsb", "--judged", "--sheet", sheet, "--key", key, code=1)
+    assert "field 'verdict': found 'better'" in str(stop)
+
+
+def test_it_starts_without_jax():
+    code = (
+        "import sys\nsys.argv = ['x', 'ab', '--help']\n"
+        "from ranker.online.__main__ import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "assert not {'jax', 'flax', 'torch', 'tensorflow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--sequential" in done.stdout
