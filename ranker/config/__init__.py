@@ -42,10 +42,12 @@ from ranker.config.training import Batch as Batch
 from ranker.config.training import DevMetric as DevMetric
 from ranker.config.training import Distillation as Distillation
 from ranker.config.training import DistillationLoss as DistillationLoss
+from ranker.config.training import LambdaScheme as LambdaScheme
 from ranker.config.training import Language as Language
 from ranker.config.training import Loop as Loop
 from ranker.config.training import Lora as Lora
 from ranker.config.training import LoraTarget as LoraTarget
+from ranker.config.training import MarginLoss as MarginLoss
 from ranker.config.training import Objective as Objective
 from ranker.config.training import Optim as Optim
 from ranker.config.training import Rank as Rank

@@ -1,5 +1,6 @@
 """Checks that settings share; each raises `ConfigError`."""
 
+import math
 from typing import Any
 
 from ranker.errors import ConfigError
@@ -12,10 +13,22 @@ def require(condition: bool, message: str) -> None:
 
 
 def positive(config: Any, *names: str) -> None:
-    """Raises `ConfigError` for a named field that is not above 0."""
+    """Raises `ConfigError` for a named field that is not above 0, or not finite."""
     for name in names:
         value = getattr(config, name)
         require(
-            value > 0,
-            f"{type(config).__name__}.{name} must be above 0, found {value}",
+            0 < value < math.inf,
+            f"{type(config).__name__}.{name} must be above 0"
+            f"{' and finite' if value > 0 else ''}, found {value}",
+        )
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """Raises `ConfigError` for a named field that is below 0, or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        require(
+            0 <= value < math.inf,
+            f"{type(config).__name__}.{name} must be 0 or more"
+            f"{' and finite' if value > 0 else ''}, found {value}",
         )

@@ -1,9 +1,10 @@
 """Settings of one training run: optimiser, batch, loop, objective, adapters."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ranker.config.checks import positive, require
+from ranker.config.checks import not_negative, positive, require
 from ranker.config.models import DType
 
 
@@ -98,6 +99,7 @@ class Language:
 RankLoss = Literal[
     "softmax",
     "list_net",
+    "info_nce",
     "list_mle",
     "position_aware_list_mle",
     "approx_ndcg",
@@ -110,64 +112,104 @@ RankLoss = Literal[
 ]
 
 
+LambdaScheme = Literal["ndcg_loss_1", "lambda_rank", "ndcg_loss_2", "ndcg_loss_2pp"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rank:
     """Rank losses over the judged documents of a query, each times its weight."""
 
     loss: tuple[RankLoss, ...] = ("softmax",)  # several are added up
     loss_weights: tuple[float, ...] = ()  # of each loss; empty: 1 each
+    # what counts alike in losses over documents and pairs: each of them, or each list
+    unit: Literal["item", "list"] = "item"
     # of ranknet's and hinge's pairs; delta_ndcg makes ranknet LambdaRank
     pair_weights: Literal["equal", "grade_difference", "delta_ndcg"] = "equal"
     margin: float = 1.0  # score units, of hinge
     temperature: float = 0.1  # score units, of approx_ndcg
-    mu: float = 10.0  # weight of lambda_loss's second term
+    softmax_temperature: float = 1.0  # score units, of softmax, list_net and info_nce
+    relevance: float = 1.0  # lowest label of a positive, of info_nce
+    scheme: LambdaScheme = "ndcg_loss_2pp"  # of lambda_loss
+    mu: float = 10.0  # weight of the second term of lambda_loss's ndcg_loss_2pp
+    sigma: float = 1.0  # steepness of lambda_loss's logistic, per score unit
+    cutoff: int = 0  # k of the NDCG@k that lambda_loss bounds; 0: the whole list
     highest_grade: float = 1.0  # certainly relevant, of sigmoid_cross_entropy
     thresholds: tuple[float, ...] = (0.5, 1.5, 2.5, 3.5)  # between grades, of ordinal
 
     def __post_init__(self):
         _check_mixture(self.loss, self.loss_weights, "objective.loss")
         require(bool(self.loss), "objective.loss names no loss; name at least one")
-        positive(self, "temperature", "highest_grade")
+        positive(self, "temperature", "highest_grade", "softmax_temperature", "sigma")
+        not_negative(self, "margin", "mu", "cutoff")
         require(
             list(self.thresholds) == sorted(self.thresholds) and bool(self.thresholds),
             f"objective.thresholds must rise, found {self.thresholds}",
         )
 
 
-DistillationLoss = Literal[
+MarginLoss = Literal[
+    "margin_mse",
     "margin_mse_positive_negative",
+    "margin_mse_positive_negative_gap",
+    "margin_mse_sampled",
+    "margin_mse_teacher_top",
+    "margin_mse_teacher_sampled",
+    "margin_mse_gap",
     "margin_mse_reference",
+]
+
+DistillationLoss = Literal[
+    MarginLoss,
     "listwise_kl",
     "ranknet_on_teacher_order",
+    "info_nce_on_teacher_top",
     "adr_mse",
+    "soft_cross_entropy",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation:
-    """alpha * point-wise MSE + beta * margin MSE, against the teacher's scores."""
+    """alpha * point-wise MSE + beta * a margin MSE, against the teacher's scores."""
 
     alpha: float = 1.0  # weight of the point-wise term; 0: without it
-    beta: float = 1.0  # weight of the margin term over all pairs; 0: without it
+    beta: float = 1.0  # weight of the margin term; 0: without it
+    margin_loss: MarginLoss = "margin_mse"  # the margin term: which pairs, how counted
     loss: tuple[DistillationLoss, ...] = ()  # further losses, added to the two
     loss_weights: tuple[float, ...] = ()  # of each further loss; empty: 1 each
-    temperature: float = 1.0  # score units, of listwise_kl and adr_mse
+    # what counts alike in losses over documents and pairs: each of them, or each list
+    unit: Literal["item", "list"] = "item"
+    top: int = 1  # documents that are the teacher's top, of the losses named so
+    # score units, of listwise_kl, adr_mse, soft_cross_entropy, info_nce_on_teacher_top
+    temperature: float = 1.0
     # standardised per list or set, or fitted to the grades of train
     target_scale: Literal["raw", "list", "data", "labels"] = "data"
+    # "list": a list's deviation counts as at least this share of all scores', so that
+    # one to which the teacher is indifferent is not blown up
+    target_floor: float = 0.1
+    # what soft_cross_entropy takes the teacher's raw scores for
+    teacher_scores: Literal["log_odds", "probabilities"] = "log_odds"
 
     def __post_init__(self):
         _check_mixture(self.loss, self.loss_weights, "objective.loss")
-        require(
-            self.alpha >= 0 and self.beta >= 0,
-            "objective.alpha and objective.beta must be 0 or more, found "
-            f"{self.alpha} and {self.beta}",
-        )
+        not_negative(self, "alpha", "beta", "target_floor")
         require(
             self.alpha + self.beta > 0 or bool(self.loss),
             "objective.alpha and objective.beta are both 0 and objective.loss names no "
             "other loss: there is nothing to minimise",
         )
-        positive(self, "temperature")
+        require(
+            not (self.beta and self.margin_loss in self.loss),
+            f"objective.loss names {self.margin_loss!r}, which is already objective."
+            f"margin_loss, with the weight objective.beta {self.beta}; leave one out",
+        )
+        require(
+            "soft_cross_entropy" not in self.loss or self.target_scale == "raw",
+            "objective.loss soft_cross_entropy takes the teacher's scores for "
+            f"{self.teacher_scores}, and objective.target_scale {self.target_scale!r} "
+            "changes them; set objective.target_scale=raw",
+        )
+        positive(self, "temperature", "top")
 
 
 def _check_mixture(
@@ -183,8 +225,8 @@ def _check_mixture(
         f"{name}; give one each, or none for 1 each",
     )
     require(
-        all(weight > 0 for weight in weights),
-        f"{name}_weights must be above 0, found {weights}",
+        all(0 < weight < math.inf for weight in weights),
+        f"{name}_weights must be above 0 and finite, found {weights}",
     )
 
 

@@ -4,6 +4,7 @@ Nothing is sorted and nothing is infinite. A rank is a count of comparisons, L *
 list of L documents, and gradients stay finite for every mask. All is float32.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -154,12 +155,21 @@ def discounts(ranks: Float[Array, "*B L"]) -> Float[Array, "*B L"]:
 
 
 def gains(
-    labels: Float[Array, "*B L"], where: Bool[Array, "*B L"]
+    labels: Float[Array, "*B L"],
+    where: Bool[Array, "*B L"],
+    weights: Float[Array, "*B L"] | None = None,
+    cutoff: int = 0,
 ) -> Float[Array, "*B L"]:
     """Gains 2 ** label - 1, divided by the DCG of the ideal order: they sum up to NDCG.
 
     A negative label gains nothing, and neither does any document of a list without a
     label above 0. Large labels do not overflow.
+
+    Args:
+      labels: [*B, L], judgements.
+      where: [*B, L] bool, True for real documents.
+      weights: [*B, L], 0 or more, factors of the gains; None: 1 each.
+      cutoff: rank at which the ideal DCG ends; 0: it has none.
 
     >>> import jax.numpy as jnp
     >>> g = gains(jnp.array([0.0, 1.0, 2.0]), jnp.ones(3, bool))
@@ -170,5 +180,40 @@ def gains(
     # Relative to the largest label: the ratio stays, and 2 ** label cannot overflow.
     top = jnp.max(y, axis=-1, keepdims=True)
     gain = masked(jnp.exp2(y - top) - jnp.exp2(-top), where)
-    ideal = jnp.sum(gain * discounts(ranks(y, where)), axis=-1, keepdims=True)
+    if weights is None:
+        rank = ranks(y, where)
+    else:
+        gain = gain * masked(weights, where)
+        rank = ranks(gain, where)
+    discount = discounts(rank)
+    if cutoff:
+        discount = jnp.where(rank <= cutoff, discount, 0.0)
+    ideal = jnp.sum(gain * discount, axis=-1, keepdims=True)
     return gain / jnp.where(ideal > 0, ideal, 1.0)
+
+
+# --- weights ---
+
+
+def weighted_shares(
+    shares: Float[Array, "*B L"],
+    where: Bool[Array, "*B L"],
+    weights: Float[Array, "*B L"] | None,
+) -> tuple[Float[Array, "*B L"], Float[Array, "*B"] | None]:
+    """Shares times documents' weights, made to add up to 1 again, and their sum before.
+
+    The sum is the mean weight of what a list is about: what the list itself counts by.
+    Without weights the shares are what they were, and the sum is None, for 1.
+
+    >>> import jax.numpy as jnp
+    >>> shares, weights = jnp.array([0.5, 0.5, 0.0]), jnp.array([6.0, 2.0, 9.0])
+    >>> shares, worth = weighted_shares(shares, jnp.ones(3, bool), weights)
+    >>> shares.tolist(), float(worth)
+    ([0.75, 0.25, 0.0], 4.0)
+    """
+    if weights is None:
+        return shares, None
+    chex.assert_equal_shape([shares, where, weights])
+    shares = shares * masked(weights, where)
+    worth = jnp.sum(shares, axis=-1)
+    return shares / jnp.where(worth > 0, worth, 1.0)[..., None], worth

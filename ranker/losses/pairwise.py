@@ -3,6 +3,8 @@
 Each takes `pair_weights`, a function (scores, labels, where) -> [*B, L, L] factors of
 the pairs. The unit of weight stays the pair, whatever its factor: a factor may depend
 on the scores, and a denominator must not.
+
+`unit`, `document_weights` and `list_weights` are explained in losses/reduction.py.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ranker.losses import lists
-from ranker.losses.reduction import WeightedSum, weighted_sum
+from ranker.losses.reduction import PairUnit, WeightedSum, over_pairs
 
 PairWeights = Callable[
     [Float[Array, "*B L"], Float[Array, "*B L"], Bool[Array, "*B L"]],
@@ -66,6 +68,9 @@ def ranknet(
     *,
     where: Bool[Array, "*B L"],
     pair_weights: PairWeights = equal_weights,
+    unit: PairUnit = "pair",
+    document_weights: Float[Array, "*B L"] | None = None,
+    list_weights: Float[Array, "*B"] | None = None,
 ) -> WeightedSum:
     """Logistic loss on score differences of ordered pairs. Unit of weight: pair.
 
@@ -77,6 +82,9 @@ def ranknet(
       labels: [*B, L], judgements; only their order counts, but for `pair_weights`.
       where: [*B, L] bool, True for real documents.
       pair_weights: factors of the pairs; `delta_ndcg` makes this LambdaRank.
+      unit: what counts alike, each "pair" or each "list".
+      document_weights: [*B, L], 0 or more, a pair's product counts; None: 1 each.
+      list_weights: [*B], 0 or more; None: 1 each.
     Returns: WeightedSum of float32 scalars: total over ordered pairs, weight = their
         number.
     Raises: AssertionError when shapes differ (while tracing).
@@ -98,7 +106,13 @@ def ranknet(
     margins = lists.differences(lists.masked(scores, where))
     factors = pair_weights(scores, labels, where)
     losses = factors * jax.nn.softplus(-margins)  # [*B, L, L]
-    return weighted_sum(losses, lists.preferences(labels, where))
+    return over_pairs(
+        losses,
+        lists.preferences(labels, where),
+        unit=unit,
+        document_weights=document_weights,
+        list_weights=list_weights,
+    )
 
 
 def hinge(
@@ -108,6 +122,9 @@ def hinge(
     where: Bool[Array, "*B L"],
     margin: float = 1.0,
     pair_weights: PairWeights = equal_weights,
+    unit: PairUnit = "pair",
+    document_weights: Float[Array, "*B L"] | None = None,
+    list_weights: Float[Array, "*B"] | None = None,
 ) -> WeightedSum:
     """How far ordered pairs fall short of a margin. Unit of weight: pair.
 
@@ -120,6 +137,9 @@ def hinge(
       where: [*B, L] bool, True for real documents.
       margin: score units that the better document is to lead by.
       pair_weights: factors of the pairs.
+      unit: what counts alike, each "pair" or each "list".
+      document_weights: [*B, L], 0 or more, a pair's product counts; None: 1 each.
+      list_weights: [*B], 0 or more; None: 1 each.
     Returns: WeightedSum of float32 scalars: total over ordered pairs, weight = their
         number.
     Raises: AssertionError when shapes differ (while tracing).
@@ -139,4 +159,10 @@ def hinge(
     margins = lists.differences(lists.masked(scores, where))
     factors = pair_weights(scores, labels, where)
     losses = factors * jax.nn.relu(margin - margins)  # [*B, L, L]
-    return weighted_sum(losses, lists.preferences(labels, where))
+    return over_pairs(
+        losses,
+        lists.preferences(labels, where),
+        unit=unit,
+        document_weights=document_weights,
+        list_weights=list_weights,
+    )

@@ -1,4 +1,7 @@
-"""Point-wise losses: each document on its own, against its label."""
+"""Point-wise losses: each document on its own, against its label.
+
+`unit`, `document_weights` and `list_weights` are explained in losses/reduction.py.
+"""
 
 from collections.abc import Sequence
 
@@ -8,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ranker.losses.lists import masked
-from ranker.losses.reduction import WeightedSum, weighted_sum
+from ranker.losses.reduction import DocumentUnit, WeightedSum, over_documents
 
 
 def mse(
@@ -16,6 +19,9 @@ def mse(
     labels: Float[Array, "*B L"],
     *,
     where: Bool[Array, "*B L"],
+    unit: DocumentUnit = "document",
+    document_weights: Float[Array, "*B L"] | None = None,
+    list_weights: Float[Array, "*B"] | None = None,
 ) -> WeightedSum:
     """Squared distance of each score from its label. Unit of weight: document.
 
@@ -25,6 +31,9 @@ def mse(
       scores: [*B, L], unbounded.
       labels: [*B, L], values that the scores are to take.
       where: [*B, L] bool, True for real documents.
+      unit: what counts alike, each "document" or each "list".
+      document_weights: [*B, L], 0 or more; None: 1 each.
+      list_weights: [*B], 0 or more; None: 1 each.
     Returns: WeightedSum of float32 scalars: total over documents, weight = their
         number.
     Raises: AssertionError when shapes differ (while tracing).
@@ -39,7 +48,13 @@ def mse(
         (4.0, 2.0)
     """
     chex.assert_equal_shape([scores, labels, where])
-    return weighted_sum((masked(scores, where) - masked(labels, where)) ** 2, where)
+    return over_documents(
+        (masked(scores, where) - masked(labels, where)) ** 2,
+        where,
+        unit=unit,
+        document_weights=document_weights,
+        list_weights=list_weights,
+    )
 
 
 def sigmoid_cross_entropy(
@@ -48,6 +63,9 @@ def sigmoid_cross_entropy(
     *,
     where: Bool[Array, "*B L"],
     highest: float = 1.0,
+    unit: DocumentUnit = "document",
+    document_weights: Float[Array, "*B L"] | None = None,
+    list_weights: Float[Array, "*B"] | None = None,
 ) -> WeightedSum:
     """Cross-entropy of sigmoid(score) and relevance. Unit of weight: document.
 
@@ -61,6 +79,9 @@ def sigmoid_cross_entropy(
       where: [*B, L] bool, True for real documents.
       highest: label from which on a document is relevant for certain. At 1, grades are
         binary, relevant or not; at the highest grade, they are graded probabilities.
+      unit: what counts alike, each "document" or each "list".
+      document_weights: [*B, L], 0 or more; None: 1 each.
+      list_weights: [*B], 0 or more; None: 1 each.
     Returns: WeightedSum of float32 scalars: total over documents, weight = their
         number.
     Raises: AssertionError when shapes differ (while tracing).
@@ -78,7 +99,13 @@ def sigmoid_cross_entropy(
     chex.assert_equal_shape([scores, labels, where])
     s = masked(scores, where)
     p = jnp.clip(masked(labels, where) / highest, 0.0, 1.0)
-    return weighted_sum(p * jax.nn.softplus(-s) + (1 - p) * jax.nn.softplus(s), where)
+    return over_documents(
+        p * jax.nn.softplus(-s) + (1 - p) * jax.nn.softplus(s),
+        where,
+        unit=unit,
+        document_weights=document_weights,
+        list_weights=list_weights,
+    )
 
 
 def ordinal(
@@ -87,6 +114,9 @@ def ordinal(
     *,
     where: Bool[Array, "*B L"],
     thresholds: Sequence[float] = (0.5, 1.5, 2.5, 3.5),
+    unit: DocumentUnit = "document",
+    document_weights: Float[Array, "*B L"] | None = None,
+    list_weights: Float[Array, "*B"] | None = None,
 ) -> WeightedSum:
     """Logistic loss of each score at each threshold of grade. Unit of weight: document.
 
@@ -100,6 +130,9 @@ def ordinal(
       where: [*B, L] bool, True for real documents.
       thresholds: rising score units; the k-th parts grade k - 1 from grade k. The
         default is for grades 0 to 4, on the scale where a score rounds to its grade.
+      unit: what counts alike, each "document" or each "list".
+      document_weights: [*B, L], 0 or more; None: 1 each.
+      list_weights: [*B], 0 or more; None: 1 each.
     Returns: WeightedSum of float32 scalars: total over documents, weight = their
         number.
     Raises: AssertionError when shapes differ (while tracing).
@@ -122,4 +155,10 @@ def ordinal(
     for grade, threshold in enumerate(thresholds, start=1):
         above = s - threshold
         losses += jax.nn.softplus(jnp.where(y >= grade, -above, above))
-    return weighted_sum(losses, where)
+    return over_documents(
+        losses,
+        where,
+        unit=unit,
+        document_weights=document_weights,
+        list_weights=list_weights,
+    )

@@ -7,6 +7,7 @@ zero.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,16 @@ from jaxtyping import Array, Float
 
 from ranker import config
 from ranker.batch import Batch
-from ranker.losses import distillation, language, listwise, pairwise, pointwise
-from ranker.losses.lists import collapsed
+from ranker.losses import (
+    distillation,
+    language,
+    lists,
+    listwise,
+    margins,
+    pairwise,
+    pointwise,
+    schemes,
+)
 from ranker.losses.reduction import WeightedSum
 from ranker.models.build import Head
 
@@ -90,11 +99,11 @@ def _ranking(
 
     def watched(scores: Scores, batch: Batch) -> Parts:
         """The losses, and whether the scores order nothing, which is not minimised."""
-        still = collapsed(jax.lax.stop_gradient(scores), batch.where)
-        lists = jnp.sum(jnp.sum(batch.where, axis=-1) > 1, dtype=jnp.float32)
+        still = lists.collapsed(jax.lax.stop_gradient(scores), batch.where)
+        longer = jnp.sum(jnp.sum(batch.where, axis=-1) > 1, dtype=jnp.float32)
         return {
             **losses(scores, batch),
-            "collapsed": WeightedSum(still * lists, lists),  # share of the lists
+            "collapsed": WeightedSum(still * longer, longer),  # share of the lists
         }
 
     def weights(batch: Batch) -> dict[str, Array]:
@@ -110,10 +119,41 @@ PAIR_WEIGHTS: dict[str, pairwise.PairWeights] = {
     "delta_ndcg": pairwise.delta_ndcg,
 }
 
+SCHEMES: dict[str, schemes.Scheme] = {
+    "ndcg_loss_1": schemes.ndcg_loss_1,
+    "lambda_rank": schemes.lambda_rank,
+    "ndcg_loss_2": schemes.ndcg_loss_2,
+    "ndcg_loss_2pp": schemes.ndcg_loss_2pp,
+}
+
+
+def _documents(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
+    """What a loss over documents takes beside scores and labels."""
+    unit = "document" if settings.unit == "item" else "list"
+    return {"where": batch.where, "unit": unit}
+
+
+def _pairs(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
+    """What a loss over pairs takes beside scores and labels."""
+    unit = "pair" if settings.unit == "item" else "list"
+    return {"where": batch.where, "unit": unit}
+
+
 # A loss by its name in a config: (settings c, scores s, batch b) -> WeightedSum.
 RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
-    "softmax": lambda c, s, b: listwise.softmax(s, b.labels, where=b.where),
-    "list_net": lambda c, s, b: listwise.list_net(s, b.labels, where=b.where),
+    "softmax": lambda c, s, b: listwise.softmax(
+        s, b.labels, where=b.where, temperature=c.softmax_temperature
+    ),
+    "list_net": lambda c, s, b: listwise.list_net(
+        s, b.labels, where=b.where, temperature=c.softmax_temperature
+    ),
+    "info_nce": lambda c, s, b: listwise.info_nce(
+        s,
+        b.labels,
+        where=b.where,
+        relevance=c.relevance,
+        temperature=c.softmax_temperature,
+    ),
     "list_mle": lambda c, s, b: listwise.list_mle(s, b.labels, where=b.where),
     "position_aware_list_mle": lambda c, s, b: listwise.position_aware_list_mle(
         s, b.labels, where=b.where
@@ -122,52 +162,104 @@ RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
         s, b.labels, where=b.where, temperature=c.temperature
     ),
     "lambda_loss": lambda c, s, b: listwise.lambda_loss(
-        s, b.labels, where=b.where, mu=c.mu
+        s,
+        b.labels,
+        where=b.where,
+        scheme=SCHEMES[c.scheme],
+        mu=c.mu,
+        sigma=c.sigma,
+        cutoff=c.cutoff,
     ),
     "ranknet": lambda c, s, b: pairwise.ranknet(
-        s, b.labels, where=b.where, pair_weights=PAIR_WEIGHTS[c.pair_weights]
+        s, b.labels, pair_weights=PAIR_WEIGHTS[c.pair_weights], **_pairs(c, b)
     ),
     "hinge": lambda c, s, b: pairwise.hinge(
         s,
         b.labels,
-        where=b.where,
         margin=c.margin,
         pair_weights=PAIR_WEIGHTS[c.pair_weights],
+        **_pairs(c, b),
     ),
-    "mse": lambda c, s, b: pointwise.mse(s, b.labels, where=b.where),
+    "mse": lambda c, s, b: pointwise.mse(s, b.labels, **_documents(c, b)),
     "sigmoid_cross_entropy": lambda c, s, b: pointwise.sigmoid_cross_entropy(
-        s, b.labels, where=b.where, highest=c.highest_grade
+        s, b.labels, highest=c.highest_grade, **_documents(c, b)
     ),
     "ordinal": lambda c, s, b: pointwise.ordinal(
-        s, b.labels, where=b.where, thresholds=c.thresholds
+        s, b.labels, thresholds=c.thresholds, **_documents(c, b)
     ),
 }
+
+_Weighing = Callable[[config.Distillation, Batch], Array]
+
+
+def _drawn(pairs: Array) -> Array:
+    # One key for all steps: lists come shuffled, so a place is a random document.
+    return margins.drawn(pairs, jax.random.key(0))
+
+
+# Which pairs each margin loss compares, and how much they count: see losses/margins.py.
+MARGINS: dict[str, _Weighing] = {
+    "margin_mse": lambda c, b: margins.every(b.where),
+    "margin_mse_positive_negative": lambda c, b: margins.by_label(b.labels, b.where),
+    "margin_mse_positive_negative_gap": lambda c, b: margins.by_gap(
+        margins.by_label(b.labels, b.where), b.targets, b.where
+    ),
+    "margin_mse_sampled": lambda c, b: _drawn(margins.by_label(b.labels, b.where)),
+    "margin_mse_teacher_top": lambda c, b: margins.of_top(
+        b.targets, b.where, top=c.top
+    ),
+    "margin_mse_teacher_sampled": lambda c, b: _drawn(
+        margins.by_teacher(b.targets, b.where)
+    ),
+    "margin_mse_gap": lambda c, b: margins.by_gap(
+        margins.every(b.where), b.targets, b.where
+    ),
+}
+
+
+def _margin(pairs: _Weighing):
+    return lambda c, s, b: distillation.margin_mse(
+        s, b.targets, pairs=pairs(c, b), **_pairs(c, b)
+    )
+
+
+def _probabilities(settings: config.Distillation, batch: Batch) -> Array:
+    if settings.teacher_scores == "probabilities":
+        return batch.targets
+    return jax.nn.sigmoid(batch.targets / settings.temperature)
+
 
 DISTILLATION_LOSSES: dict[
     str, Callable[[config.Distillation, Scores, Batch], WeightedSum]
 ] = {
-    "point_mse": lambda c, s, b: distillation.point_mse(s, b.targets, where=b.where),
-    "margin_mse": lambda c, s, b: distillation.margin_mse(s, b.targets, where=b.where),
-    "margin_mse_positive_negative": (
-        lambda c, s, b: distillation.margin_mse_positive_negative(
-            s, b.targets, where=b.where, labels=b.labels
-        )
+    "point_mse": lambda c, s, b: distillation.point_mse(
+        s, b.targets, **_documents(c, b)
     ),
+    **{name: _margin(pairs) for name, pairs in MARGINS.items()},
     "margin_mse_reference": lambda c, s, b: distillation.margin_mse_reference(
         # The first real document of a list is a random one: lists come shuffled.
         s,
         b.targets,
-        where=b.where,
         reference=jnp.argmax(b.where, axis=-1),
+        **_pairs(c, b),
     ),
     "listwise_kl": lambda c, s, b: distillation.listwise_kl(
         s, b.targets, where=b.where, temperature=c.temperature
     ),
     "ranknet_on_teacher_order": lambda c, s, b: distillation.ranknet_on_teacher_order(
-        s, b.targets, where=b.where
+        s, b.targets, **_pairs(c, b)
+    ),
+    "info_nce_on_teacher_top": lambda c, s, b: listwise.info_nce(
+        s,
+        jnp.float32(lists.ranks(b.targets, b.where) <= c.top),
+        where=b.where,
+        temperature=c.temperature,
     ),
     "adr_mse": lambda c, s, b: distillation.adr_mse(
-        s, b.targets, where=b.where, temperature=c.temperature
+        s, b.targets, temperature=c.temperature, **_documents(c, b)
+    ),
+    "soft_cross_entropy": lambda c, s, b: distillation.soft_cross_entropy(
+        s, _probabilities(c, b), **_documents(c, b)
     ),
 }
 
@@ -184,14 +276,20 @@ def _rank(settings: config.Rank, groups: int) -> Objective:
 def _distillation(settings: config.Distillation, groups: int) -> Objective:
     coefficients = {
         "point_mse": settings.alpha,
-        "margin_mse": settings.beta,
-        **_mixture(settings),
+        settings.margin_loss: settings.beta,
     }
     used = {name: value for name, value in coefficients.items() if value}
+    used |= _mixture(settings)
 
     def losses(scores: Scores, batch: Batch) -> Parts:
         if settings.target_scale == "list":
-            targets = distillation.standardise(batch.targets, where=batch.where)
+            # All scores together have deviation 1 already (training/inputs.py).
+            targets = distillation.standardise(
+                batch.targets,
+                where=batch.where,
+                data_std=1.0,
+                floor=settings.target_floor,
+            )
             batch = replace(batch, targets=targets)
         return {
             name: DISTILLATION_LOSSES[name](settings, scores, batch) for name in used

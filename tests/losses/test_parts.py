@@ -17,8 +17,10 @@ from ranker.losses import (
     language,
     lists,
     listwise,
+    margins,
     pairwise,
     pointwise,
+    schemes,
 )
 from ranker.losses.reduction import WeightedSum, weighted_sum
 
@@ -239,10 +241,10 @@ def test_losses_of_a_list_that_bound_its_ndcg():
     @jax.jit
     @jax.vmap
     def each(s, y):
-        both = listwise.lambda_loss(s, y, where=where, mu=1.0).total
-        rank = listwise.lambda_loss(s, y, where=where, mu=0.0).total
+        loss = partial(listwise.lambda_loss, s, y, where=where)
+        bound = loss(scheme=schemes.ndcg_loss_2).total
         exact = listwise.approx_ndcg(s, y, where=where, temperature=1e-4).total
-        return both - rank, exact
+        return bound, exact
 
     bound, exact = each(scores, labels)
     ndcg = rax.ndcg_metric(scores, labels, reduce_fn=None)
@@ -284,6 +286,45 @@ def test_margin_mse_does_not_count_a_document_against_itself():
         jnp.array([1.0, 0.0]), jnp.array([3.0, 0.0]), where=jnp.ones(2, bool)
     )
     assert float(result.mean()) == 4.0
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.lists(st.floats(-9, 9, width=32), min_size=5, max_size=5),
+    st.lists(st.floats(-9, 9, width=32), min_size=5, max_size=5),
+    st.integers(2, 5),
+)
+def test_the_hybrid_is_one_family_in_the_weight_of_the_mean_error(scores, targets, n):
+    # point = Var(e) + mean(e) ** 2 and margin = 2 n / (n - 1) Var(e), e = s - t.
+    where = np.arange(5) < n
+    errors = (np.float64(scores) - targets)[where]
+    arrays = jnp.float32(scores), jnp.float32(targets)
+    point = distillation.point_mse(*arrays, where=jnp.array(where)).mean()
+    margin = distillation.margin_mse(*arrays, where=jnp.array(where)).mean()
+    _close(float(point), errors.var() + errors.mean() ** 2, 1e-4)
+    _close(float(margin), 2 * n / (n - 1) * errors.var(), 1e-4)
+
+
+def test_a_drawn_pair_is_uniform_over_the_lower_documents():
+    labels, where = jnp.array([2.0, 0.0, 1.0, 0.0, 3.0]), jnp.ones(5, bool)
+    pairs = margins.by_label(labels, where.at[4].set(False))
+    keys = jax.random.split(jax.random.key(0), 3000)
+    drawn = np.asarray(jax.vmap(lambda key: margins.drawn(pairs, key))(keys))
+    assert (drawn.sum(-1) == [1, 0, 1, 0, 0]).all()
+    assert not drawn[:, ~np.asarray(pairs)].any()
+    _close(drawn[:, 0].mean(0), [0, 1 / 3, 1 / 3, 1 / 3, 0], 0.03)
+    _close(drawn[:, 2].mean(0), [0, 1 / 2, 0, 1 / 2, 0], 0.03)
+
+
+def test_a_gap_counts_whatever_the_scale_of_the_teacher():
+    scores, targets, labels, where = _batch()
+
+    def mean(factor):
+        pairs = margins.by_gap(margins.by_label(labels, where), factor * targets, where)
+        loss = distillation.margin_mse(scores, targets, where=where, pairs=pairs)
+        return float(loss.mean())
+
+    _close(mean(1.0), mean(100.0))
 
 
 def test_margin_mse_is_the_mean_over_references():
@@ -371,3 +412,15 @@ def test_standardise_with_masked_rubbish():
     where = jnp.array([[True, True, False], [False, False, False]])
     result = distillation.standardise(targets, where=where)
     _close(result, [[-1, 1, 0], [0, 0, 0]])
+
+
+def test_standardise_leaves_a_list_narrow_that_the_teacher_finds_indifferent():
+    targets = jnp.array([[0.5, 0.500001, 0.5], [0.0, 3.0, 6.0]])
+    where = jnp.ones((2, 3), bool)
+    alike, apart = np.asarray(
+        jax.jit(distillation.standardise)(targets, where=where, data_std=2.0)
+    )
+    _close(apart, (np.arange(3) * 3 - 3) / np.std([0, 3, 6]))
+    expected = np.float64(np.float32([0.5, 0.500001, 0.5]))
+    _close(alike, (expected - expected.mean()) / (0.1 * 2.0), 1e-8)
+    assert 0 < np.abs(alike).max() < 1e-5

@@ -1,6 +1,7 @@
 """Values and gradients against rax, sentence-transformers and torch."""
 
 import types
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import rax
 import torch
 from sentence_transformers.cross_encoder import CrossEncoder, losses
 
-from ranker.losses import distillation, listwise, pairwise, pointwise
+from ranker.losses import distillation, listwise, pairwise, pointwise, schemes
 
 SHAPE = (4, 6)
 
@@ -208,6 +209,55 @@ def test_equals_sentence_transformers(name):
     _close(slope, gradient * items)
 
 
+SCHEMES = {
+    "ndcg_loss_1": (schemes.ndcg_loss_1, losses.NDCGLoss1Scheme()),
+    "lambda_rank": (schemes.lambda_rank, losses.LambdaRankScheme()),
+    "ndcg_loss_2": (schemes.ndcg_loss_2, losses.NDCGLoss2Scheme()),
+    "ndcg_loss_2pp": (
+        partial(schemes.ndcg_loss_2pp, mu=3.0),
+        losses.NDCGLoss2PPScheme(mu=3.0),
+    ),
+}
+
+
+@pytest.mark.parametrize(("cutoff", "sigma"), [(0, 1.0), (2, 0.5)])
+@pytest.mark.parametrize("name", SCHEMES)
+def test_schemes_of_lambda_loss_equal_sentence_transformers(name, cutoff, sigma):
+    ours, theirs = SCHEMES[name]
+    scores, _, labels, where = _batch()
+    value, weight, slope = _ours(
+        listwise.lambda_loss,
+        scores,
+        labels,
+        where,
+        scheme=lambda gains, ranks, mu: ours(gains, ranks, mu=3.0),
+        sigma=sigma,
+        cutoff=cutoff,
+    )
+    expected, gradient = _theirs(
+        lambda m: losses.LambdaLoss(m, theirs, k=cutoff or None, sigma=sigma),
+        scores,
+        labels,
+        where,
+    )
+    # Theirs is a mean over pairs; the first scheme counts i = j there, a constant.
+    place = np.where(where, scores, -np.inf).argsort(1)[:, ::-1].argsort(1)
+    high = place < (cutoff or scores.shape[1])
+    pairs = (high[:, :, None] | high[:, None, :]) & where[:, :, None] & where[:, None]
+    constant = 0.0
+    if name == "ndcg_loss_1":
+        items = pairs.sum()
+        y = np.where(where, labels, 0)
+        best = np.sort(2.0**y - 1)[:, ::-1] / np.log2(2 + np.arange(y.shape[1]))
+        ideal = best[:, : cutoff or None].sum(1, keepdims=True)
+        constant = np.sum(((2.0**y - 1) / ideal / np.log2(2 + place))[high])
+    else:
+        items = (pairs & (labels[:, :, None] > labels[:, None, :])).sum()
+    _close(value + constant, expected * items)
+    _close(slope, gradient * items)
+    assert weight == len(scores)
+
+
 def _their_margins(scores, targets, place):
     """Margin MSE of the document at `place` to all others of its list."""
     model = Given(scores)
@@ -300,3 +350,68 @@ def test_listwise_kl_equals_torch(temperature):
     _close(value, expected)
     _close(slope, gradient)
     assert weight == SHAPE[0]
+
+
+@pytest.mark.parametrize("temperature", [0.2, 3.0])
+def test_softmax_losses_with_a_temperature_equal_torch(temperature):
+    scores, _, labels, where = _batch()
+    y = torch.tensor(labels, dtype=torch.float64)
+
+    def cross_entropy(shares):
+        def loss(s):
+            rows = [(s[i][w], y[i][w]) for i, w in enumerate(torch.tensor(where))]
+            return sum(
+                torch.nn.functional.cross_entropy(one / temperature, shares(labels))
+                for one, labels in rows
+            )
+
+        return loss
+
+    for ours, shares in (
+        (listwise.softmax, lambda y: y / y.sum()),
+        (listwise.list_net, lambda y: torch.softmax(y, -1)),
+    ):
+        expected, gradient = _torch(cross_entropy(shares), scores)
+        value, _, slope = _ours(ours, scores, labels, where, temperature=temperature)
+        _close(value, expected)
+        _close(slope, gradient)
+
+
+def test_info_nce_equals_torch():
+    scores, _, labels, where = _batch()
+    labels[0, 2:] = 7  # several positives, and one negative
+
+    def loss(s):
+        total = 0.0
+        for i, w in enumerate(torch.tensor(where)):
+            y, one = torch.tensor(labels[i])[w], s[i][w] / 0.3
+            rows = [torch.cat([p[None], one[y < 2]]) for p in one[y >= 2]]
+            first = torch.zeros(len(rows), dtype=torch.long)
+            total += torch.nn.functional.cross_entropy(torch.stack(rows), first)
+        return total
+
+    expected, gradient = _torch(loss, scores)
+    value, weight, slope = _ours(
+        listwise.info_nce, scores, labels, where, relevance=2.0, temperature=0.3
+    )
+    _close(value, expected)
+    _close(slope, gradient)
+    assert weight == SHAPE[0]
+
+
+def test_soft_cross_entropy_equals_torch():
+    scores, targets, _, where = _batch()
+    soft = torch.sigmoid(torch.tensor(targets, dtype=torch.float64))
+
+    def loss(s):
+        return torch.nn.functional.binary_cross_entropy_with_logits(
+            s[where], soft[where], reduction="sum"
+        )
+
+    expected, gradient = _torch(loss, scores)
+    value, weight, slope = _ours(
+        distillation.soft_cross_entropy, scores, soft.numpy(), where
+    )
+    _close(value, expected)
+    _close(slope, gradient)
+    assert weight == where.sum()

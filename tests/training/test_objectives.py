@@ -10,7 +10,14 @@ import pytest
 
 from ranker import config
 from ranker.batch import Batch, Rows
-from ranker.losses import distillation, listwise, pairwise, pointwise
+from ranker.losses import (
+    distillation,
+    listwise,
+    margins,
+    pairwise,
+    pointwise,
+    schemes,
+)
 from ranker.training import objectives
 
 _LISTS, _SIZE = 4, 5
@@ -41,12 +48,16 @@ def _parts(settings, batch):
 
 def _settings(name):
     if name in typing.get_args(config.RankLoss):
-        return config.Rank(loss=(name,), thresholds=(0.5, 1.5), highest_grade=3.0)
+        return config.Rank(
+            loss=(name,), thresholds=(0.5, 1.5), highest_grade=3.0, relevance=2.0
+        )
     if name == "point_mse":
         return config.Distillation(alpha=1, beta=0)
     if name == "margin_mse":
         return config.Distillation(alpha=0, beta=1)
-    return config.Distillation(alpha=0, beta=0, loss=(name,), temperature=2.0)
+    return config.Distillation(
+        alpha=0, beta=0, loss=(name,), temperature=2.0, target_scale="raw"
+    )
 
 
 ALL = [*objectives.RANK_LOSSES, *objectives.DISTILLATION_LOSSES]
@@ -54,9 +65,13 @@ ALL = [*objectives.RANK_LOSSES, *objectives.DISTILLATION_LOSSES]
 
 def test_the_config_names_the_losses_there_are():
     assert list(typing.get_args(config.RankLoss)) == list(objectives.RANK_LOSSES)
-    assert ["point_mse", "margin_mse", *typing.get_args(config.DistillationLoss)] == (
-        list(objectives.DISTILLATION_LOSSES)
+    assert {"point_mse", *typing.get_args(config.DistillationLoss)} == (
+        set(objectives.DISTILLATION_LOSSES)
     )
+    assert {*typing.get_args(config.MarginLoss)} == (
+        {*objectives.MARGINS, "margin_mse_reference"}
+    )
+    assert list(typing.get_args(config.LambdaScheme)) == list(objectives.SCHEMES)
     [pair_weights] = [
         one.type
         for one in dataclasses.fields(config.Rank)
@@ -147,10 +162,90 @@ def test_a_named_loss_has_a_gradient_and_a_weight_of_the_batch_alone(name):
             ),
         ),
         (
-            config.Distillation(alpha=1, beta=0, target_scale="list"),
+            config.Distillation(alpha=1, beta=0, target_scale="list", target_floor=0.5),
             lambda b: distillation.point_mse(
                 SCORES,
-                distillation.standardise(b.targets, where=b.where),
+                distillation.standardise(
+                    b.targets, where=b.where, data_std=1.0, floor=0.5
+                ),
+                where=b.where,
+            ),
+        ),
+        (
+            config.Rank(
+                loss=("lambda_loss",), scheme="ndcg_loss_1", sigma=2.0, cutoff=1
+            ),
+            lambda b: listwise.lambda_loss(
+                SCORES,
+                b.labels,
+                where=b.where,
+                scheme=schemes.ndcg_loss_1,
+                sigma=2.0,
+                cutoff=1,
+            ),
+        ),
+        (
+            config.Rank(loss=("info_nce",), relevance=2.0, softmax_temperature=0.3),
+            lambda b: listwise.info_nce(
+                SCORES, b.labels, where=b.where, relevance=2.0, temperature=0.3
+            ),
+        ),
+        (
+            config.Rank(loss=("softmax",), softmax_temperature=0.3),
+            lambda b: listwise.softmax(
+                SCORES, b.labels, where=b.where, temperature=0.3
+            ),
+        ),
+        (
+            config.Rank(loss=("ranknet",), unit="list"),
+            lambda b: pairwise.ranknet(SCORES, b.labels, where=b.where, unit="list"),
+        ),
+        (
+            config.Distillation(alpha=1, beta=0, unit="list"),
+            lambda b: distillation.point_mse(
+                SCORES, b.targets, where=b.where, unit="list"
+            ),
+        ),
+        (
+            config.Distillation(
+                alpha=0, margin_loss="margin_mse_teacher_top", top=2, unit="list"
+            ),
+            lambda b: distillation.margin_mse(
+                SCORES,
+                b.targets,
+                where=b.where,
+                pairs=margins.of_top(b.targets, b.where, top=2),
+                unit="list",
+            ),
+        ),
+        (
+            config.Distillation(alpha=0, margin_loss="margin_mse_gap"),
+            lambda b: distillation.margin_mse(
+                SCORES,
+                b.targets,
+                where=b.where,
+                pairs=margins.by_gap(margins.every(b.where), b.targets, b.where),
+            ),
+        ),
+        (
+            config.Distillation(
+                alpha=0,
+                beta=0,
+                loss=("soft_cross_entropy",),
+                target_scale="raw",
+                temperature=3.0,
+            ),
+            lambda b: distillation.soft_cross_entropy(
+                SCORES, 1 / (1 + jnp.exp(-b.targets / 3)), where=b.where
+            ),
+        ),
+        (
+            config.Distillation(
+                alpha=0, beta=0, loss=("info_nce_on_teacher_top",), top=2
+            ),
+            lambda b: listwise.info_nce(
+                SCORES,
+                jnp.float32(jnp.any(margins.of_top(b.targets, b.where, top=2), -1)),
                 where=b.where,
             ),
         ),
@@ -164,7 +259,31 @@ def test_settings_reach_the_loss(settings, direct):
     assert float(collapsed.mean()) == 0
     expected = direct(batch)
     np.testing.assert_allclose(part.total, expected.total, rtol=1e-6)
-    assert float(part.weight) == float(expected.weight)
+    np.testing.assert_allclose(part.weight, expected.weight, rtol=1e-6)
+
+
+def test_a_teacher_may_give_probabilities():
+    settings = config.Distillation(
+        alpha=0,
+        beta=0,
+        loss=("soft_cross_entropy",),
+        target_scale="raw",
+        teacher_scores="probabilities",
+    )
+    batch = _batch()
+    probabilities = jax.nn.sigmoid(batch.targets)
+    batch = dataclasses.replace(batch, targets=probabilities)
+    _, parts = _parts(settings, batch)
+    expected = distillation.soft_cross_entropy(SCORES, probabilities, where=batch.where)
+    np.testing.assert_allclose(parts["soft_cross_entropy"].total, expected.total)
+
+
+@pytest.mark.parametrize("name", typing.get_args(config.MarginLoss))
+def test_the_second_term_of_the_hybrid_by_name(name):
+    settings = config.Distillation(alpha=0.5, beta=2.0, margin_loss=name)
+    made, parts = _parts(settings, _batch())
+    assert made.coefficients == {"point_mse": 0.5, name: 2.0, "collapsed": 0.0}
+    assert list(parts) == list(made.coefficients)
 
 
 def test_losses_mix_with_weights():
@@ -194,6 +313,15 @@ def test_losses_mix_with_weights():
         (lambda: config.Distillation(alpha=0, beta=0), "nothing to minimise"),
         (lambda: config.Distillation(alpha=-1), "must be 0 or more"),
         (lambda: config.Distillation(temperature=0), "must be above 0"),
+        (lambda: config.Distillation(top=0), "must be above 0"),
+        (lambda: config.Rank(sigma=float("inf")), "above 0 and finite"),
+        (lambda: config.Rank(cutoff=-1), "must be 0 or more"),
+        (lambda: config.Rank(loss_weights=(float("nan"),)), "must be above 0"),
+        (lambda: config.Distillation(loss=("margin_mse",)), "leave one out"),
+        (
+            lambda: config.Distillation(loss=("soft_cross_entropy",)),
+            "target_scale=raw",
+        ),
     ],
 )
 def test_a_mixture_that_cannot_work_is_refused(make, message):
