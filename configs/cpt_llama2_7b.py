@@ -17,22 +17,4 @@ VARIANTS = ("smoke",)
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 65,536 tokens, in rows that several texts share."""
-    del variant
-    checkpoint = "meta-llama/Llama-2-7b-hf"
-    return config.Train(
-        name="cpt",
-        data=config.Data(path="data"),
-        text=config.Text(
-            teacher_tokenizer=checkpoint,
-            student_tokenizer="google-bert/bert-base-uncased",
-            teacher_length=512,
-            student_length=512,
-        ),
-        mesh=config.Mesh(data=1, fsdp=16),
-        model=config.Pretrained(path=checkpoint, dtype="bfloat16", remat="full"),
-        role="teacher",
-        objective=config.Language(),
-        optim=config.Optim(learning_rate=1e-5, warmup=500),
-        batch=config.Batch(size=128),
-        loop=config.Loop(steps=20000),
-    )
+    return config.beside(__file__, "llama2_7b.py", variant).stages()["cpt"]

@@ -18,27 +18,5 @@ VARIANTS = ("six", "smoke")
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 131,072 tokens, in rows that several pairs share."""
-    checkpoint = "google-bert/bert-base-uncased"
-    return config.Train(
-        name="distill",
-        scores="scores",
-        data=config.Data(path="data"),
-        text=config.Text(
-            teacher_tokenizer="meta-llama/Llama-2-7b-hf",
-            student_tokenizer=checkpoint,
-            teacher_length=512,
-            student_length=512,
-        ),
-        model=config.Pretrained(
-            path=checkpoint,
-            keep_layers="1::2" if variant == "six" else "",
-            dropout=0.1,
-            dtype="bfloat16",
-            remat="attention",
-        ),
-        role="student",
-        objective=config.Distillation(alpha=1.0, beta=1.0),
-        optim=config.Optim(learning_rate=5e-5, warmup=1000),
-        batch=config.Batch(size=32, list_size=8),
-        loop=config.Loop(steps=20000),
-    )
+    stage = config.beside(__file__, "llama2_7b.py", variant).stages()["distill"]
+    return config.replace(stage, mesh=config.Mesh())  # four chips do

@@ -18,15 +18,4 @@ VARIANTS = ("smoke",)
 
 def get_config(variant: str = "") -> config.Score:
     """The stage; a batch holds 65,536 tokens, in rows that several pairs share."""
-    del variant
-    return config.Score(
-        data=config.Data(path="data"),
-        text=config.Text(
-            teacher_tokenizer="meta-llama/Llama-2-7b-hf",
-            student_tokenizer="google-bert/bert-base-uncased",
-            teacher_length=512,
-            student_length=512,
-        ),
-        mesh=config.Mesh(data=1, fsdp=16),
-        rows=128,
-    )
+    return config.beside(__file__, "llama2_7b.py", variant).stages()["scores"]

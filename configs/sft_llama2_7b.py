@@ -18,23 +18,4 @@ VARIANTS = ("smoke",)
 
 def get_config(variant: str = "") -> config.Train:
     """The stage; every step holds 65,536 tokens, in rows that several pairs share."""
-    del variant
-    checkpoint = "meta-llama/Llama-2-7b-hf"
-    return config.Train(
-        name="sft",
-        parent="cpt",
-        data=config.Data(path="data"),
-        text=config.Text(
-            teacher_tokenizer=checkpoint,
-            student_tokenizer="google-bert/bert-base-uncased",
-            teacher_length=512,
-            student_length=512,
-        ),
-        mesh=config.Mesh(data=1, fsdp=16),
-        model=config.Pretrained(path=checkpoint, dtype="bfloat16", remat="full"),
-        role="teacher",
-        objective=config.Rank(loss=("softmax",)),
-        optim=config.Optim(learning_rate=1e-5, warmup=100),
-        batch=config.Batch(size=16, list_size=8),
-        loop=config.Loop(steps=2000),
-    )
+    return config.beside(__file__, "llama2_7b.py", variant).stages()["sft"]

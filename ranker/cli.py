@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ranker import config
+from ranker import config, manifests
 from ranker.errors import Stopped, UserError
 
 AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command goes on
@@ -44,6 +44,12 @@ def main(
     )
     parser.add_argument("--config", help="config file, e.g. configs/sft.py[:variant]")
     parser.add_argument("--workdir", help="folder of all stages", type=pathlib.Path)
+    if of is not config.Pipeline:
+        parser.add_argument(
+            "--stage",
+            default="",
+            help="stage to run, where the config file is a whole pipeline",
+        )
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:
         parser.print_help()
@@ -54,7 +60,13 @@ def main(
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
     def run() -> None:
-        settings = config.load(known.config, rest, of=of)
+        settings = config.load(
+            known.config,
+            rest,
+            of=of,
+            stage=getattr(known, "stage", ""),
+            start=lambda default: _as_prepared(default, known.workdir),
+        )
         if known.workdir is None:
             raise config.ConfigError(
                 "--workdir is missing: the folder that all stages write to, e.g. "
@@ -65,6 +77,28 @@ def main(
         function(settings, known.workdir)
 
     sentences(run, where=known.workdir)
+
+
+def _as_prepared(stage: Any, workdir: pathlib.Path | None) -> Any:
+    """A stage with the data and text that its workdir was prepared with, if it was.
+
+    Flags are applied afterwards, so that they win. A pipeline says what is prepared.
+    """
+    if workdir is None or isinstance(stage, config.Pipeline):
+        return stage
+    found = manifests.load(workdir / manifests.PREPARE)
+    if found is None:
+        return stage
+    if not found.done or "config" not in found.facts:
+        return stage
+    fields = {k: config.from_dict(v) for k, v in found.facts["config"].items()}
+    if any(getattr(stage, name) != value for name, value in fields.items()):
+        print(
+            f"data and text are those prepared in {workdir / manifests.PREPARE}; "
+            "--config.data.FIELD and --config.text.FIELD change them",
+            flush=True,
+        )
+    return config.replace(stage, **fields)
 
 
 def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> None:

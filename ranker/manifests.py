@@ -25,6 +25,7 @@ from ranker.errors import StageError
 from ranker.storage import digest, file_digests, find_damage, read_sealed, write_sealed
 
 FILE = "manifest.json"
+PREPARE = "prepare"  # folder of the data, in every workdir
 
 
 _READ_UP_TO = 1 << 24  # bytes of a file that is read whenever its stage is looked at
@@ -257,17 +258,50 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
         return False
     if found.key == manifest.key:
         return found.done
-    differing = ", ".join(changes(found, manifest))
     aside = folder.with_name(f"{folder.name}.{found.key}")
     if not replace:
-        raise StageError(
-            f"{folder} was made with other settings: {differing}; choose another "
-            "--workdir, or rename that folder to run the stage again"
-        )
+        raise StageError(_other_settings(folder, found, manifest, aside))
+    differing = brief(changes(found, manifest))
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
     print(f"[{folder.name}] runs again ({differing}); the old one is {aside}")
     return False
+
+
+def _other_settings(
+    folder: pathlib.Path, found: Manifest, manifest: Manifest, aside: pathlib.Path
+) -> str:
+    """What differs, and the command that works."""
+    differs = f"{folder} was made with other settings: "
+    differs += brief(changes(found, manifest))
+    if manifest.kind == PREPARE:
+        return (
+            f"{differs}. To use what was prepared, run the same command without the "
+            "flags --config.data.FIELD and --config.text.FIELD; for other data name "
+            "another --workdir"
+        )
+    return (
+        f"{differs}. To run the stage again: mv {folder} {aside}, then the same "
+        "command; or name another --workdir"
+    )
+
+
+_TELLING = ("kind", "data.path", "model.", "objective.", "text.", "data.", "steps")
+
+
+def brief(differing: list[str]) -> str:
+    """The three of `changes` that tell most, and how many more there are."""
+
+    def rank(change: str) -> tuple[int, int]:
+        place = next(
+            (i for i, one in enumerate(_TELLING) if change.startswith(one)),
+            len(_TELLING),
+        )
+        return place, change.split(":")[0].count(".")
+
+    first = [one[:200] for one in sorted(differing, key=rank)[:3]]
+    more = len(differing) - len(first)
+    return ", ".join(first) + (f" and {more} more" if more else "")
 
 
 def _decide(folder: pathlib.Path, manifest: Manifest) -> None:

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="config of a cpt, sft, distill or score stage")
+    parser.add_argument("--stage", default="", help="of a config of a whole pipeline")
     parser.add_argument("--topology", help="chip and shape of a slice, e.g. v5e:4x4")
     parser.add_argument("--num-slices", type=int, default=1, help="slices (default 1)")
     parser.add_argument("--teacher", help="score: the config that trains the teacher")
@@ -75,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
 
     def run() -> None:
-        settings = config.load(known.config, rest, of=(config.Train, config.Score))
+        settings = config.load(
+            known.config, rest, of=(config.Train, config.Score), stage=known.stage
+        )
         teacher = None
         if known.teacher:
             teacher = config.load(known.teacher, [], of=config.Train)

@@ -30,7 +30,9 @@ def _functions() -> dict[type, Callable]:
 
 
 def _call():
-    from ranker.data.prepare import prepare
+    import jax
+
+    from ranker.data.prepare import prepare, remember
     from ranker.training.evaluate import check_measures
 
     functions = _functions()
@@ -39,7 +41,9 @@ def _call():
         start = time.monotonic()
         stages = settings.stages()  # checks the settings of all before any work
         check_measures(settings.measures)
-        prepare(settings.data, settings.reading, workdir, replace=True)
+        prepared = prepare(settings.data, settings.reading, workdir, replace=True)
+        if jax.process_index() == 0:
+            remember(prepared, settings.data)
         print(f"[prepare] done after {time.monotonic() - start:.0f} s", flush=True)
         for name, stage in stages.items():
             functions[type(stage)](stage, workdir, replace=True)

@@ -22,7 +22,7 @@ ROWS = {
     "storage": 1,
     "manifests": 2,
     "sharding": 2,
-    "cli": 2,
+    "cli": 3,
     "data": 3,
     "models": 3,
     "online": 3,

@@ -101,13 +101,49 @@ def test_stage_configs_are_the_quickstarts(file, name):
     assert load(file) == load("quickstart.py").stages()[name]
 
 
+def _trained(settings):
+    stages = [settings]
+    if isinstance(settings, config.Pipeline):
+        stages = settings.stages().values()
+    return [one for one in stages if isinstance(one, config.Train)]
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
 def test_every_config_has_a_smoke_variant_and_a_command(path):
     full, smoke = load(path.name), load(f"{path.name}:smoke")
-    assert type(full) is type(smoke)
+    assert type(full) is type(smoke) and full != smoke
+    for before, after in zip(_trained(full), _trained(smoke), strict=True):
+        assert after.loop.steps <= min(before.loop.steps, 20), before.name
     text = path.read_text()
     assert f"--config configs/{path.name}" in text
     assert "ranker" in text and "from ranker import config" in text
+
+
+def test_any_stage_of_a_pipeline_runs_alone():
+    pipeline = str(CONFIGS / "beir.py")
+    stages = load("beir.py").stages()
+    flags = ["--config.optim.learning_rate=0.5"]
+    found = config.load(pipeline, flags, of=config.Train, stage="student_labels")
+    assert found.optim.learning_rate == 0.5
+    same = config.replace(found, optim=stages["student_labels"].optim)
+    assert same == stages["student_labels"]
+    # What there is one of needs no name.
+    assert config.load(pipeline, [], of=config.Score) == stages["scores"]
+    assert config.load(pipeline, [], of=config.Export) == stages["export"]
+
+
+@pytest.mark.parametrize(
+    ("file", "stage", "message"),
+    [
+        ("beir.py", "", r"several stages; name one .*--stage cpt or sft or "),
+        ("beir.py", "stf", r"has no stage 'stf'; name one .*--stage cpt or sft or "),
+        ("beir.py", "scores", "is a Score stage, but this command takes Train"),
+        ("sft.py", "sft", "makes a Train config; leave --stage out"),
+    ],
+)
+def test_a_stage_that_cannot_be_chosen(file, stage, message):
+    with pytest.raises(config.ConfigError, match=message):
+        config.load(str(CONFIGS / file), [], of=config.Train, stage=stage)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)

@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import sys
 
 import jax
 import numpy as np
@@ -356,6 +357,42 @@ def test_other_data_in_a_workdir_is_refused(workdir):
     other = dataclasses.replace(tiny().data, world=config.World(seed=5))
     with pytest.raises(errors.StageError, match="other settings: data.world.*seed"):
         prepare(other, tiny().text, workdir)
+
+
+def test_a_stage_alone_reads_what_was_prepared(workdir, tmp_path, monkeypatch, capsys):
+    """Whatever data its config file names; flags win."""
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    flags = ["--config", str(ROOT / "configs" / "export.py"), "--workdir", str(copy)]
+    monkeypatch.setattr("sys.argv", ["export", *flags, "--config.stage=sft"])
+    called = []
+
+    def call(settings, folder):
+        called.append(settings)
+        return export(settings, folder, replace=False)
+
+    with pytest.raises(SystemExit, match=f"error: .*mv {copy}/export {copy}/export.*"):
+        cli.main(config.Export, lambda: call, "")
+    assert called[0].data == tiny().data and called[0].text == tiny().text
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--config.folder=other"])
+    cli.main(config.Export, lambda: call, "")
+    assert (copy / "other" / "model.safetensors").is_file()
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--config.data.world.seed=3"])
+    with pytest.raises(SystemExit, match="without the flags --config.data.FIELD"):
+        cli.main(config.Export, lambda: call, "")
+    assert called[2].data == config.replace(
+        tiny().data, world=config.replace(tiny().data.world, seed=3)
+    )
+
+
+def test_a_message_names_three_differences():
+    old = {f"a.b{i}": i for i in range(9)}
+    differing = [f"text.{k}: {v} -> 0" for k, v in old.items()]
+    said = manifests.brief([*differing, "data.path: None -> /x"])
+    assert (
+        said == "data.path: None -> /x, text.a.b0: 0 -> 0, text.a.b1: 1 -> 0 and 7 more"
+    )
+    assert manifests.brief(["seed: 0 -> 7"]) == "seed: 0 -> 7"
 
 
 def test_queries_are_never_cut(tmp_path):

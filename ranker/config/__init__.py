@@ -5,6 +5,8 @@ and nothing else of ranker. `load` runs it and applies typed overrides from the 
 line. The comment behind a field is its help text and gives its unit.
 """
 
+from dataclasses import replace as replace
+
 from ranker.config.data import TEMPLATE_BAR as TEMPLATE_BAR
 from ranker.config.data import TEMPLATES as TEMPLATES
 from ranker.config.data import ClickRules as ClickRules
@@ -14,6 +16,7 @@ from ranker.config.data import Role as Role
 from ranker.config.data import Template as Template
 from ranker.config.data import Text as Text
 from ranker.config.data import World as World
+from ranker.config.loading import beside as beside
 from ranker.config.loading import from_dict as from_dict
 from ranker.config.loading import load as load
 from ranker.config.loading import to_dict as to_dict

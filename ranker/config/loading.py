@@ -5,33 +5,79 @@ import difflib
 import pathlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ranker.config.data import ClickRules, Data, Text, World
 from ranker.config.models import Decoder, Encoder, Pretrained, Rope
+from ranker.config.pipeline import Pipeline
 from ranker.config.training import Lora
 from ranker.errors import ConfigError
 
 
-def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) -> Any:
+def load(
+    path: str,
+    overrides: Sequence[str],
+    *,
+    of: type | tuple[type, ...],
+    stage: str = "",
+    start: Callable[[Any], Any] = lambda default: default,
+) -> Any:
     """Runs a config file's `get_config` and applies overrides.
 
     Args:
-      path: a Python file that defines `get_config(variant="")`; a variant is written
-        behind a colon, `configs/sft.py:smoke`, and is one of the file's `VARIANTS`
-        where it has them.
+      path: a Python file that defines `get_config(variant="")`; a variant follows a
+        colon, `configs/sft.py:smoke`, and is one of the file's `VARIANTS` where it has
+        them.
       overrides: flags such as `--config.optim.learning_rate=3e-5`; `--help` prints
         every field with its value and unit and exits.
       of: config class that the entry takes.
+      stage: which stage of a pipeline; "": the only one that the entry takes.
+      start: gives the config that the overrides are applied to.
 
     Raises:
-      ConfigError: when the file is missing, lacks the variant, or makes a config for
-        another entry.
+      ConfigError: when the file is missing, lacks the variant or the stage, or makes a
+        config for another entry.
       SystemExit: on `--help`, an unknown field or a value of the wrong type, after
         printing the nearest right field (from tyro).
     """
     import tyro  # here, so that importing a config stays instant
 
+    wanted = of if isinstance(of, tuple) else (of,)
+    default = get_config(path)
+    if isinstance(default, Pipeline) and Pipeline not in wanted:
+        default = _choose_stage(path, default, wanted, stage)
+    elif stage:
+        raise ConfigError(
+            f"--stage {stage} names a stage of a pipeline, but {path} makes a "
+            f"{type(default).__name__} config; leave --stage out"
+        )
+    if not isinstance(default, of):
+        raise ConfigError(
+            f"--config: {path} makes a {type(default).__name__} config, and this "
+            f"command takes {' or '.join(one.__name__ for one in wanted)}"
+        )
+    # One field called "config" gives every flag its prefix, in --help as in use.
+    flags = dataclasses.make_dataclass("Flags", [("config", type(default))])
+    chosen = f" --stage {stage}" if stage else ""
+    return tyro.cli(
+        flags,
+        default=flags(start(default)),
+        args=list(overrides),
+        prog=f"python -m ranker.{pathlib.Path(sys.argv[0]).stem} --config {path}"
+        f"{chosen}",
+        description=type(default).__doc__,
+        use_underscores=True,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
+    ).config
+
+
+def get_config(path: str) -> Any:
+    """The config that a file makes, without overrides.
+
+    Raises:
+      ConfigError: when the file is missing or lacks the variant.
+    """
     path, _, variant = path.partition(":")
     file = pathlib.Path(path)
     if not file.is_file():
@@ -45,24 +91,41 @@ def load(path: str, overrides: Sequence[str], *, of: type | tuple[type, ...]) ->
     if variant and variant not in variants:
         known = f"its variants are {', '.join(variants)}" if variants else "it has none"
         raise ConfigError(f"--config: {path} has no variant {variant!r}; {known}")
-    default = defined["get_config"](variant)
-    if not isinstance(default, of):
-        wanted = of if isinstance(of, tuple) else (of,)
+    return defined["get_config"](variant)
+
+
+def beside(file: str, other: str, variant: str) -> Any:
+    """The config of another file in the folder of a config file.
+
+    Args:
+      file: `__file__` of the config file.
+      other: name of the other one.
+      variant: of the other one; "" for none.
+    """
+    path = pathlib.Path(file).with_name(other)
+    return get_config(f"{path}:{variant}" if variant else str(path))
+
+
+def _choose_stage(
+    path: str, pipeline: Pipeline, wanted: tuple[type, ...], stage: str
+) -> Any:
+    stages = pipeline.stages()
+    fitting = [name for name, one in stages.items() if isinstance(one, wanted)]
+    if not stage and len(fitting) == 1:
+        return stages[fitting[0]]
+    if stage in fitting:
+        return stages[stage]
+    kinds = " or ".join(one.__name__ for one in wanted)
+    if stage in stages:
         raise ConfigError(
-            f"--config: {path} makes a {type(default).__name__} config, and this "
-            f"command takes {' or '.join(one.__name__ for one in wanted)}"
+            f"--stage {stage} of {path} is a {type(stages[stage]).__name__} stage, but "
+            f"this command takes {kinds}; name one of {', '.join(fitting)}"
         )
-    # One field called "config" gives every flag its prefix, in --help as in use.
-    flags = dataclasses.make_dataclass("Flags", [("config", type(default))])
-    return tyro.cli(
-        flags,
-        default=flags(default),
-        args=list(overrides),
-        prog=f"python -m ranker.{pathlib.Path(sys.argv[0]).stem} --config {path}",
-        description=type(default).__doc__,
-        use_underscores=True,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
-    ).config
+    found = f"has no stage {stage!r}" if stage else "is a pipeline of several stages"
+    raise ConfigError(
+        f"{path} {found}; name one that this command takes: --stage "
+        f"{' or '.join(fitting)}"
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -79,12 +142,13 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(fields: dict[str, Any]) -> Any:
-    """The config of a model or of adapters that `to_dict` wrote.
+    """The config of a model, of adapters, of data or of text that `to_dict` wrote.
 
     Raises:
       ConfigError: when the class or a field is unknown to this version.
     """
-    classes = {one.__name__: one for one in (Decoder, Encoder, Rope, Pretrained, Lora)}
+    known = (Decoder, Encoder, Rope, Pretrained, Lora, Data, Text, World, ClickRules)
+    classes = {one.__name__: one for one in known}
 
     def build(value: Any) -> Any:
         if isinstance(value, dict):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from ranker.data.text import Tokenizer
 from ranker.data.world import SearchWorld, grade
 from ranker.errors import DataError
 
-NAME = "prepare"
+NAME = manifests.PREPARE
 ROLES: tuple[config.Role, ...] = ("teacher", "student")
 _TOKENIZER_TEXTS = 200_000  # texts that a tokenizer is trained on, at most
 
@@ -116,6 +117,23 @@ def prepare(
         return Prepared(folder, found, settings)
 
 
+def remember(prepared: Prepared, data: config.Data) -> None:
+    """Notes the settings of a whole run, for stages that are run alone afterwards.
+
+    They may differ from those that the data was prepared with in what a result does not
+    depend on, such as the length of a row.
+    """
+    told = _config(data, prepared.text)
+    if prepared.manifest.facts.get("config") != told["config"]:
+        prepared.manifest.finish(prepared.folder, **told)
+
+
+def _config(data: config.Data, settings: config.Text) -> dict[str, Any]:
+    """What a stage that is run alone in this workdir begins from, as JSON has it."""
+    fields = {"data": config.to_dict(data), "text": config.to_dict(settings)}
+    return {"config": json.loads(json.dumps(fields))}
+
+
 def predict(
     found: manifests.Manifest, manifest: manifests.Manifest
 ) -> manifests.Manifest:
@@ -146,7 +164,7 @@ def _prepare(
     manifest.save(folder)
     prepared = Prepared(folder, manifest, settings)
     datasets.write_corpus(folder / "corpus", raw.documents)
-    facts: dict[str, Any] = {"report": raw.report}
+    facts: dict[str, Any] = {"report": raw.report, **_config(data, settings)}
     pieces = {"corpus": _content(raw.documents)}
     for role in ROLES:
         target = prepared.tokenizer_folder(role)
