@@ -39,7 +39,7 @@ def main() -> None:
     }
     judged, runs = {}, {}
     for name in ("train", "dev"):
-        judged[name] = trec.load_qrels(args.medquad / "qrels" / f"{name}.tsv")
+        judged[name] = trec.load_qrels(args.medquad / "qrels" / f"{name}.tsv").grades
         (path,) = (args.medquad / "runs").glob(f"bm25.{name}.*")
         runs[name] = trec.load_run(path).scores
 

@@ -26,7 +26,7 @@ from ranker.data import datasets, formats
 from ranker.data.pipeline import draw_documents
 from ranker.data.text import document_text
 from ranker.metrics import ranking, significance
-from ranker.training.evaluate import qrels_of, run_of
+from ranker.metrics.runs import qrels_of, run_of
 
 # Stage of ours -> the loss of theirs, and its target from a list's labels, such that
 # both minimise the same function (RankNet up to a factor, which Adam takes out).
@@ -155,7 +155,7 @@ def main() -> None:
             ranking.evaluate(qrels, run, (flags.measure,))[flags.measure]
             for run in (ours, theirs)
         )
-        low, high = significance.bootstrap_interval(a.values, b.values)
+        low, high = significance.randomisation_interval(a.values, b.values)
         results[name] = {
             "ours": a.mean,
             "sentence_transformers": b.mean,

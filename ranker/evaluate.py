@@ -9,16 +9,21 @@ python -m ranker.evaluate --qrels FILE --run FILE [--run NAME=FILE ...] [--json 
 import argparse
 import pathlib
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from ranker import cli, config
 
 _EPILOG = """\
-Runs are TREC files: query, Q0, document, rank, score, tag; the order is by score alone,
-ties by document id from the last to the first, as trec_eval has it. Every FILE may be
-gzip. The systems of a workdir are measured by --config FILE --workdir DIR instead;
+Runs are TREC files (query, Q0, document, rank, score, tag), or MS MARCO's 3 columns
+(query, document, rank); the order is by score alone, ties by document id from the last
+to the first, as trec_eval has it. Every FILE may be gzip, and one may be - for standard
+input. The systems of a workdir are measured by --config FILE --workdir DIR instead;
 --config FILE --help shows the fields of that form.
 
   python -m ranker.evaluate --qrels qrels.tsv --run bm25.trec.gz --run ours=run.trec
+  ... --run ours@0=first.trec --run ours@1=second.trec       several seeds of a system
+  ... --qrels north=A --qrels south=B --run north/ours=C --run south/ours=D
 """
 
 
@@ -29,9 +34,6 @@ def _call():
 
 
 def _parser() -> argparse.ArgumentParser:
-    from ranker.metrics.ranking import MEASURES, PAIR_MEASURES
-    from ranker.reporting.trec_files import Files
-
     parser = argparse.ArgumentParser(
         prog="python -m ranker.evaluate",
         usage="%(prog)s --qrels FILE --run [NAME=]FILE ... [flags]\n"
@@ -41,28 +43,58 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    file = {"type": pathlib.Path, "metavar": "FILE"}
     add = parser.add_argument
-    add("--qrels", required=True, help="judgements, TREC or BEIR", **file)
+    _add_inputs(add)
+    _add_rules(add)
+    _add_tests(add)
+    file = {"type": pathlib.Path, "metavar": "FILE"}
+    add("--json", help="write the summary there", **file)
+    add("--per-query", help="write each query's values there, .tsv or .jsonl", **file)
+    add("--markdown", help="write the tables there", **file)
+    add("--csv", help="write a line for each system and measure there", **file)
+    add("--latex", help="write the tables there", **file)
+    add("--html", help="write a page with charts there", **file)
+    return parser
+
+
+def _add_inputs(add: Callable[..., Any]) -> None:
+    from ranker.metrics.measures import BASES
+    from ranker.reporting.inputs import MEASURES
+
+    file = {"type": pathlib.Path, "metavar": "FILE"}
+    add(
+        "--qrels",
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="[COLLECTION=]FILE",
+        help="judgements, TREC or BEIR; again for each collection",
+    )
     add(
         "--run",
         dest="runs",
         required=True,
         nargs="+",
         action="extend",
-        metavar="[NAME=]FILE",
-        help="a system's run; again for each system",
+        metavar="[[COLLECTION/]NAME[@SEED]=]FILE",
+        help="a system's run; again for each system, seed and collection",
     )
     add(
         "--measures",
         nargs="+",
-        default=Files.measures,
+        default=MEASURES,
         metavar="MEASURE",
-        help=f"of {', '.join([*MEASURES, *PAIR_MEASURES])}, with a cut as in NDCG@10; "
-        "default %(default)s",
+        help=f"of {', '.join(BASES)}, with a cut as in NDCG@10 and parameters as in "
+        "P(rel=2)@10; names of trec_eval and ir_measures will do; default %(default)s",
     )
+    add("--queries", help="texts (queries.jsonl or TSV): slices by length", **file)
+    add("--fields", help="TSV or JSON lines, a field a column: slices by it", **file)
     add("--reference", default="", help="system to compare with; default the first")
-    add("--relevance", type=int, default=1, help="lowest relevant grade; default 1")
+    add("--teacher", default="", help="system whose scores the others' are set beside")
+
+
+def _add_rules(add: Callable[..., Any]) -> None:
+    add("--relevance", type=float, default=1, help="lowest relevant grade; default 1")
     add(
         "--complete",
         action=argparse.BooleanOptionalAction,
@@ -71,31 +103,67 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--depth", type=int, help="documents of each query that count (trec_eval -M)")
     add(
+        "--judged-only",
+        action="store_true",
+        help="drop documents without a judgement before ranks are counted "
+        "(trec_eval -J)",
+    )
+    add(
+        "--ignore-identical-ids",
+        action="store_true",
+        help="drop a document that has its query's id",
+    )
+    add(
+        "--complete-pairs",
+        action="store_true",
+        help="PNR and OPA over all judged pairs, documents that a run lacks last",
+    )
+
+
+def _add_tests(add: Callable[..., Any]) -> None:
+    add(
         "--permutations",
         type=int,
-        default=Files.permutations,
-        help="of the randomisation test, and samples of the bootstrap; default "
-        "%(default)s",
+        default=10_000,
+        help="of the randomisation test; default %(default)s",
     )
-    add("--seed", type=int, default=0, help="of both; default 0")
-    add("--teacher", default="", help="system whose scores the others' are set beside")
-    add("--queries", help="texts (queries.jsonl or TSV): slices by length", **file)
-    add("--fields", help="TSV or JSON lines, a field a column: slices by it", **file)
-    add("--json", help="write the summary there", **file)
-    add("--per-query", help="write each query's values there, .tsv or .jsonl", **file)
-    add("--markdown", help="write the tables there", **file)
-    return parser
+    add("--seed", type=int, default=0, help="of the randomisation test; default 0")
+    add(
+        "--equivalence",
+        type=float,
+        metavar="MARGIN",
+        help="test whether differences are surely smaller than this",
+    )
+    add(
+        "--across-queries",
+        action="store_true",
+        help="measure how comparable scores are between queries, too",
+    )
 
 
 def _evaluate_files(arguments: list[str]) -> None:
-    from ranker.reporting.trec_files import Files, evaluate_files, name_runs
+    from ranker.errors import ConfigError
+    from ranker.metrics.ranking import Rules
+    from ranker.reporting import inputs
+    from ranker.reporting.trec_files import evaluate_files
 
     given = vars(_parser().parse_args(arguments))
-    runs = name_runs(given.pop("runs"))
+
+    def taken(of: type) -> dict[str, Any]:
+        return {name: given.pop(name) for name in of.__dataclass_fields__}
+
+    qrels = inputs.name_qrels(given.pop("qrels"))
+    runs = inputs.name_runs(given.pop("runs"), list(qrels))
+    inputs.check_seeds(runs)
     given["measures"] = tuple(given["measures"])
-    summary = evaluate_files(Files(**given, runs=runs))
-    for note in summary["notes"]:
-        print(f"note: {note}", file=sys.stderr)
+    try:
+        rules = Rules(**taken(Rules))
+    except ValueError as error:
+        raise ConfigError(f"--{error}") from error
+    outputs = inputs.Outputs(**taken(inputs.Outputs))
+    evaluate_files(
+        inputs.Files(**given, qrels=qrels, runs=runs, rules=rules, outputs=outputs)
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

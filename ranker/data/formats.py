@@ -245,12 +245,14 @@ def read_qrels(
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
     remedy: str = _REMEDY,
+    check_grade: Callable[[str, object], Any] = check_integer,
 ) -> Iterator[Judgement]:
     """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
 
     Ids must be among `queries` and `documents` where these are given; `remedy` ends
-    the error of a malformed line. A judgement that comes again with the same grade is
-    left out, and counted in `skipped`; one with another grade is malformed.
+    the error of a malformed line; `check_grade` reads a grade. A judgement that comes
+    again with the same grade is left out, and counted in `skipped`; one with another
+    grade is malformed.
     """
     seen: dict[tuple[str, str], int] = {}
 
@@ -270,7 +272,7 @@ def read_qrels(
             _known("query-id", cells[0], queries, "queries.jsonl"),
             _known("corpus-id", cells[1], documents, "corpus.jsonl"),
         )
-        grade = check_integer("score", cells[2])
+        grade = check_grade("score", cells[2])
         if pair not in seen:
             seen[pair] = grade
             return Judgement(*pair, grade)
@@ -293,6 +295,14 @@ def read_qrels(
     yield from _records(path, rows, parse, on_error, skipped, remedy)
 
 
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
 def read_run(
     path: pathlib.Path,
     *,
@@ -301,19 +311,26 @@ def read_run(
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
     remedy: str = _REMEDY,
+    check_score: Callable[[str, object], float] = check_number,
 ) -> Iterator[Candidate]:
     """Candidates of a TREC run file: query, Q0, document, rank, score, tag.
 
     Ids must be among `queries` and `documents` where these are given; `remedy` ends
-    the error of a malformed line.
+    the error of a malformed line; `check_score` reads a score.
     """
     seen: set[tuple[str, str]] = set()
 
     def parse(line: str) -> Candidate:
         cells = line.split()
-        if len(cells) < 6:  # trec_eval does not mind words behind the tag
+        # A tag of several words does no harm; an id with a space moves the columns.
+        if len(cells) < 6 or (
+            len(cells) > 6 and not (_is_number(cells[4]) and not _is_number(cells[5]))
+        ):
             raise FieldError(
-                "line", line, "6 columns: query, Q0, document, rank, score, tag"
+                "line",
+                line,
+                "6 columns: query, Q0, document, rank, score, tag"
+                + (" (has an id a space in it?)" if len(cells) > 6 else ""),
             )
         query, _, document, rank, score = cells[:5]
         pair = (
@@ -325,7 +342,7 @@ def read_run(
                 "document", document, f"a document once a query (query {query!r})"
             )
         candidate = Candidate(
-            *pair, check_integer("rank", rank, low=0), check_number("score", score)
+            *pair, check_integer("rank", rank, low=0), check_score("score", score)
         )
         seen.add(pair)
         return candidate

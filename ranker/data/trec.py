@@ -8,7 +8,9 @@ or does not check is left to the reader of lines, which accepts it or names the 
 import io
 import itertools
 import json
+import math
 import pathlib
+import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,45 +22,139 @@ import pyarrow.compute
 from pyarrow import csv
 
 from ranker.data import formats, lines
-from ranker.data.records import MAX_ID, Candidate
-from ranker.errors import DataError
+from ranker.data.records import (
+    MAX_ID,
+    Candidate,
+    check_id,
+    check_integer,
+    check_number,
+)
+from ranker.errors import DataError, FieldError
 
 _compute: Any = pyarrow.compute  # makes its functions while it is imported
 _REMEDY = "correct that line"
 _QRELS = "judgements are lines of query, 0, document and grade, or of BEIR's 3 columns"
-_RUN = "a run is lines of 6 columns: query, Q0, document, rank, score and tag"
+_RUN = (
+    "a run is lines of 6 columns: query, Q0, document, rank, score and tag; or of MS "
+    "MARCO's 3: query, document, rank"
+)
 _RUN_COLUMNS = ("query", "q0", "document", "rank", "score", "tag")
+_RANKED_COLUMNS = ("query", "document", "rank")
 _BAD_ID = r"[\x00-\x20\x7f\x{85}\p{Z}]"  # in Arrow's dialect, what `check_id` refuses
+_NOTED = 0.01  # share of documents whose rank contradicts their score
+STANDARD_INPUT = "-"
+
+
+class Piped:
+    """What came through a pipe, held in memory; reads like a path to a file."""
+
+    def __init__(self, name: str, data: bytes):
+        self._shown, self._data = name, data
+        self.name = name
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def is_dir(self) -> bool:
+        """False."""
+        return False
+
+    def exists(self) -> bool:
+        """True."""
+        return True
+
+    def is_file(self) -> bool:
+        """True."""
+        return True
+
+    def open(self, mode: str = "rb") -> io.BytesIO:
+        """Its bytes from the beginning."""
+        assert mode == "rb"
+        return io.BytesIO(self._data)
+
+
+Source = pathlib.Path | Piped
+
+
+def open_source(path: pathlib.Path) -> Source:
+    """A file, or what standard input ("-"), a pipe or a device holds, read once.
+
+    Raises:
+      DataError: for a pipe that cannot be read.
+    """
+    try:
+        if str(path) == STANDARD_INPUT:
+            return Piped("standard input", sys.stdin.buffer.read())
+        if path.exists() and not path.is_file() and not path.is_dir():
+            return Piped(str(path), path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    return path
+
+
+@dataclass(frozen=True)
+class LoadedQrels:
+    """Judgements, and what is odd about their file."""
+
+    path: Source
+    grades: dict[str, dict[str, float]]  # query -> document -> grade, whole ones as int
+    notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
 @dataclass(frozen=True)
 class LoadedRun:
     """A run, and what is odd about its file."""
 
-    path: pathlib.Path
+    path: Source
     scores: dict[str, dict[str, float]]  # query -> document -> score
     notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
-def load_qrels(path: pathlib.Path) -> dict[str, dict[str, int]]:
+def load_qrels(path: Source) -> LoadedQrels:
     """Grades by query and document, from TREC's 4 columns or BEIR's 3 with a header.
 
+    Grades may be fractions. The same line twice is taken once, with a note.
+
     Raises:
-      DataError: for a file that is missing, empty or no judgements, naming the line.
+      DataError: for a file that is missing, empty or no judgements, or for two grades
+        of one pair, naming the line.
     """
-    qrels: dict[str, dict[str, int]] = {}
+    qrels: dict[str, dict[str, float]] = {}
+    skipped = formats.Skipped()
     try:
-        for one in formats.read_qrels(path, remedy=_REMEDY):
+        rows = formats.read_qrels(
+            path,  # type: ignore[arg-type]
+            remedy=_REMEDY,
+            skipped=skipped,
+            check_grade=_check_grade,
+        )
+        for one in rows:
             qrels.setdefault(one.query_id, {})[one.document_id] = one.grade
     except DataError as error:
         raise DataError(f"{error}; {_QRELS}{_mistaken(path, 6)}") from error
     if not qrels:
         raise DataError(f"{path}: holds no judgement; {_QRELS}")
-    return qrels
+    notes = [
+        f"{path}: {count} judgements come again with the same grade, and count once"
+        for count in skipped.repeated.values()
+    ]
+    return LoadedQrels(path, qrels, notes)
 
 
-def load_run(path: pathlib.Path) -> LoadedRun:
-    """Scores by query and document, from a TREC run file.
+def _check_grade(name: str, value: object) -> float:
+    number = check_number(name, value)
+    return int(number) if number == int(number) else number
+
+
+def _check_score(name: str, value: object) -> float:
+    """A finite number of 64 bits."""
+    return check_number(name, value, low=-math.inf, high=math.inf)
+
+
+def load_run(path: Source) -> LoadedRun:
+    """Scores by query and document, from a TREC run file or MS MARCO's 3 columns.
+
+    Of three columns (query, document, rank) the score is the rank, negated.
 
     Raises:
       DataError: for a file that is missing, empty or no run, for a score that is no
@@ -67,15 +163,49 @@ def load_run(path: pathlib.Path) -> LoadedRun:
     columns = _regular_run(path)
     scores = _as_run(columns) if columns else None
     if columns is None or scores is None:
+        read = _read_ranked if _width(path) == len(_RANKED_COLUMNS) else _read_run
         try:
-            columns = _columns(formats.read_run(path, remedy=_REMEDY))
+            columns = _columns(read(path))
         except DataError as error:
-            raise DataError(f"{error}; {_RUN}{_mistaken(path, 3, 4)}") from error
+            raise DataError(f"{error}; {_RUN}{_mistaken(path, 4)}") from error
         scores = _as_run(columns)
         assert scores is not None
     if not scores:
         raise DataError(f"{path}: holds no line; {_RUN}")
     return LoadedRun(path, scores, _oddities(path, columns))
+
+
+def _read_run(path: Source) -> Iterator[Candidate]:
+    return formats.read_run(
+        path,  # type: ignore[arg-type]
+        remedy=_REMEDY,
+        check_score=_check_score,
+    )
+
+
+def _read_ranked(path: Source) -> Iterator[Candidate]:
+    """Lines of query, document and rank."""
+    seen: set[tuple[str, str]] = set()
+    for number, line in lines.read_lines(path):
+        cells = line.split()
+        try:
+            if len(cells) != len(_RANKED_COLUMNS):
+                raise FieldError("line", line, "3 columns as in line 1")
+            query, document = check_id("query", cells[0]), check_id("pid", cells[1])
+            rank = check_integer("rank", cells[2], low=0)
+            if (query, document) in seen:
+                raise FieldError("pid", document, f"a document once a query ({query})")
+        except FieldError as error:
+            raise DataError(f"{path}:{number}: {error}; {_REMEDY}") from error
+        seen.add((query, document))
+        yield Candidate(query, document, rank, float(-rank))
+
+
+def _width(path: Source) -> int:
+    """Columns of the first line; 0 without one."""
+    for _, line in lines.read_lines(path):
+        return len(line.split())
+    return 0
 
 
 @dataclass(frozen=True)
@@ -89,7 +219,7 @@ class _Columns:
     scores: np.ndarray
 
 
-def _regular_run(path: pathlib.Path) -> _Columns | None:
+def _regular_run(path: Source) -> _Columns | None:
     """Queries, documents, ranks and scores by line; None for a file to look into."""
     with lines.open_file(path) as file:
         try:
@@ -102,19 +232,22 @@ def _regular_run(path: pathlib.Path) -> _Columns | None:
     empty = (delimiter * 2, delimiter + b"\n", delimiter + b"\r")
     if data.endswith(delimiter) or any(place in data for place in empty):
         return None
+    ranked = len(first.split(delimiter)) == len(_RANKED_COLUMNS)
+    names = _RANKED_COLUMNS if ranked else _RUN_COLUMNS
+    wanted = [name for name in names if name not in ("q0", "tag")]
     try:
         table = csv.read_csv(
             io.BytesIO(data),
-            csv.ReadOptions(column_names=_RUN_COLUMNS, block_size=2**24),
+            csv.ReadOptions(column_names=names, block_size=2**24),
             csv.ParseOptions(delimiter=delimiter.decode(), quote_char=False),
             csv.ConvertOptions(
                 column_types={
-                    **dict.fromkeys(_RUN_COLUMNS, pa.string()),
+                    **dict.fromkeys(names, pa.string()),
                     "query": pa.dictionary(pa.int32(), pa.string()),
                     "rank": pa.int64(),
                     "score": pa.float64(),
                 },
-                include_columns=["query", "document", "rank", "score"],
+                include_columns=wanted,
                 strings_can_be_null=False,
                 null_values=[],
             ),
@@ -126,7 +259,8 @@ def _regular_run(path: pathlib.Path) -> _Columns | None:
     queries, documents = (
         table[name].combine_chunks() for name in table.schema.names[:2]
     )
-    ranks, scores = (table[name].to_numpy() for name in ("rank", "score"))
+    ranks = table["rank"].to_numpy()
+    scores = -ranks.astype(np.float64) if ranked else table["score"].to_numpy()
     if not np.isfinite(scores).all() or ranks.min() < 0:
         return None
     for ids in (queries.dictionary, documents):
@@ -172,22 +306,31 @@ def _as_run(columns: _Columns) -> dict[str, dict[str, float]] | None:
     return run
 
 
-def _oddities(path: pathlib.Path, columns: _Columns) -> list[str]:
-    """What no rule forbids and nobody means."""
+def _oddities(path: Source, columns: _Columns) -> list[str]:
+    """Suspicious but legal input, reported as notes."""
     same = np.diff(columns.queries) == 0
     down = (np.diff(columns.ranks) > 0) & same
     rising = int(np.sum(np.diff(columns.scores)[down] > 0))
-    if rising > 0.9 * max(int(down.sum()), 1) and rising > 1:
+    steps = max(int(down.sum()), 1)
+    if rising > 0.9 * steps and rising > 1:
         return [
             f"{path}: scores rise from rank to rank; the order is by score alone and "
             "higher is better: are these distances, or are rank and score mixed up?"
         ]
+    if rising > _NOTED * steps:
+        return [
+            f"{path}: {rising / steps:.0%} of the documents have a higher score than "
+            "the one ranked before them; the order is by score alone, and the rank "
+            "column is not used"
+        ]
     return []
 
 
-def _mistaken(path: pathlib.Path, *widths: int) -> str:
+def _mistaken(path: Source, *widths: int) -> str:
     """A guess, where the file looks like one of the other kind."""
     for _, line in lines.read_lines(path):
+        if line.lstrip()[:1] in ("{", "[", "#"):
+            return ""
         if len(line.split()) in widths:
             other = "--qrels" if 6 not in widths else "--run"
             return f" (this one looks as if it were meant for {other})"
@@ -195,7 +338,7 @@ def _mistaken(path: pathlib.Path, *widths: int) -> str:
     return ""
 
 
-def line_of(path: pathlib.Path, query: str) -> int:
+def line_of(path: Source, query: str) -> int:
     """Number of the first line whose first column is `query`; 0 without one."""
     for number, line in lines.read_lines(path):
         if line.split(None, 1)[0] == query:
@@ -206,7 +349,7 @@ def line_of(path: pathlib.Path, query: str) -> int:
 # --- fields of queries ---
 
 
-def load_fields(path: pathlib.Path) -> dict[str, dict[str, str | float]]:
+def load_fields(path: Source) -> dict[str, dict[str, str | float]]:
     """Values by field and query, from a TSV with a header or from JSON lines.
 
     In a TSV the first column is the query's id; in JSON it is called query_id, _id or
@@ -233,11 +376,11 @@ def load_fields(path: pathlib.Path) -> dict[str, dict[str, str | float]]:
     return fields
 
 
-def _kind(path: pathlib.Path) -> str:
+def _kind(path: Source) -> str:
     return pathlib.Path(path.name.removesuffix(".gz")).suffix
 
 
-def _json_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _json_rows(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for number, line in lines.read_lines(path):
         try:
             row = json.loads(line)
@@ -254,14 +397,14 @@ def _json_rows(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
         yield number, str(row.pop(found[0])), row
 
 
-def _json_fields(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _json_fields(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for number, query, row in _json_rows(path):
         row.pop("text", None)  # the query itself, in a BEIR file
         nested = row.pop("metadata", None)
         yield number, query, {**row, **(nested if isinstance(nested, dict) else {})}
 
 
-def _tsv_fields(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _tsv_fields(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
     names: list[str] = []
     for number, line in lines.read_lines(path):
         cells = line.split("\t")
@@ -281,7 +424,7 @@ def _tsv_fields(path: pathlib.Path) -> Iterator[tuple[int, str, dict[str, Any]]]
             yield number, cells[0], dict(zip(names[1:], cells[1:], strict=True))
 
 
-def load_queries(path: pathlib.Path) -> dict[str, str]:
+def load_queries(path: Source) -> dict[str, str]:
     """Texts by query, from BEIR's queries.jsonl or lines of id, tab and text.
 
     Raises:

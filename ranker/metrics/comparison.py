@@ -1,33 +1,52 @@
-"""Several systems on the same queries: means, paired tests, and slices of the queries.
+"""Several systems on the same queries: values, paired tests, and slices of the queries.
 
-Every system is compared with one reference, query by query, in each measure: the mean
-difference, its 95 % bootstrap interval, the p-value of the paired randomisation test,
-and that value after Holm's correction. The correction is for the systems that are
-compared with the reference in one measure; measures are corrected each on their own, as
-they are views of one outcome and not independent tries.
+Every system is compared with one reference, query by query, in each measure: the
+difference of the two values shown, the p-value of the paired randomisation test of that
+very difference, the interval of the differences that the test does not reject, and the
+p-value after Holm's correction. The correction is for the systems that are compared
+with the reference in one measure; measures are corrected each on their own, as they are
+views of one outcome and not independent tries.
 
-PNR, PNR-macro and OPA are tested by the queries' ordered-pair accuracies (see
-`ranker.metrics.ranking`): their differences are differences of those.
+A system of several seeds has the mean of its seeds' values, and is tested over seeds
+and queries (`significance.crossed_test`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from ranker.metrics import ranking, significance
+from ranker.metrics import ranking, significance, ties
+from ranker.metrics.measures import (
+    COUNTS,
+    NEEDS_RELEVANT,
+    PAIR_MEASURES,
+    Measure,
+    parse_measure,
+)
+from ranker.metrics.ranking import RULES, Rules
+from ranker.metrics.slices import NO_VALUE, Fields, cut
 
-LEVEL = 0.95  # of the intervals
-_FEW = 5  # different numbers that are slices of their own; more are cut into thirds
-_MANY = 30  # different texts that can be slices
-_THIRDS = ("low", "middle", "high")
-_BY_FREQUENCY = ("tail", "torso", "head")
-NO_VALUE = "no value"
+__all__ = ["NO_VALUE", "Fields", "compare", "cut"]
 
-Fields = Mapping[str, Mapping[str, str | float]]  # field -> query -> value
+_NOTED = 0.01  # share of queries, pairs or tied documents that is worth a note
+_EQUAL = 1e-12  # difference below which two values are tied
+_FEW = 6  # queries from which a randomisation test can give p < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inference:
+    """How differences are tested."""
+
+    permutations: int = 10_000  # of the randomisation test
+    seed: int = 0  # of the draw
+    margin: float | None = None  # of equivalence, in units of the measure
+
+
+INFERENCE = Inference()
 
 
 @dataclass(frozen=True)
@@ -36,10 +55,63 @@ class Difference:
 
     queries: int
     mean: float
-    low: float  # of the 95 % bootstrap interval
+    low: float  # of the 95 % interval; NaN where no p can be below 0.05
     high: float
-    p_value: float  # paired randomisation test, two-sided
+    p_value: float  # paired randomisation test, two-sided; crossed t-test with seeds
     p_holm: float  # corrected for the other systems in this measure
+    p_equivalence: float  # two one-sided tests of the margin; NaN without one
+    wins: tuple[int, int, int]  # queries won, tied and lost
+    effect_size: float  # Cohen's d_z over queries; NaN without spread
+    detectable: float  # smallest true difference found with 80 % power
+
+    @property
+    def equivalent(self) -> bool | None:
+        """Whether the difference is within the margin; None without one."""
+        if math.isnan(self.p_equivalence):
+            return None
+        return self.p_equivalence < significance.ALPHA
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One measure of one system: a result of each seed."""
+
+    seeds: tuple[ranking.Result, ...]
+
+    @property
+    def mean(self) -> float:
+        """Mean of the seeds' values."""
+        return float(np.mean([one.mean for one in self.seeds]))
+
+    @property
+    def sd(self) -> float:
+        """Standard deviation over the seeds (n - 1); NaN with one."""
+        if len(self.seeds) < 2:
+            return math.nan
+        return float(np.std([one.mean for one in self.seeds], ddof=1))
+
+    @property
+    def queries(self) -> list[str]:
+        """Queries of the first seed; all have the same."""
+        return self.seeds[0].queries
+
+    def values(self, queries: Sequence[str]) -> Float[np.ndarray, " Q"]:
+        """The seeds' mean value of each query; NaN where it takes no part."""
+        return np.mean([one.aligned(queries).values for one in self.seeds], axis=0)
+
+    @property
+    def parts(self) -> int:
+        """Queries with a weight in any seed."""
+        return int(np.any([one.weights > 0 for one in self.seeds], axis=0).sum())
+
+
+@dataclass(frozen=True)
+class Ties:
+    """What the ties of a system decide."""
+
+    share: float  # of its listed documents that another one equals
+    constant: bool  # True: no list has two different scores
+    bounds: dict[str, tuple[float, float]]  # measure -> lowest and highest value
 
 
 @dataclass(frozen=True)
@@ -59,271 +131,500 @@ class Comparison:
     reference: str
     measures: tuple[str, ...]
     queries: list[str]  # judged queries, in the order of the judgements
-    results: dict[str, dict[str, ranking.Result]]  # system -> measure
+    results: dict[str, dict[str, Outcome]]  # system -> measure
     differences: dict[str, dict[str, Difference | None]]  # None: too few queries
     slices: list[Slice]
+    pairs: dict[str, int] = field(default_factory=dict)  # counted by PNR and OPA
+    ties: dict[str, Ties] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def values(self, system: str, name: str) -> Float[np.ndarray, " Q"]:
         """A measure of each of `queries`; NaN where the query takes no part."""
-        return _aligned(self.results[system][name], self.queries)
+        return self.results[system][name].values(self.queries)
+
+    def common(self) -> list[str]:
+        """The queries that every system has."""
+        each = [{*next(iter(one.values())).queries} for one in self.results.values()]
+        return [query for query in self.queries if all(query in one for one in each)]
 
     def summary(self) -> dict[str, Any]:
         """All but the values of single queries, as JSON takes it: None for no number.
 
-        Per system `queries`, and by measure `metrics` (means), `difference`,
-        `interval`, `p_value` and `p_holm`, which are None for the reference.
+        Per system `queries`, `pairs`, `ties`, and by measure `metrics` (values),
+        `tie_range`, `counted` (queries behind the value), and against the reference
+        `difference`, `interval`, `p_value`, `p_holm`, `wins`, `effect_size`,
+        `detectable` and with a margin `equivalent` and `p_equivalence`, which are None
+        for the reference. Systems of several seeds have `seeds` and `sd_over_seeds`.
         """
-        systems: dict[str, Any] = {}
-        for name, results in self.results.items():
-            found = {
-                one: self.differences.get(name, {}).get(one) for one in self.measures
-            }
-            systems[name] = {
-                "queries": len(next(iter(results.values())).queries),
-                "metrics": {one: _finite(results[one].mean) for one in self.measures},
-                "difference": {m: d and d.mean for m, d in found.items()},
-                "interval": {m: d and [d.low, d.high] for m, d in found.items()},
-                "p_value": {m: d and d.p_value for m, d in found.items()},
-                "p_holm": {m: d and d.p_holm for m, d in found.items()},
-            }
-        slices = [
-            {
-                "field": one.field,
-                "value": one.value,
-                "queries": one.queries,
-                "metrics": {
-                    system: {name: _finite(value) for name, value in values.items()}
-                    for system, values in one.metrics.items()
-                },
-            }
-            for one in self.slices
-        ]
-        return {
+        common = self.common()
+        found = {
             "reference": self.reference,
             "measures": list(self.measures),
             "queries": len(self.queries),
-            "systems": systems,
-            "slices": slices,
+            "systems": {name: self._system(name) for name in self.results},
+            "slices": [_slice_summary(one) for one in self.slices],
+            "notes": list(self.notes),
         }
+        if len(common) < max(len(self._queries(name)) for name in self.results):
+            found["common"] = {
+                "queries": len(common),
+                "systems": {
+                    name: {
+                        key: finite(_over(one, common)) for key, one in outcomes.items()
+                    }
+                    for name, outcomes in self.results.items()
+                },
+            }
+        return found
+
+    def _queries(self, system: str) -> list[str]:
+        return next(iter(self.results[system].values())).queries
+
+    def _system(self, name: str) -> dict[str, Any]:
+        results = self.results[name]
+        against = {
+            one: self.differences.get(name, {}).get(one) for one in self.measures
+        }
+        found: dict[str, Any] = {
+            "queries": len(self._queries(name)),
+            **({"pairs": self.pairs[name]} if name in self.pairs else {}),
+            "metrics": {one: finite(results[one].mean) for one in self.measures},
+            "counted": {one: results[one].parts for one in self.measures},
+        }
+        if name in self.ties:
+            found["ties"] = self.ties[name].share
+            found["constant"] = self.ties[name].constant
+            found["tie_range"] = {
+                one: [finite(end) for end in ends]
+                for one, ends in self.ties[name].bounds.items()
+            }
+        seeds = len(next(iter(results.values())).seeds)
+        if seeds > 1:
+            found["seeds"] = seeds
+            found["sd_over_seeds"] = {m: finite(results[m].sd) for m in self.measures}
+        return found | difference_summary(against)
 
 
-def _finite(value: float) -> float | None:
+def difference_summary(found: Mapping[str, Difference | None]) -> dict[str, Any]:
+    """Differences by measure, as `Comparison.summary` holds them."""
+    return {
+        "difference": {m: d and finite(d.mean) for m, d in found.items()},
+        "interval": {
+            m: [d.low, d.high] if d and math.isfinite(d.low + d.high) else None
+            for m, d in found.items()
+        },
+        "p_value": {m: d and d.p_value for m, d in found.items()},
+        "p_holm": {m: d and d.p_holm for m, d in found.items()},
+        "p_equivalence": {m: d and finite(d.p_equivalence) for m, d in found.items()},
+        "equivalent": {m: d and d.equivalent for m, d in found.items()},
+        "wins": {m: d and list(d.wins) for m, d in found.items()},
+        "effect_size": {m: d and finite(d.effect_size) for m, d in found.items()},
+        "detectable": {m: d and finite(d.detectable) for m, d in found.items()},
+    }
+
+
+def _slice_summary(one: Slice) -> dict[str, Any]:
+    return {
+        "field": one.field,
+        "value": one.value,
+        "queries": one.queries,
+        "metrics": {
+            system: {name: finite(value) for name, value in values.items()}
+            for system, values in one.metrics.items()
+        },
+    }
+
+
+def finite(value: float) -> float | None:
+    """The number, or None for infinity and NaN, which JSON has not."""
     return value if math.isfinite(value) else None
+
+
+def _over(outcome: Outcome, queries: Sequence[str]) -> float:
+    return float(np.mean([one.aligned(queries).mean for one in outcome.seeds]))
+
+
+Runs = Mapping[str, ranking.Run | Sequence[ranking.Run]]
 
 
 def compare(
     qrels: ranking.Qrels,
-    runs: Mapping[str, ranking.Run],
+    runs: Runs,
     measures: Sequence[str],
     *,
     reference: str,
-    complete: bool = True,
-    relevance: int = 1,
-    depth: int | None = None,
-    permutations: int = 10_000,
-    seed: int = 0,
+    rules: Rules = RULES,
+    tests: Inference = INFERENCE,
     fields: Fields | None = None,
 ) -> Comparison:
     """Measures every run, and compares each with the reference.
 
     Args:
       qrels: grades by query and document.
-      runs: scores by query and document, of each system.
-      measures: names as `ranking.parse_measure` takes them.
+      runs: of each system, scores by query and document; a sequence: of its seeds.
+      measures: names as `measures.parse_measure` takes them.
       reference: system that the others are compared with.
-      complete: a judged query that a run lacks counts 0; False: it is left out.
-      relevance: lowest grade that counts as relevant.
-      depth: documents of each query that count, from the first; None: all.
-      permutations: of the randomisation test, and samples of the bootstrap.
-      seed: of both.
+      rules: what counts.
+      tests: how differences are tested.
       fields: values of the queries; each field of two values or more makes slices.
 
     Raises:
       ValueError: for a reference that is no system, an unknown measure, a NaN score, a
-        run without a judged query, or a field that cannot be cut into slices.
+        run without a judged query, judgements that give nothing but 0, or a field that
+        cannot be cut into slices.
     """
     if reference not in runs:
         raise ValueError(
             f"the reference {reference!r} is none of the systems {', '.join(runs)}"
         )
-    for name in measures:
-        ranking.parse_measure(name)
+    parsed = [parse_measure(name) for name in dict.fromkeys(measures)]
+    notes = check_judgements(qrels, parsed, rules)
     queries = list(qrels)
     groups = {
-        field: cut(field, {query: values.get(query) for query in queries})
-        for field, values in (fields or {}).items()
+        name: cut(name, {query: values.get(query) for query in queries})
+        for name, values in (fields or {}).items()
     }
-    ranked = {}
-    for name, run in runs.items():
-        try:
-            ranked[name] = ranking.rank(
-                qrels, run, complete=complete, relevance=relevance, depth=depth
-            )
-        except ValueError as error:
-            raise ValueError(f"system {name!r}: {error}") from error
-    results = {name: ranking.measure(one, measures) for name, one in ranked.items()}
-    differences = {name: {} for name in runs if name != reference}
-    tests = [(name, one) for name in differences for one in measures]
-    tried = _paired_tests(
-        [
-            _aligned(results[name][one], queries)
-            - _aligned(results[reference][one], queries)
-            for name, one in tests
-        ],
-        permutations,
-        seed,
-    )
-    for one in measures:
-        p = {
-            name: test[-1]
-            for (name, measure), test in zip(tests, tried, strict=True)
-            if measure == one and test
-        }
-        corrected = significance.holm(p)
-        for (name, measure), test in zip(tests, tried, strict=True):
-            if measure == one:
-                differences[name][one] = (
-                    Difference(*test, corrected[name]) if test else None
-                )
-    return Comparison(
+    ranked = {name: _rank(name, qrels, run, rules) for name, run in runs.items()}
+    results = {
+        name: _outcomes([ranking.measure(seed, parsed) for seed in seeds])
+        for name, seeds in ranked.items()
+    }
+    pairs = _count_pairs(ranked, parsed)
+    tied = {name: _find_ties(seeds, parsed) for name, seeds in ranked.items()}
+    found = Comparison(
         reference,
-        tuple(measures),
+        tuple(one.name for one in parsed),
         queries,
         results,
-        differences,
-        _slices(ranked, groups, measures),
+        _differences(results, reference, tests),
+        _slices(ranked, groups, parsed),
+        pairs,
+        tied,
+    )
+    notes += _denominators(found) + _tie_notes(found) + _untested(found)
+    return Comparison(**{**found.__dict__, "notes": notes})
+
+
+def _rank(
+    name: str,
+    qrels: ranking.Qrels,
+    run: ranking.Run | Sequence[ranking.Run],
+    rules: Rules,
+) -> list[ranking.Ranked]:
+    seeds = [run] if isinstance(run, Mapping) else run
+    try:
+        return [ranking.rank(qrels, one, rules) for one in seeds]
+    except ValueError as error:
+        raise ValueError(f"system {name!r}: {error}") from error
+
+
+def _outcomes(seeds: Sequence[dict[str, ranking.Result]]) -> dict[str, Outcome]:
+    """By measure. A query that a seed lacks takes no part in any of the seeds."""
+    first = next(iter(seeds[0].values())).queries
+    others = [{*next(iter(one.values())).queries} for one in seeds[1:]]
+    shared = [query for query in first if all(query in one for one in others)]
+    return {
+        name: Outcome(tuple(one[name].aligned(shared) for one in seeds))
+        for name in seeds[0]
+    }
+
+
+# --- judgements ---
+
+
+def check_judgements(
+    qrels: ranking.Qrels, measures: Sequence[Measure], rules: Rules
+) -> list[str]:
+    """Notes on queries that count 0 whatever a run does.
+
+    Raises:
+      ValueError: when that is all of them, for one of the measures.
+    """
+    highest = [max(one.values(), default=0) for one in qrels.values()]
+    top = max(highest, default=0)
+    for one in measures:
+        level = rules.relevance if one.rel is None else one.rel
+        if one.base in NEEDS_RELEVANT and top < level:
+            raise ValueError(
+                f"{one.name}: no document is relevant: the highest grade of all "
+                f"judgements is {top:g}, and relevant are those from {level:g} on; "
+                "lower --relevance, or the measure's rel"
+            )
+        if one.base in ("NDCG", "NDCG-exp", "ERR") and top <= 0 and not one.gains:
+            raise ValueError(
+                f"{one.name}: no document is relevant: the highest grade of all "
+                f"judgements is {top:g}, and grades gain something above 0"
+            )
+    without = [
+        q for q, one in zip(qrels, highest, strict=True) if one < rules.relevance
+    ]
+    if not without:
+        return []
+    return [
+        f"{len(without)} of {len(qrels)} queries, such as {without[0]!r}, have no "
+        f"relevant document (grade {level:g} or higher): they count 0 for "
+        "every system"
+    ]
+
+
+# --- differences ---
+
+
+def _differences(
+    results: Mapping[str, Mapping[str, Outcome]], reference: str, tests: Inference
+) -> dict[str, dict[str, Difference | None]]:
+    """Every system against the reference, corrected by Holm's rule in each measure."""
+    keys = [
+        (name, one)
+        for name, outcomes in results.items()
+        if name != reference
+        for one in outcomes
+    ]
+    both = [(results[name][one], results[reference][one]) for name, one in keys]
+    tried = dict(zip(keys, _tests(both, tests), strict=True))
+    corrected = {
+        one: significance.holm(
+            {
+                name: test.p_value
+                for (name, m), test in tried.items()
+                if m == one and test
+            }
+        )
+        for _, one in keys
+    }
+    differences = {name: {} for name in results if name != reference}
+    for (name, one), pair in zip(keys, both, strict=True):
+        test = tried[name, one]
+        differences[name][one] = (
+            None
+            if test is None
+            else describe(test, corrected[one][name], *query_gaps(*pair))
+        )
+    return differences
+
+
+def describe(
+    test: significance.Finding, p_holm: float, spread: np.ndarray, gaps: np.ndarray
+) -> Difference:
+    """A test with what stands beside it.
+
+    Args:
+      test: what was found.
+      p_holm: its corrected p-value.
+      spread: [n], the queries' differences, of which the measure's is the mean.
+      gaps: [Q], differences of the queries' own values; NaN without one.
+    """
+    known = gaps[~np.isnan(gaps)]
+    close = np.abs(known) < _EQUAL
+    won, lost = (int(np.sum((sign * known > 0) & ~close)) for sign in (1, -1))
+    return Difference(
+        test.queries,
+        test.difference,
+        test.low,
+        test.high,
+        test.p_value,
+        p_holm,
+        test.p_equivalence,
+        (won, int(close.sum()), lost),
+        significance.effect_size(spread),
+        significance.detectable(spread),
     )
 
 
-def _aligned(result: ranking.Result, queries: Sequence[str]) -> np.ndarray:
-    if result.queries == queries:
-        return result.values
-    known = dict(zip(result.queries, result.values.tolist(), strict=True))
-    return np.array([known.get(query, math.nan) for query in queries])
+def query_gaps(mine: Outcome, other: Outcome) -> tuple[np.ndarray, np.ndarray]:
+    """`spread` and `gaps` of `describe`, over the queries of both."""
+    queries = shared_queries(mine, other)
+    spread = [pseudo_values(one, queries).mean(axis=0) for one in (mine, other)]
+    values, others = mine.values(queries), other.values(queries)
+    with np.errstate(invalid="ignore"):
+        gaps = np.where(values == others, 0.0, values - others)
+    return spread[0] - spread[1], gaps
 
 
-def _paired_tests(
-    differences: Sequence[np.ndarray], permutations: int, seed: int
-) -> list[tuple[int, float, float, float, float] | None]:
-    """Queries, mean, low, high and last p of each; None under two queries.
+def shared_queries(mine: Outcome, other: Outcome) -> list[str]:
+    """Queries that both systems have."""
+    if mine.queries == other.queries:
+        return mine.queries
+    known = {*other.queries}
+    return [query for query in mine.queries if query in known]
 
-    Differences over the same queries share their draws, which cost the most.
+
+def pseudo_values(outcome: Outcome, queries: Sequence[str]) -> Float[np.ndarray, "S n"]:
+    """Values of which each seed's measure is the mean: exact for means.
+
+    For a pooled ratio R these are R + n * (total - R * weight) / sum of weights, whose
+    spread is that of the ratio to first order (the delta method).
     """
-    groups: dict[bytes, list[int]] = {}
-    for at, one in enumerate(differences):
-        groups.setdefault(np.isnan(one).tobytes(), []).append(at)
-    found: list[tuple[int, float, float, float, float] | None]
-    found = [None] * len(differences)
-    for members in groups.values():
-        here = ~np.isnan(differences[members[0]])
-        n = int(here.sum())
-        if n < 2:
+    rows = []
+    for seed in outcome.seeds:
+        one = seed.aligned(queries)
+        weight = one.weights.sum()
+        if not weight or not math.isfinite(one.mean):
+            rows.append(np.full(len(queries), np.nan))
             continue
-        rows = np.stack([differences[at][here] for at in members])
-        p = significance.p_values(rows, permutations=permutations, seed=seed)
-        ends = significance.intervals(
-            rows, samples=permutations, level=LEVEL, seed=seed
-        )
-        for row, at in enumerate(members):
-            found[at] = (
-                n,
-                float(rows[row].mean()),
-                float(ends[row, 0]),
-                float(ends[row, 1]),
-                float(p[row]),
+        rest = one.totals - one.mean * one.weights
+        rows.append(one.mean + len(queries) * rest / weight)
+    return np.stack(rows)
+
+
+def _tests(
+    both: Sequence[tuple[Outcome, Outcome]], tests: Inference
+) -> list[significance.Finding | None]:
+    """A test of each; None under two queries. Equal queries share their draws."""
+    found: list[significance.Finding | None] = [None] * len(both)
+    groups: dict[tuple[int, bytes], list[tuple[int, significance.Pair]]] = {}
+    for at, (mine, other) in enumerate(both):
+        queries = shared_queries(mine, other)
+        if len(mine.seeds) > 1 or len(other.seeds) > 1:
+            x, y = pseudo_values(mine, queries), pseudo_values(other, queries)
+            if len(queries) > 1 and np.isfinite(x).all() and np.isfinite(y).all():
+                found[at] = significance.crossed_test(x, y, margin=tests.margin)
+            continue
+        one, two = (x.seeds[0].aligned(queries) for x in (mine, other))
+        active = (one.weights != 0) | (two.weights != 0)
+        active |= (one.totals != 0) | (two.totals != 0)
+        if active.sum() > 1:
+            pair = significance.Pair(
+                (one.totals[active], two.totals[active]),
+                (one.weights[active], two.weights[active]),
             )
+            key = len(queries), active.tobytes()
+            groups.setdefault(key, []).append((at, pair))
+    for members in groups.values():
+        done = significance.paired_tests(
+            [pair for _, pair in members],
+            permutations=tests.permutations,
+            seed=tests.seed,
+            margin=tests.margin,
+        )
+        for (at, _), test in zip(members, done, strict=True):
+            found[at] = test
     return found
+
+
+# --- denominators and ties ---
+
+
+def _count_pairs(
+    ranked: Mapping[str, Sequence[ranking.Ranked]], measures: Sequence[Measure]
+) -> dict[str, int]:
+    """Judged pairs behind PNR and OPA, of the seed that has fewest."""
+    asked = [one for one in measures if one.base in PAIR_MEASURES]
+    if not asked:
+        return {}
+    return {
+        name: min(ranking.num_pairs(seed, asked[0]) for seed in seeds)
+        for name, seeds in ranked.items()
+    }
+
+
+def _find_ties(seeds: Sequence[ranking.Ranked], measures: Sequence[Measure]) -> Ties:
+    asked = [one for one in measures if one.base not in COUNTS]
+    each = [ties.bounds(one, asked) for one in seeds]
+    return Ties(
+        float(np.mean([ties.tied_share(one) for one in seeds])),
+        all(ties.is_constant(one) for one in seeds),
+        {
+            one.name: (
+                float(np.mean([limits[one.name][0] for limits in each])),
+                float(np.mean([limits[one.name][1] for limits in each])),
+            )
+            for one in asked
+        },
+    )
+
+
+def _denominators(found: Comparison) -> list[str]:
+    """Notes where systems are measured on different queries or pairs."""
+    notes = []
+    counts = {name: len(found._queries(name)) for name in found.results}
+    for what, per_system in (("queries", counts), ("judged pairs", found.pairs)):
+        most = max(per_system.values(), default=0)
+        best = next((name for name, n in per_system.items() if n == most), "")
+        for name, number in per_system.items():
+            if most - number > _NOTED * most:
+                remedy = (
+                    "; compare OPA(complete=true), which counts them all"
+                    if what == "judged pairs"
+                    else "; compare the means over common queries"
+                )
+                notes.append(
+                    f"{name}: its values are over {number:,} {what}, those of {best} "
+                    f"over {most:,}{remedy}"
+                )
+    return notes
+
+
+def _tie_notes(found: Comparison) -> list[str]:
+    notes = []
+    for name, one in found.ties.items():
+        moves = {
+            measure: ends
+            for measure, ends in one.bounds.items()
+            if ends[1] - ends[0] > 1e-9
+        }
+        if one.constant:
+            told = f"{name}: a constant scorer: all documents of a query have one score"
+        elif one.share > _NOTED:
+            told = f"{name}: {one.share:.1%} of its documents have an equal score"
+        else:
+            continue
+        if moves:
+            measure, ends = max(moves.items(), key=lambda item: item[1][1] - item[1][0])
+            told += (
+                f"; ties go by document id, and by how they go {measure} could be "
+                f"{ends[0]:.4f} to {ends[1]:.4f}"
+            )
+        notes.append(told)
+    return notes
+
+
+def _untested(found: Comparison) -> list[str]:
+    """Notes where there were too few queries for a test or an interval."""
+    notes = []
+    for system, by_measure in found.differences.items():
+        names = [name for name, one in by_measure.items() if one is None]
+        if names:
+            notes.append(
+                f"{system} and {found.reference} have fewer than 2 queries in common "
+                f"with a value of {', '.join(names)}; a paired test needs at least 2"
+            )
+        few = [name for name, one in by_measure.items() if one and one.queries < _FEW]
+        if few:
+            notes.append(
+                f"{system} and {found.reference} have fewer than {_FEW} queries in "
+                f"common for {', '.join(few)}: no p can be below {significance.ALPHA}, "
+                "so there is no interval"
+            )
+    return notes
 
 
 # --- slices ---
 
 
 def _slices(
-    ranked: Mapping[str, ranking.Ranked],
+    ranked: Mapping[str, Sequence[ranking.Ranked]],
     groups: Mapping[str, Mapping[str, Sequence[str]]],
-    measures: Sequence[str],
+    measures: Sequence[Measure],
 ) -> list[Slice]:
     rows = {
-        name: {query: row for row, query in enumerate(one.queries)}
-        for name, one in ranked.items()
+        name: [{query: row for row, query in enumerate(one.queries)} for one in seeds]
+        for name, seeds in ranked.items()
     }
     slices = []
-    for field, by_value in groups.items():
+    for name, by_value in groups.items():
         if len(by_value) < 2:
             continue  # one slice of all queries is the table again
         for value, members in by_value.items():
             metrics = {}
-            for name, one in ranked.items():
-                chosen = [rows[name][q] for q in members if q in rows[name]]
-                found = ranking.measure(one.select(chosen), measures)
-                metrics[name] = {key: result.mean for key, result in found.items()}
-            slices.append(Slice(field, value, len(members), metrics))
-    return slices
-
-
-def cut(
-    field: str, values: Mapping[str, str | float | None]
-) -> dict[str, Sequence[str]]:
-    """Cuts queries into slices by their values of a field.
-
-    Texts and up to 5 different numbers make a slice each. More numbers are cut into
-    thirds of the queries, equal numbers staying together: low, middle and high, or for
-    a field called frequency tail, torso and head. Queries without a value come last.
-
-    Raises:
-      ValueError: for over 30 different texts.
-
-    >>> cut("intent", {"a": "buy", "b": "learn", "c": "buy"})
-    {'buy': ['a', 'c'], 'learn': ['b']}
-    >>> frequencies = {"a": 1, "b": 1, "c": 2, "d": 3, "e": 5, "f": 8, "g": 13}
-    >>> list(cut("frequency", frequencies))
-    ['tail (1 to 2)', 'torso (3 to 5)', 'head (8 to 13)']
-    """
-    given = {query: value for query, value in values.items() if value not in (None, "")}
-    without = [query for query in values if query not in given]
-    numbers = {query: _number(value) for query, value in given.items()}
-    slices: dict[str, Sequence[str]] = {}
-    if given and not any(math.isnan(one) for one in numbers.values()):
-        slices = _cut_numbers(field, numbers)
-    else:
-        texts = sorted({str(value) for value in given.values()})
-        if len(texts) > _MANY:
-            raise ValueError(
-                f"the field {field!r} has {len(texts)} different texts, such as "
-                f"{texts[0]!r}; slices need a field of numbers, or of at most {_MANY} "
-                "different texts"
-            )
-        for text in texts:
-            slices[text] = [q for q, value in given.items() if str(value) == text]
-    if without:
-        slices[NO_VALUE] = without
-    return slices
-
-
-def _number(value: str | float | None) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _cut_numbers(field: str, numbers: Mapping[str, float]) -> dict[str, Sequence[str]]:
-    different = sorted(set(numbers.values()))
-    if len(different) <= _FEW:
-        return {
-            f"{number:g}": [q for q, one in numbers.items() if one == number]
-            for number in different
-        }
-    names = _BY_FREQUENCY if field.lower() == "frequency" else _THIRDS
-    first, second = np.quantile(
-        list(numbers.values()), [1 / 3, 2 / 3], method="inverted_cdf"
-    )
-    ends = (-math.inf, first, second, math.inf)
-    slices: dict[str, Sequence[str]] = {}
-    for name, low, high in zip(names, ends[:-1], ends[1:], strict=True):
-        members = [q for q, one in numbers.items() if low < one <= high]
-        if members:
-            inside = [numbers[q] for q in members]
-            slices[f"{name} ({min(inside):g} to {max(inside):g})"] = members
+            for system, seeds in ranked.items():
+                found = []
+                for one, known in zip(seeds, rows[system], strict=True):
+                    chosen = [known[q] for q in members if q in known]
+                    found.append(ranking.measure(one.select(chosen), measures))
+                metrics[system] = {
+                    key.name: float(np.mean([one[key.name].mean for one in found]))
+                    for key in measures
+                }
+            slices.append(Slice(name, value, len(members), metrics))
     return slices

@@ -1,25 +1,85 @@
-"""Is a difference between two systems more than chance? Paired, over queries."""
+"""Is a difference between two systems more than chance? Paired, over queries.
 
-from collections.abc import Mapping
+A measure of a system is sum(totals) / sum(weights) over queries (see
+`ranker.metrics.ranking`), so a mean and a pooled ratio such as PNR are tested alike:
+the randomisation test swaps the two systems' totals and weights query by query and
+computes the difference of the two ratios anew. The interval holds every difference that
+the same test, with the same swaps, would not reject; so interval and p never disagree.
+
+For a draw of swaps and a supposed difference delta (subtracted from the first system:
+totals less delta * weights), the difference is a - delta * b with two numbers a, b of
+the draw, and of the seen order a0 - delta. The draw is at least as extreme where
+|a - delta * b| >= |a0 - delta|, that is for delta between (a0 - a) / (1 - b) and
+(a0 + a) / (1 + b). Interval ends are quantiles of those, without any search. For means
+these two are the mean differences of the swapped queries and of the others.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-_CHUNK = 2**22  # signs drawn at a time
+ALPHA = 0.05  # level of the tests; intervals hold 1 - ALPHA
+POWER = 0.8  # of the smallest detectable difference
+_CHUNK = 2**22  # swaps drawn at a time
+_SAME = 1e-12
 
 
-def _differences(a: np.ndarray, b: np.ndarray) -> Float[np.ndarray, "1 Q"]:
+@dataclass(frozen=True)
+class Pair:
+    """Totals and weights of two systems on the same n queries.
+
+    `blocks` numbers the collection of each query; the statistic is then the mean over
+    collections of the difference of ratios.
+    """
+
+    totals: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
+    weights: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
+    blocks: Float[np.ndarray, " n"] | None = None
+
+    def active(self) -> np.ndarray:
+        """True for the queries that take part in one of the two at least."""
+        return (
+            (self.weights[0] != 0)
+            | (self.weights[1] != 0)
+            | (self.totals[0] != 0)
+            | (self.totals[1] != 0)
+        )
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a paired test finds; NaN for an end of an interval that has none."""
+
+    queries: int
+    difference: float
+    low: float
+    high: float
+    p_value: float  # two-sided
+    p_equivalence: float  # the larger of two one-sided tests; NaN without a margin
+
+
+def means(a: Float[np.ndarray, " Q"], b: Float[np.ndarray, " Q"]) -> Pair:
+    """A pair for the difference of two means; queries with a NaN take no part.
+
+    Raises:
+      ValueError: for different shapes, or under 2 queries in both.
+    """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape or a.ndim != 1:
         raise ValueError(
             f"expected values of the same queries, found shapes {a.shape} and {b.shape}"
         )
-    both = ~(np.isnan(a) | np.isnan(b))  # a query that takes no part in one
+    both = ~(np.isnan(a) | np.isnan(b))
     if both.sum() < 2:
         raise ValueError(
             f"a paired test needs at least 2 queries, found {int(both.sum())}"
         )
-    return (a[both] - b[both])[None]
+    ones = np.ones(int(both.sum()))
+    return Pair((a[both], b[both]), (ones, ones))
 
 
 def randomisation_test(
@@ -45,73 +105,306 @@ def randomisation_test(
     Raises:
       ValueError: for different shapes, or under 2 queries in both.
     """
-    return float(p_values(_differences(a, b), permutations=permutations, seed=seed)[0])
+    (found,) = paired_tests([means(a, b)], permutations=permutations, seed=seed)
+    return found.p_value
 
 
-def bootstrap_interval(
+def randomisation_interval(
     a: Float[np.ndarray, " Q"],
     b: Float[np.ndarray, " Q"],
     *,
-    samples: int = 10_000,
-    level: float = 0.95,
+    permutations: int = 10_000,
     seed: int = 0,
+    alpha: float = ALPHA,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of a - b (Efron, 1979; Sakai, 2006).
+    """The mean differences that `randomisation_test` does not reject at `alpha`.
+
+    NaN at both ends when no p can be below `alpha`: under 6 queries for 0.05.
 
     Raises:
       ValueError: for different shapes, or under 2 queries in both.
     """
-    low, high = intervals(
-        _differences(a, b), samples=samples, level=level, seed=seed
-    ).T[:, 0]
-    return float(low), float(high)
+    (found,) = paired_tests(
+        [means(a, b)], permutations=permutations, seed=seed, alpha=alpha
+    )
+    return found.low, found.high
 
 
-def p_values(
-    differences: Float[np.ndarray, "C Q"], *, permutations: int, seed: int
-) -> Float[np.ndarray, " C"]:
-    """`randomisation_test` of C comparisons at once, with the same draws for all."""
-    n = differences.shape[1]
-    seen = np.abs(differences.sum(axis=1))
-    # Sums in another order differ in the last digits; those count as equal.
-    slack = 1e-9 * np.maximum(1.0, np.abs(differences).sum(axis=1))
-    exact = 2**n <= permutations
-    extreme = np.zeros(len(differences))
-    generator = np.random.default_rng(seed)
-    total = 2**n if exact else permutations
-    for first in range(0, total, step := max(1, _CHUNK // n)):
-        count = min(step, total - first)
-        if exact:
-            bits = (np.arange(first, first + count)[:, None] >> np.arange(n)) & 1
-        else:
-            drawn = generator.integers(0, 256, (count, -(-n // 8)), np.uint8)
-            bits = np.unpackbits(drawn, axis=1, count=n)
-        # The sum of sign * difference, a sign being 2 * bit - 1.
-        sums = 2 * (bits.astype(np.float64) @ differences.T) - differences.sum(axis=1)
-        extreme += np.sum(np.abs(sums) >= seen - slack, axis=0)
-    return extreme / total if exact else (extreme + 1) / (total + 1)
-
-
-def intervals(
-    differences: Float[np.ndarray, "C Q"],
+def paired_tests(
+    pairs: Sequence[Pair],
     *,
-    samples: int,
-    level: float = 0.95,
-    seed: int,
-) -> Float[np.ndarray, "C 2"]:
-    """`bootstrap_interval` of C comparisons at once, with the same draws for all."""
-    n = differences.shape[1]
+    permutations: int = 10_000,
+    seed: int = 0,
+    alpha: float = ALPHA,
+    margin: float | None = None,
+) -> list[Finding]:
+    """Tests pairs over the same n queries, with the same swaps for all.
+
+    Args:
+      pairs: of n queries each, in the same blocks.
+      permutations: swaps to draw; all 2 ** n are tried where that is not more.
+      seed: of the draw.
+      alpha: level of the interval.
+      margin: of equivalence, in units of the measure; None: not tested.
+    """
+    n = len(pairs[0].totals[0])
+    exact = 2**n <= permutations
+    total = 2**n if exact else permutations
     generator = np.random.default_rng(seed)
-    means = np.empty((samples, len(differences)))
-    for first in range(0, samples, step := max(1, _CHUNK // n)):
-        count = min(step, samples - first)
-        drawn = generator.integers(0, n, (count, n), np.int32)
-        # How often each query was drawn, so that one product serves every comparison.
-        drawn += (np.arange(count, dtype=np.int32) * n)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=count * n).reshape(count, n)
-        means[first : first + count] = times.astype(np.float64) @ differences.T / n
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    return np.quantile(means, tails, axis=0).T
+    seen = _observed(pairs)
+    count = np.zeros((3, len(pairs)))  # extreme, below the margin, above it
+    ends = []
+    for first in range(0, total, step := max(1, _CHUNK // n)):
+        size = min(step, total - first)
+        if exact:
+            bits = (np.arange(first, first + size)[:, None] >> np.arange(n)) & 1
+        else:
+            drawn = generator.integers(0, 256, (size, -(-n // 8)), np.uint8)
+            bits = np.unpackbits(drawn, axis=1, count=n)
+        a, b = _swapped(pairs, bits.astype(np.float64))
+        slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(seen), seen, 0)))
+        count[0] += np.sum(np.abs(a) >= np.abs(seen) - slack, axis=0)
+        if margin is not None:
+            for row, sign in ((1, 1), (2, -1)):
+                moved = sign * (a + sign * margin * b)
+                there = sign * (seen + sign * margin)
+                count[row] += np.sum(moved >= there - slack, axis=0)
+        ends.append(_limits(seen, a, b))
+    low, high = (np.concatenate(x) for x in zip(*ends, strict=True))
+    # The order seen is one of the draws, where not all are tried.
+    p = (count + (not exact)) / (total + (not exact))
+    intervals = _interval(low, high, alpha, exact)
+    tests = []
+    for at in range(len(pairs)):
+        ends_ = intervals[:, at]
+        if p[0, at] >= alpha:  # rounding may not part them
+            ends_ = min(ends_[0], 0.0), max(ends_[1], 0.0)
+        if not np.isfinite(ends_).all() or not np.isfinite(seen[at]):
+            ends_ = math.nan, math.nan
+        equal = math.nan if margin is None else float(p[1:, at].max())
+        tests.append(
+            Finding(
+                n,
+                float(seen[at]),
+                float(ends_[0]),
+                float(ends_[1]),
+                float(p[0, at]),
+                equal,
+            )
+        )
+    return tests
+
+
+def _blocks(pairs: Sequence[Pair]) -> list[np.ndarray]:
+    blocks = pairs[0].blocks
+    if blocks is None:
+        return [np.ones(len(pairs[0].totals[0]), bool)]
+    return [blocks == one for one in np.unique(blocks)]
+
+
+def _ratio(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return totals / weights
+
+
+def _observed(pairs: Sequence[Pair]) -> np.ndarray:
+    """The difference of each pair; 0 where both are unbounded."""
+    found = np.zeros(len(pairs))
+    blocks = _blocks(pairs)
+    for at, one in enumerate(pairs):
+        parts = []
+        for rows in blocks:
+            first, second = (
+                _ratio(one.totals[i][rows].sum(), one.weights[i][rows].sum())
+                for i in (0, 1)
+            )
+            parts.append(0.0 if first == second else first - second)
+        found[at] = np.mean(parts)
+    return found
+
+
+def _swapped(
+    pairs: Sequence[Pair], bits: Float[np.ndarray, "N n"]
+) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
+    """A and b of every draw and pair, see the module; a bit of 1 swaps a query."""
+    a = np.zeros((len(bits), len(pairs)))
+    b = np.zeros_like(a)
+    blocks = _blocks(pairs)
+    for rows in blocks:
+        totals, weights = (
+            [
+                np.stack([getattr(p, name)[i][rows] for p in pairs], axis=1)
+                for i in (0, 1)
+            ]
+            for name in ("totals", "weights")
+        )
+        flips = bits if rows.all() else bits[:, rows]
+        moved = flips @ (totals[0] - totals[1])
+        away = flips @ weights[0]
+        change = flips @ (weights[0] - weights[1])
+        first, second = (x.sum(axis=0) for x in weights)
+        here, there = first - change, second + change
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left = (totals[0].sum(axis=0) - moved) / here
+            right = (totals[1].sum(axis=0) + moved) / there
+            difference = np.where(left == right, 0.0, left - right)
+            share = (first - away) / here - away / there
+        a += difference / len(blocks)
+        b += share / len(blocks)
+    return a, b
+
+
+def _limits(
+    seen: np.ndarray, a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Between which supposed differences a draw is at least as extreme."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, other = (seen - a) / (1 - b), (seen + a) / (1 + b)
+        gone = 1 - b < _SAME  # nothing swapped that has a weight
+        one = np.where(gone, np.where(a > seen, -np.inf, np.inf), one)
+        whole = 1 + b < _SAME  # everything swapped
+        other = np.where(whole, np.where(a + seen > 0, np.inf, -np.inf), other)
+        always = (gone & (np.abs(a - seen) < _SAME)) | (
+            whole & (np.abs(a + seen) < _SAME)
+        )
+        always |= ~np.isfinite(a) | ~np.isfinite(b)
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    return np.where(always, -np.inf, low), np.where(always, np.inf, high)
+
+
+def _interval(
+    low: np.ndarray, high: np.ndarray, alpha: float, exact: bool
+) -> Float[np.ndarray, "2 C"]:
+    """The differences at which a share `alpha` of the draws is as extreme."""
+    total = len(low)
+    needed = alpha * total if exact else alpha * (total + 1) - 1
+    place = max(math.ceil(needed - 1e-9), 1) - 1
+    return np.stack(
+        [
+            np.partition(low, place, axis=0)[place],
+            -np.partition(-high, place, axis=0)[place],
+        ]
+    )
+
+
+# --- several seeds ---
+
+
+def crossed_test(
+    a: Float[np.ndarray, "S Q"],
+    b: Float[np.ndarray, "R Q"],
+    *,
+    alpha: float = ALPHA,
+    margin: float | None = None,
+) -> Finding:
+    """Tests the difference of two systems of S and R seeds, over seeds and queries.
+
+    Seeds and queries are both samples, crossed: a value is system + query + seed +
+    rest. The variance of the mean difference is that over queries of the mean over
+    seeds, plus for each system with two seeds or more that over seeds of the mean over
+    queries, less what the rest adds to it. The t-test has Satterthwaite's degrees of
+    freedom (1946; Searle, Casella and McCulloch, 1992, chapter 4).
+
+    Args:
+      a: values of one system by seed and query.
+      b: values of the other on the same queries; its seeds are other trainings.
+      alpha: level of the interval.
+      margin: of equivalence; None: not tested.
+
+    Raises:
+      ValueError: for different queries, or under 2 of them.
+    """
+    from scipy import stats  # a second of loading that only seeds need
+
+    a, b = (np.asarray(x, np.float64) for x in (a, b))
+    if a.shape[1:] != b.shape[1:] or a.shape[1] < 2:
+        raise ValueError(
+            "a paired test needs at least 2 queries, the same of both systems, found "
+            f"shapes {a.shape} and {b.shape}"
+        )
+    n = a.shape[1]
+    mean = float(a.mean() - b.mean())
+    parts = [(float(np.var(a.mean(axis=0) - b.mean(axis=0), ddof=1)) / n, n - 1.0)]
+    for x in (a, b):
+        if len(x) > 1:
+            parts.append(_seed_variance(x))
+    variance = sum(one for one, _ in parts)
+    low = high = mean
+    p, equal = float(mean == 0), math.nan if margin is None else 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(one**2 / df for one, df in parts)
+        error = math.sqrt(variance)
+        reach = float(stats.t.ppf(1 - alpha / 2, freedom)) * error
+        low, high = mean - reach, mean + reach
+        p = 2 * float(stats.t.sf(abs(mean) / error, freedom))
+        if margin is not None:
+            equal = float(stats.t.sf((margin - abs(mean)) / error, freedom))
+    elif margin is not None:
+        equal = float(abs(mean) >= margin)
+    return Finding(n, mean, low, high, p, equal)
+
+
+def _seed_variance(x: Float[np.ndarray, "S Q"]) -> tuple[float, float]:
+    """Variance of the mean over queries due to seeds alone, and its freedom."""
+    seeds, n = x.shape
+    by_seed = x.mean(axis=1)
+    rest = x - by_seed[:, None] - x.mean(axis=0) + x.mean()
+    noise = float(np.sum(rest**2)) / ((seeds - 1) * (n - 1))
+    between = float(np.var(by_seed, ddof=1))
+    return max(between - noise / n, 0.0) / seeds, seeds - 1.0
+
+
+# --- what stands beside a test ---
+
+
+def effect_size(differences: Float[np.ndarray, " n"]) -> float:
+    """Cohen's d_z: mean over standard deviation of the queries' differences.
+
+    >>> effect_size(np.array([1.0, 2.0, 3.0]))
+    2.0
+    """
+    spread = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return float(np.mean(differences)) / spread if spread > 0 else math.nan
+
+
+def detectable(differences: Float[np.ndarray, " n"]) -> float:
+    """The smallest true mean difference that such a test finds with 80 % power.
+
+    (t(0.975) + t(0.8)) * standard deviation / sqrt(n), with n - 1 degrees of freedom.
+    """
+    n = len(differences)
+    if n < 2:
+        return math.nan
+    quantiles = t_quantile(1 - ALPHA / 2, n - 1) + t_quantile(POWER, n - 1)
+    return quantiles * float(np.std(differences, ddof=1)) / math.sqrt(n)
+
+
+def t_quantile(p: float, freedom: float) -> float:
+    """Student's t quantile by Hill's expansion (1970): 4 digits from 5 degrees on.
+
+    >>> round(t_quantile(0.975, 10), 3)
+    2.228
+    """
+    z = statistics.NormalDist().inv_cdf(p)
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    powers = [z**k for k in range(10)]
+    terms = (
+        (powers[3] + z) / 4,
+        (5 * powers[5] + 16 * powers[3] + 3 * z) / 96,
+        (3 * powers[7] + 19 * powers[5] + 17 * powers[3] - 15 * z) / 384,
+        (
+            79 * powers[9]
+            + 776 * powers[7]
+            + 1482 * powers[5]
+            - 1920 * powers[3]
+            - 945 * z
+        )
+        / 92160,
+    )
+    return z + sum(term / freedom**k for k, term in enumerate(terms, 1))
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:

@@ -200,6 +200,24 @@ def histogram(values: np.ndarray, label: str, colour: int, bins: int = 40) -> st
     return _svg(body, f"histogram of {label}", _HALF, height)
 
 
+def bars(values: np.ndarray, label: str) -> str:
+    """Values from the highest to the lowest, a bar each, around a line at zero."""
+    ordered = np.sort(values)[::-1]
+    height = 240
+    x = Axis(0.0, float(max(len(ordered), 1)), _LEFT, _PAGE - _RIGHT)
+    y = Axis(*_bounds([0.0, *ordered.tolist()]), height - _BOTTOM, _TOP)
+    marks = ticks(0, len(ordered), 8)
+    body = _axes(x, y, "queries", label, marks, ticks(y.low, y.high, 4))
+    wide = max(x(1.0) - x(0.0) - 0.4, 0.4)
+    for at, value in enumerate(ordered.tolist()):
+        top, foot = sorted((y(value), y(0.0)))
+        body.append(
+            f'<rect class="bar c{0 if value > 0 else 1}" x="{x(at)}" y="{top}" '
+            f'width="{wide:.1f}" height="{max(foot - top, 0.3):.1f}"/>'
+        )
+    return _svg(body, f"{label} of each query", _PAGE, height)
+
+
 @dataclass(frozen=True)
 class Interval:
     """A difference and its interval, as a row of a forest plot."""

@@ -3,10 +3,11 @@
 All take the summary that `Comparison.summary` makes and summary.json holds.
 """
 
+import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,6 @@ from ranker.metrics.comparison import Comparison
 
 SIGNIFICANT = 0.05  # corrected p below which a mean is marked
 MARK = "*"
-_BY_ACCURACY = ("PNR", "PNR-macro")  # whose differences are of pair accuracies
 Summary = Mapping[str, Any]
 
 
@@ -50,41 +50,118 @@ def interval(ends: Sequence[float] | None) -> str:
 
 
 def means(summary: Summary) -> Grid:
-    """Every system's means; marked where they differ from the reference's."""
-    reference = summary["reference"]
+    """Every system's values, and what is behind them; marked where they differ."""
+    reference, systems = summary["reference"], summary["systems"]
+    shown = [
+        key for key in ("pairs", "ties") if any(key in s for s in systems.values())
+    ]
     rows = []
-    for name, system in summary["systems"].items():
+    for name, system in systems.items():
         cells = []
         for measure in summary["measures"]:
             p = system["p_holm"][measure]
             mark = MARK if p is not None and p < SIGNIFICANT else ""
-            cells.append(number(system["metrics"][measure]) + mark)
-        rows.append([name, *cells])
+            sd = system.get("sd_over_seeds", {}).get(measure)
+            spread = "" if sd is None else f" ± {number(sd)}"
+            cells.append(number(system["metrics"][measure]) + mark + spread)
+        counts = [str(system.get("queries", summary["queries"]))]
+        if "pairs" in shown:
+            counts.append(f"{system['pairs']}")
+        if "ties" in shown:
+            counts.append(f"{system['ties']:.1%}")
+        rows.append([name, *cells, *counts])
     title = f"{summary['queries']} judged queries"
     if len(rows) > 1:
         title += f"; {MARK} differs from {reference}, Holm-corrected p < {SIGNIFICANT}"
-    return Grid(title, ["system", *summary["measures"]], rows, strong=reference)
+    if any("seeds" in one for one in systems.values()):
+        title += "; ± standard deviation over seeds"
+    header = ["system", *summary["measures"], "queries", *shown]
+    return Grid(title, header, rows, strong=reference)
+
+
+def common(summary: Summary) -> Grid:
+    """Every system's values over the queries that all systems have."""
+    found = summary["common"]
+    rows = [
+        [name, *(number(values[measure]) for measure in summary["measures"])]
+        for name, values in found["systems"].items()
+    ]
+    title = f"over the {found['queries']} queries that every system has"
+    header = ["system", *summary["measures"]]
+    return Grid(title, header, rows, strong=summary["reference"])
 
 
 def differences(summary: Summary) -> Grid:
     """Every system against the reference, in every measure."""
-    rows = [
-        [
-            name,
-            f"{measure}, by OPA" if measure in _BY_ACCURACY else measure,
-            "-"
-            if system["difference"][measure] is None
-            else f"{system['difference'][measure]:+.4f}",
-            interval(system["interval"][measure]),
-            p_value(system["p_value"][measure]),
-            p_value(system["p_holm"][measure]),
-        ]
-        for name, system in summary["systems"].items()
-        for measure in summary["measures"]
-        if name != summary["reference"]
-    ]
+    margin = summary.get("margin")
+    rows = []
+    for name, system in summary["systems"].items():
+        if name == summary["reference"]:
+            continue
+        for measure in summary["measures"]:
+            wins = system.get("wins", {}).get(measure)
+            row = [
+                name,
+                measure,
+                signed(system["difference"][measure]),
+                interval(system["interval"][measure]),
+                p_value(system["p_value"][measure]),
+                p_value(system["p_holm"][measure]),
+                "-" if wins is None else "/".join(map(str, wins)),
+                number(system.get("effect_size", {}).get(measure), 2),
+                number(system.get("detectable", {}).get(measure)),
+            ]
+            if margin is not None:
+                equal = system["equivalent"][measure]
+                told = "-" if equal is None else "yes" if equal else "no"
+                row.append(f"{told} ({p_value(system['p_equivalence'][measure])})")
+            rows.append(row)
     header = ["system", "measure", "difference", "95 % interval", "p", "p (Holm)"]
+    header += ["won/tied/lost", "d_z", "detectable"]
+    if margin is not None:
+        header.append(f"within ±{margin:g} (p)")
     return Grid(f"less {summary['reference']}, paired", header, rows, left=2)
+
+
+def signed(value: float | None) -> str:
+    """A difference; "-" where there is none."""
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def tie_ranges(summary: Summary) -> Grid | None:
+    """How far ties could move each value; None where they move none."""
+    rows = []
+    for name, system in summary["systems"].items():
+        for measure, ends in system.get("tie_range", {}).items():
+            if None not in ends and ends[1] - ends[0] > 1e-9:
+                value = number(system["metrics"][measure])
+                rows.append([name, measure, value, number(ends[0]), number(ends[1])])
+    if not rows:
+        return None
+    header = ["system", "measure", "value", "worst order", "best order"]
+    return Grid("with ties broken otherwise", header, rows, left=2)
+
+
+def across_queries(summary: Summary) -> Grid:
+    """How comparable scores are between queries."""
+    measures = {
+        "accuracy": "pairs of different queries ordered right",
+        "base_rate": "share of relevant documents",
+    }
+    systems = summary["across_queries"]
+    rows = [
+        [label, *(number(one.get(key)) for one in systems.values())]
+        for key, label in measures.items()
+    ]
+    for key, label in (("ece", "calibration error"), ("brier", "Brier score")):
+        for method in ("platt", "isotonic"):
+            rows.append(
+                [
+                    f"{label}, {method}",
+                    *(number(one.get(key, {}).get(method)) for one in systems.values()),
+                ]
+            )
+    return Grid("scores across queries", ["", *systems], rows)
 
 
 def slices(summary: Summary, measure: str) -> Grid:
@@ -129,14 +206,40 @@ def agreement(summary: Summary) -> Grid:
 
 def grids(summary: Summary) -> list[Grid]:
     """All tables that a summary has something for."""
+    if "collections" in summary:
+        return _of_collections(summary)
     found = [means(summary)]
+    if "common" in summary:
+        found.append(common(summary))
     if len(summary["systems"]) > 1:
         found.append(differences(summary))
+    ranges = tie_ranges(summary)
+    if ranges:
+        found.append(ranges)
     if summary["slices"]:
         found.append(slices(summary, summary["measures"][0]))
+    if summary.get("across_queries"):
+        found.append(across_queries(summary))
     if summary.get("agreement"):
         found.append(agreement(summary))
     return found
+
+
+def _of_collections(summary: Summary) -> list[Grid]:
+    """The tables of each collection, then those of the macro mean."""
+    found = []
+    for name, one in summary["collections"].items():
+        found += [
+            dataclasses.replace(grid, title=f"{name}: {grid.title}")
+            for grid in grids(one)
+        ]
+    macro = [means(summary)]
+    if len(summary["systems"]) > 1:
+        macro.append(differences(summary))
+    over = f"macro mean of {len(summary['collections'])} collections"
+    return found + [
+        dataclasses.replace(grid, title=f"{over}: {grid.title}") for grid in macro
+    ]
 
 
 def show(tables: Sequence[Grid]) -> None:
@@ -184,34 +287,55 @@ def markdown_page(summary: Summary) -> str:
 
 
 def per_query(
-    comparison: Comparison,
-    more: Mapping[str, Mapping[str, Sequence[float]]],
+    comparison: Comparison | Mapping[str, Comparison],
+    more: Mapping[str, Any],
     *,
     json_lines: bool = False,
 ) -> str:
     """A line for every query and system: its value in each measure.
 
     Args:
-      comparison: whose values.
-      more: other values of the comparison's queries, by system and name.
-      json_lines: JSON, and null where a query takes no part; else cells between tabs
-        below a header, and an empty one.
+      comparison: whose values; or one of each collection, which makes a column.
+      more: other values of the comparison's queries, by system and name; of several
+        collections, by collection.
+      json_lines: JSON, and null where a query takes no part or has no bound; else cells
+        between tabs below a header, and an empty one.
     """
-    others = dict.fromkeys(name for values in more.values() for name in values)
-    names = [*comparison.measures, *others]
+    if isinstance(comparison, Comparison):
+        comparison, more = {"": comparison}, {"": more}
+    first = next(iter(comparison.values()))
+    found = [v for one in more.values() for v in one.values()]
+    others = dict.fromkeys(name for values in found for name in values)
+    names = [*first.measures, *others]
+    named = [*comparison] != [""]
+    keys = [*(["collection"] if named else []), "query", "system"]
+    lines = [] if json_lines else ["\t".join([*keys, *names])]
+    for collection, one in comparison.items():
+        extra = more.get(collection, {})
+        for where, values in _rows(one, extra, list(others)):
+            cells = ([collection] if named else []) + list(where)
+            if json_lines:
+                row = dict(zip([*keys, *names], [*cells, *values], strict=True))
+                lines.append(json.dumps(row, ensure_ascii=False))
+            else:
+                shown = ["" if value is None else repr(value) for value in values]
+                lines.append("\t".join([*cells, *shown]))
+    return "\n".join(lines)
+
+
+def _rows(
+    comparison: Comparison,
+    more: Mapping[str, Mapping[str, Sequence[float]]],
+    others: Sequence[str],
+) -> Iterator[tuple[tuple[str, str], list[float | None]]]:
+    """Query and system, and the values of the measures and of `others`."""
     nothing = [math.nan] * len(comparison.queries)
-    lines = [] if json_lines else ["\t".join(["query", "system", *names])]
     for system in comparison.results:
         columns = [comparison.values(system, name) for name in comparison.measures]
         columns += [more.get(system, {}).get(name, nothing) for name in others]
         for at, query in enumerate(comparison.queries):
             found = [float(column[at]) for column in columns]
-            values = [None if math.isnan(value) else value for value in found]
-            if json_lines:
-                row = {"query": query, "system": system}
-                row |= dict(zip(names, values, strict=True))
-                lines.append(json.dumps(row, ensure_ascii=False))
-            else:
-                cells = ["" if value is None else repr(value) for value in values]
-                lines.append("\t".join([query, system, *cells]))
-    return "\n".join(lines)
+            yield (
+                (query, system),
+                [value if math.isfinite(value) else None for value in found],
+            )

@@ -1,80 +1,33 @@
 """Evaluation of TREC files, made by whatever system."""
 
+import dataclasses
 import json
-import math
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ranker.data import trec
 from ranker.errors import ConfigError, DataError
-from ranker.metrics import comparison, ranking
-from ranker.reporting import tables
-
-MEASURES = ("NDCG@10", "MRR@10", "MAP", "R@100", "P@10")
-_SUFFIXES = (".gz", ".txt", ".trec", ".run", ".res", ".tsv")
+from ranker.metrics import calibration, comparison, macro, ranking, runs
+from ranker.reporting import exports, files_page, tables
+from ranker.reporting.inputs import ALONE, Files
 
 
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """What `python -m ranker.evaluate --qrels FILE --run FILE` is told."""
+@dataclass(frozen=True)
+class Collection:
+    """Judgements and runs of one collection, and what is odd about their files."""
 
-    qrels: pathlib.Path  # TREC's 4 columns, or BEIR's 3 with a header; also gzip
-    runs: dict[str, pathlib.Path]  # system -> TREC run file; also gzip
-    measures: tuple[str, ...] = MEASURES
-    reference: str = ""  # system that the others are compared with; empty: the first
-    relevance: int = 1  # lowest grade that counts as relevant
-    complete: bool = True  # a judged query that a run lacks counts 0
-    depth: int | None = None  # documents of each query that count
-    permutations: int = 10_000  # of the randomisation test; samples of the bootstrap
-    seed: int = 0  # of both
-    teacher: str = ""  # system whose scores the others' are set beside
-    queries: pathlib.Path | None = None  # texts, for slices by length
-    fields: pathlib.Path | None = None  # a field of each query, for slices
-    json: pathlib.Path | None = None  # written: the summary
-    per_query: pathlib.Path | None = None  # written: every query's values
-    markdown: pathlib.Path | None = None  # written: the tables
+    qrels: trec.LoadedQrels
+    runs: dict[str, list[trec.LoadedRun]]  # system -> seeds
+    fields: dict[str, dict[str, str | float]]
+    texts: dict[str, str]
+    notes: list[str]
 
-    def __post_init__(self):
-        for name in self.measures:
-            try:
-                ranking.parse_measure(name)
-            except ValueError as error:
-                raise ConfigError(f"--measures: {error}") from error
-        for flag, name in (("reference", self.reference), ("teacher", self.teacher)):
-            if name and name not in self.runs:
-                raise ConfigError(
-                    f"--{flag}: {name!r} is none of the runs {', '.join(self.runs)}"
-                )
-        for flag in ("relevance", "depth", "permutations"):
-            value = getattr(self, flag)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{flag} must be from 1, found {value}")
-
-
-def name_runs(given: Sequence[str]) -> dict[str, pathlib.Path]:
-    """Systems from the values of --run: FILE, named after itself, or NAME=FILE.
-
-    Raises:
-      ConfigError: for two of one name.
-    """
-    runs: dict[str, pathlib.Path] = {}
-    for one in given:
-        name, equals, path = one.partition("=")
-        if not equals or pathlib.Path(one).is_file():
-            name, path = pathlib.Path(one).name, one
-            while pathlib.Path(name).suffix in _SUFFIXES:
-                name = pathlib.Path(name).stem
-        if not name or not path:
-            raise ConfigError(f"--run: expected FILE or NAME=FILE, found {one!r}")
-        if name in runs:
-            raise ConfigError(
-                f"--run: {runs[name]} and {path} are both called {name!r}; give them "
-                "names, as in --run first=A --run second=B"
-            )
-        runs[name] = pathlib.Path(path)
-    return runs
+    def scores(self, system: str) -> ranking.Run:
+        """The run of a system's first seed."""
+        return self.runs[system][0].scores
 
 
 def evaluate_files(settings: Files) -> dict[str, Any]:
@@ -86,71 +39,222 @@ def evaluate_files(settings: Files) -> dict[str, Any]:
     Raises:
       ConfigError, DataError: with what is wrong, naming the flag, or file and line.
     """
-    qrels = trec.load_qrels(settings.qrels)
+    loaded = {name: _load(settings, name) for name in settings.qrels}
+    found = {name: _compare(settings, one) for name, one in loaded.items()}
+    summaries = {
+        name: _summary(settings, one, found[name]) for name, one in loaded.items()
+    }
+    if ALONE in summaries:
+        summary = summaries[ALONE]
+    else:
+        summary = _joined(settings, found, summaries)
+    summary["settings"] = _settings(settings)
+    tables.show(tables.grids(summary))
+    _write_all(settings, summary, loaded, found)
+    for note in summary["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    return summary
+
+
+def _load(settings: Files, name: str) -> Collection:
+    source = trec.open_source(settings.qrels[name])
+    qrels = trec.load_qrels(source)
+    grades, notes = qrels.grades, list(qrels.notes)
     fields: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    given = []
     if settings.queries:
-        texts = trec.load_queries(settings.queries)
-        fields |= trec.query_lengths({q: texts[q] for q in qrels if q in texts})
+        texts = trec.load_queries(trec.open_source(settings.queries))
+        fields |= trec.query_lengths({q: texts[q] for q in grades if q in texts})
+        given += [settings.queries] * len(fields)
     if settings.fields:
-        fields |= trec.load_fields(settings.fields)
-    for name, values in fields.items():
-        if not values.keys() & qrels.keys():
-            path = settings.fields if settings.fields else settings.queries
+        more = trec.load_fields(trec.open_source(settings.fields))
+        fields |= more
+        given += [settings.fields] * len(more)
+    for (field, values), path in zip(fields.items(), given, strict=False):
+        if not values.keys() & grades.keys():
             raise DataError(
-                f"{path}: field {name!r}: none of its queries has a judgement in "
-                f"{settings.qrels}"
+                f"{path}: field {field!r}: none of its queries has a judgement in "
+                f"{source}"
             )
-    runs, notes = {}, []
-    for name, path in settings.runs.items():
-        loaded = trec.load_run(path)
-        notes += loaded.notes + _check_overlap(settings, loaded, qrels)
-        runs[name] = loaded.scores
+    loaded: dict[str, list[trec.LoadedRun]] = {}
+    for system, seeds in settings.runs[name].items():
+        loaded[system] = [
+            trec.load_run(trec.open_source(one)) for one in seeds.values()
+        ]
+        for one in loaded[system]:
+            notes += one.notes + _check_overlap(settings, one, qrels)
+    return Collection(qrels, loaded, fields, texts, notes)
+
+
+def _compare(settings: Files, one: Collection) -> comparison.Comparison:
     try:
-        found = comparison.compare(
-            qrels,
-            runs,
+        return comparison.compare(
+            one.qrels.grades,
+            {name: [x.scores for x in seeds] for name, seeds in one.runs.items()},
             settings.measures,
-            reference=settings.reference or next(iter(runs)),
-            complete=settings.complete,
-            relevance=settings.relevance,
-            depth=settings.depth,
-            permutations=settings.permutations,
-            seed=settings.seed,
-            fields=fields,
+            reference=settings.reference or next(iter(one.runs)),
+            rules=settings.rules,
+            tests=_tests(settings),
+            fields=one.fields,
         )
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{one.qrels.path}: {error}") from error
+
+
+def _tests(settings: Files) -> comparison.Inference:
+    return comparison.Inference(
+        permutations=settings.permutations,
+        seed=settings.seed,
+        margin=settings.equivalence,
+    )
+
+
+def _summary(
+    settings: Files, one: Collection, found: comparison.Comparison
+) -> dict[str, Any]:
     summary = found.summary()
-    summary["settings"] = {
-        "qrels": str(settings.qrels),
-        "runs": {name: str(path) for name, path in settings.runs.items()},
-        "relevance": settings.relevance,
-        "complete": settings.complete,
-        "depth": settings.depth,
+    summary["notes"] = [*one.notes, *summary["notes"]]
+    summary["margin"] = settings.equivalence
+    if settings.teacher:
+        scores = {name: one.scores(name) for name in one.runs}
+        summary["agreement"], _ = runs.agreements(
+            scores, dict.fromkeys(scores, settings.teacher), found.queries
+        )
+    if settings.across_queries:
+        summary["across_queries"] = {
+            name: across_queries(one.qrels.grades, one.scores(name), settings.rules)
+            for name in one.runs
+        }
+    return summary
+
+
+def across_queries(
+    qrels: ranking.Qrels, run: ranking.Run, rules: ranking.Rules = ranking.RULES
+) -> dict[str, Any]:
+    """How comparable a run's scores are between queries, as JSON takes it.
+
+    The fields of `calibration.CrossQuery`, or `reason` where it cannot be measured.
+    """
+    scores, grades = runs.judged_scores(qrels, run)
+    try:
+        found = calibration.cross_query(scores, grades, relevance=rules.relevance)
+    except ValueError as error:
+        return {"reason": str(error)}
+    fields = dataclasses.asdict(found)
+    return {k: None if v != v else v for k, v in fields.items()}
+
+
+def _joined(
+    settings: Files,
+    found: Mapping[str, comparison.Comparison],
+    summaries: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """A summary of several collections: each one's own, and the macro mean."""
+    notes = [
+        f"{name}: {note}" for name, one in summaries.items() for note in one["notes"]
+    ]
+    systems = macro.macro(found, _tests(settings))
+    for system in settings.systems:
+        if system not in systems:
+            without = [name for name, one in found.items() if system not in one.results]
+            notes.append(
+                f"{system} has no run of {', '.join(without)}, and so no macro mean"
+            )
+    first = next(iter(summaries.values()))
+    return {
+        "reference": first["reference"],
+        "measures": first["measures"],
+        "queries": sum(one["queries"] for one in summaries.values()),
+        "systems": systems,
+        "slices": [],
+        "collections": dict(summaries),
+        "margin": settings.equivalence,
+        "notes": notes,
+    }
+
+
+def _settings(settings: Files) -> dict[str, Any]:
+    def by_collection(values: Mapping[str, Any]) -> Any:
+        return values[ALONE] if ALONE in values else dict(values)
+
+    def files(seeds: Mapping[str, pathlib.Path]) -> Any:
+        if "" in seeds:
+            return str(seeds[""])
+        return {seed: str(path) for seed, path in seeds.items()}
+
+    named = {
+        collection: {name: files(seeds) for name, seeds in systems.items()}
+        for collection, systems in settings.runs.items()
+    }
+    return {
+        "qrels": by_collection({k: str(v) for k, v in settings.qrels.items()}),
+        "runs": by_collection(named),
+        **dataclasses.asdict(settings.rules),
         "permutations": settings.permutations,
         "seed": settings.seed,
+        "equivalence": settings.equivalence,
     }
-    more = {}
-    if settings.teacher:
-        summary["agreement"], more = agreements(
-            runs, {name: settings.teacher for name in runs}, found.queries
-        )
-    notes += _untested(found)
-    summary["notes"] = notes
-    tables.show(tables.grids(summary))
+
+
+def _write_all(
+    settings: Files,
+    summary: dict[str, Any],
+    loaded: Mapping[str, Collection],
+    found: Mapping[str, comparison.Comparison],
+) -> None:
+    outputs = settings.outputs
+    agreed = {
+        name: _correlations(settings, loaded[name], one) for name, one in found.items()
+    }
     for path, text in (
-        (settings.json, lambda: json.dumps(summary, indent=1, ensure_ascii=False)),
-        (settings.markdown, lambda: tables.markdown_page(summary)),
+        (outputs.json, lambda: json.dumps(summary, indent=1, ensure_ascii=False)),
+        (outputs.markdown, lambda: tables.markdown_page(summary).rstrip("\n")),
+        (outputs.csv, lambda: exports.csv_text(summary)),
+        (outputs.latex, lambda: exports.latex_text(summary)),
         (
-            settings.per_query,
+            outputs.html,
+            lambda: files_page.render(_page(summary, loaded, found)),
+        ),
+        (
+            outputs.per_query,
             lambda: tables.per_query(
-                found, more, json_lines=".jsonl" in str(settings.per_query)
+                found, agreed, json_lines=".jsonl" in str(outputs.per_query)
             ),
         ),
     ):
         if path:
             _write(path, text() + "\n")
-    return summary
+
+
+def _correlations(
+    settings: Files, one: Collection, found: comparison.Comparison
+) -> dict[str, dict[str, Any]]:
+    if not settings.teacher:
+        return {}
+    scores = {name: one.scores(name) for name in one.runs}
+    return runs.agreements(
+        scores, dict.fromkeys(scores, settings.teacher), found.queries
+    )[1]
+
+
+def _page(
+    summary: dict[str, Any],
+    loaded: Mapping[str, Collection],
+    found: Mapping[str, comparison.Comparison],
+) -> files_page.Contents:
+    return files_page.Contents(
+        summary,
+        {
+            name: files_page.Part(
+                found[name],
+                one.qrels.grades,
+                {system: one.scores(system) for system in one.runs},
+                one.texts,
+            )
+            for name, one in loaded.items()
+        },
+    )
 
 
 def _write(path: pathlib.Path, text: str) -> None:
@@ -161,42 +265,18 @@ def _write(path: pathlib.Path, text: str) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def agreements(
-    runs: dict[str, ranking.Run], teachers: dict[str, str], queries: Sequence[str]
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Each student's scores beside its teacher's: a summary, and values by query.
-
-    Args:
-      runs: scores by query and document, of each system.
-      teachers: student -> teacher; a pair without scores of both is left out.
-      queries: over which.
-    """
-    import dataclasses
-
-    from ranker.metrics import agreement  # brings scipy, which others need not wait for
-
-    found, values = {}, {}
-    for student, teacher in teachers.items():
-        if student == teacher or teacher not in runs:
-            continue
-        both = agreement.in_both(runs[teacher], runs[student], queries)
-        if not sum(map(len, both[0])):
-            continue
-        fields = dataclasses.asdict(agreement.agreement(*both))
-        found[student] = {
-            "teacher": teacher,
-            **{k: v if math.isfinite(v) else None for k, v in fields.items()},
-        }
-        kendall, spearman = agreement.correlations(*both)
-        values[student] = {"kendall": kendall, "spearman": spearman}
-    return found, values
+def _others(names: Sequence[str]) -> str:
+    """The first name, and how many more there are."""
+    more = len(names) - 1
+    rest = f" and {more} {'others' if more > 1 else 'other'}" if more else ""
+    return f"{names[0]!r}{rest}"
 
 
 def _check_overlap(
-    settings: Files, loaded: trec.LoadedRun, qrels: ranking.Qrels
+    settings: Files, loaded: trec.LoadedRun, judged: trec.LoadedQrels
 ) -> list[str]:
     """Notes on queries and documents that only the run or only the judgements have."""
-    path, scores = loaded.path, loaded.scores
+    path, scores, qrels = loaded.path, loaded.scores, judged.grades
     unknown = [query for query in scores if query not in qrels]
     if len(unknown) == len(scores):
         documents = {name for listed in scores.values() for name in listed}
@@ -205,24 +285,22 @@ def _check_overlap(
             hint = "its columns of query and document look swapped"
         raise DataError(
             f"{path}:1: query {unknown[0]!r}: none of this run's {len(scores)} queries "
-            f"has a judgement in {settings.qrels}, whose first is "
+            f"has a judgement in {judged.path}, whose first is "
             f"{next(iter(qrels))!r}; {hint}"
         )
     notes = []
     if unknown:
-        rest = f" and {len(unknown) - 1} others" if len(unknown) > 1 else ""
         notes.append(
-            f"{path}:{trec.line_of(path, unknown[0])}: query {unknown[0]!r}{rest} "
-            f"without a judgement in {settings.qrels}: left out"
+            f"{path}:{trec.line_of(path, unknown[0])}: query {_others(unknown)} "
+            f"without a judgement in {judged.path}: left out"
         )
     missing = [query for query in qrels if query not in scores]
     if missing:
-        rest = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
         counts = "count 0 (--no-complete leaves them out)"
-        if not settings.complete:
+        if not settings.rules.complete:
             counts = "are left out"
         notes.append(
-            f"{path}: has nothing for the judged query {missing[0]!r}{rest}: these "
+            f"{path}: has nothing for the judged query {_others(missing)}: these "
             f"{counts}"
         )
     shared = scores.keys() & qrels.keys()
@@ -231,17 +309,7 @@ def _check_overlap(
         notes.append(
             f"{path}:{trec.line_of(path, query)}: none of the run's documents is "
             f"judged for its query; query {query!r} has {next(iter(scores[query]))!r} "
-            f"here and {next(iter(qrels[query]))!r} in {settings.qrels}: are these ids "
+            f"here and {next(iter(qrels[query]))!r} in {judged.path}: are these ids "
             "of the same corpus?"
         )
     return notes
-
-
-def _untested(found: comparison.Comparison) -> list[str]:
-    """A note where a difference had too few queries to test."""
-    return [
-        f"{system} and {found.reference} have fewer than 2 queries in common with a "
-        f"value of {', '.join(names)}; a paired test needs at least 2"
-        for system, by_measure in found.differences.items()
-        if (names := [name for name, one in by_measure.items() if one is None])
-    ]

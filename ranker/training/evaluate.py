@@ -16,9 +16,11 @@ from ranker.data.pipeline import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
-from ranker.metrics import comparison, ranking
+from ranker.metrics import comparison
+from ranker.metrics.measures import parse_measure
+from ranker.metrics.ranking import Rules
+from ranker.metrics.runs import agreements, qrels_of, run_of
 from ranker.reporting import tables
-from ranker.reporting.trec_files import agreements
 from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.trained import load_trained
@@ -26,55 +28,15 @@ from ranker.training.trained import load_trained
 _REPORT_EVERY = 10.0  # seconds
 
 
-def qrels_of(lists: Source[RankedList]) -> ranking.Qrels:
-    """Judgements of every list's query."""
-    return {
-        one.query_id: {
-            document: int(grade)
-            for document, grade in zip(one.judged_ids, one.judged_grades, strict=True)
-        }
-        for one in _records(lists)
-    }
-
-
 def _records(lists: Source[RankedList]) -> list[RankedList]:
     return [lists[i] for i in range(len(lists))]
-
-
-def run_of(
-    lists: Source[RankedList], corpus: Source[Document], scores: np.ndarray
-) -> ranking.Run:
-    """The scores of all candidates, [pairs] in the order of `lists`, by id."""
-    run: ranking.Run = {}
-    names: dict[int, str] = {}
-    at = 0
-    for number in range(len(lists)):
-        record: RankedList = lists[number]
-        documents = {}
-        for row in record.documents.tolist():
-            if row not in names:
-                names[row] = corpus[row].id
-            documents[names[row]] = float(scores[at])
-            at += 1
-        run[record.query_id] = documents
-    return run
-
-
-def mean_ndcg(
-    lists: Source[RankedList], corpus: Source[Document], scores: np.ndarray
-) -> float:
-    """Mean NDCG@5 of the candidates ordered by `scores`."""
-    result = ranking.evaluate(
-        qrels_of(lists), run_of(lists, corpus, scores), ("NDCG@5",)
-    )
-    return result["NDCG@5"].mean
 
 
 def check_measures(measures: Sequence[str]) -> None:
     """Raises `ConfigError` for a measure that does not exist, before any work."""
     for name in measures:
         try:
-            ranking.parse_measure(name)
+            parse_measure(name)
         except ValueError as error:
             raise config.ConfigError(f"--config.measures: {error}") from error
 
@@ -181,9 +143,10 @@ def _measure(
             runs,
             settings.measures,
             reference=settings.reference,
-            relevance=settings.relevance,
-            permutations=settings.permutations,
-            seed=settings.seed,
+            rules=Rules(relevance=settings.relevance),
+            tests=comparison.Inference(
+                permutations=settings.permutations, seed=settings.seed
+            ),
             fields={**trec.query_lengths(texts), **fields},
         )
     except ValueError as error:
@@ -241,3 +204,5 @@ def _finish(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     if jax.process_index() == 0:
         storage.write_json(workdir / "summary.json", summary)
         tables.show(tables.grids(summary))
+        for note in summary.get("notes", ()):
+            print(f"note: {note}")

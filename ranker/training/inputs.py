@@ -20,8 +20,8 @@ from ranker.data import pipeline
 from ranker.data.prepare import Prepared
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
+from ranker.metrics.runs import mean_ndcg
 from ranker.scoring.targets import Joined, Targets, load_targets
-from ranker.training.evaluate import mean_ndcg
 from ranker.training.objectives import Objective
 from ranker.training.scorer import (
     device_batch,

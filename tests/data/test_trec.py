@@ -85,10 +85,13 @@ def test_scores_that_rise_with_the_rank_are_told(tmp_path):
 def test_judgements_in_both_forms(tmp_path):
     expected = {"q1": {"a": 2, "b": 0}, "q2": {"a": 1}}
     four = "q1 0 a 2\nq1 0 b 0\nq2 0 a 1\n"
-    assert trec.load_qrels(write(tmp_path, four)) == expected
+    assert trec.load_qrels(write(tmp_path, four)).grades == expected
     three = "query-id\tcorpus-id\tscore\nq1\ta\t2\nq1\tb\t0\nq2\ta\t1\n"
-    assert trec.load_qrels(write(tmp_path, three)) == expected
-    assert trec.load_qrels(write(tmp_path, gzip.compress(four.encode()))) == expected
+    assert trec.load_qrels(write(tmp_path, three)).grades == expected
+    assert (
+        trec.load_qrels(write(tmp_path, gzip.compress(four.encode()))).grades
+        == expected
+    )
 
 
 @pytest.mark.parametrize(

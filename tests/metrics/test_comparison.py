@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ranker.metrics import ranking, significance
-from ranker.metrics.comparison import NO_VALUE, compare, cut
+from ranker.metrics.comparison import NO_VALUE, Inference, compare, cut
+from ranker.metrics.ranking import Rules
 
 MEASURES = ("NDCG@10", "MAP", "PNR")
 
@@ -27,22 +28,32 @@ def systems(queries=40, names=("a", "b", "c"), seed=0):
 
 def test_every_number_is_that_of_the_single_tests():
     qrels, runs = systems()
-    found = compare(qrels, runs, MEASURES, reference="b", permutations=500)
+    found = compare(
+        qrels, runs, MEASURES, reference="b", tests=Inference(permutations=500)
+    )
     for measure in MEASURES:
-        values = {
-            name: ranking.evaluate(qrels, run, [measure])[measure].values
+        results = {
+            name: ranking.evaluate(qrels, run, [measure])[measure]
             for name, run in runs.items()
         }
         p = {}
         for name in ("a", "c"):
             one = found.differences[name][measure]
-            both = values[name], values["b"]
             assert one.queries == 40
-            assert one.mean == pytest.approx(np.mean(both[0] - both[1]))
-            ends = significance.bootstrap_interval(*both, samples=500)
-            assert (one.low, one.high) == pytest.approx(ends)
-            p[name] = significance.randomisation_test(*both, permutations=500)
-            assert one.p_value == p[name]
+            assert one.mean == pytest.approx(results[name].mean - results["b"].mean)
+            p[name] = one.p_value
+            if measure != "PNR":
+                both = results[name].values, results["b"].values
+                ends = significance.randomisation_interval(*both, permutations=500)
+                assert (one.low, one.high) == pytest.approx(ends)
+                assert p[name] == significance.randomisation_test(
+                    *both, permutations=500
+                )
+                gaps = both[0] - both[1]
+                assert one.effect_size == pytest.approx(gaps.mean() / gaps.std(ddof=1))
+                assert one.wins == tuple(
+                    int(np.sum(np.sign(gaps) == sign)) for sign in (1, 0, -1)
+                )
         for name, corrected in significance.holm(p).items():
             assert found.differences[name][measure].p_holm == corrected
     assert "b" not in found.differences
@@ -52,7 +63,7 @@ def test_every_number_is_that_of_the_single_tests():
 def test_queries_that_one_system_lacks():
     qrels, runs = systems(6, ("a", "b"))
     del runs["b"]["q1"], runs["a"]["q2"]
-    found = compare(qrels, runs, ["MAP"], reference="a", complete=False)
+    found = compare(qrels, runs, ["MAP"], reference="a", rules=Rules(complete=False))
     assert found.differences["b"]["MAP"].queries == 4
     assert np.isnan(found.values("b", "MAP")).tolist() == [0, 1, 0, 0, 0, 0]
     assert found.summary()["systems"]["b"]["queries"] == 5

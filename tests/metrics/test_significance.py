@@ -55,14 +55,6 @@ def test_too_few_queries(n):
         significance.randomisation_test(np.ones(3), np.zeros(4))
 
 
-def test_bootstrap_interval_covers_the_mean():
-    generator = np.random.default_rng(0)
-    a = generator.normal(1, 1, 400)
-    low, high = significance.bootstrap_interval(a, np.zeros(400), samples=2000)
-    width = 2 * 1.96 / 20
-    assert low < a.mean() < high and (high - low) == pytest.approx(width, rel=0.15)
-
-
 def test_holm():
     corrected = significance.holm({"a": 0.01, "b": 0.04, "c": 0.03})
     assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})

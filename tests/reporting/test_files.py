@@ -25,7 +25,7 @@ def files(tmp_path):
             qrels.append(f"q{q} 0 d{d} {grade}")
         for quality, lines in enumerate(runs.values()):
             for d, score in enumerate(quality * grades + generator.normal(size=8)):
-                lines.append(f"q{q} Q0 d{d} {d} {score} x")
+                lines.append(f"q{q} Q0 d{d} 1 {score} x")
     (tmp_path / "qrels.txt").write_text("\n".join(qrels))
     for name, lines in runs.items():
         (tmp_path / f"{name}.trec").write_text("\n".join(lines))
@@ -118,7 +118,7 @@ def test_bad_runs_end_with_a_sentence(files, text, message):
         ),
         (("--reference", "z"), "--reference: 'z' is none of the runs a, b"),
         (("--teacher", "z"), "--teacher: 'z' is none of the runs a, b"),
-        (("--relevance", "0"), "--relevance must be from 1, found 0"),
+        (("--relevance", "0"), "--relevance must be above 0, found 0"),
         (("--depth", "0"), "--depth must be from 1"),
         (("--run", "a=x"), "both called 'a'"),
         (("--run", "x="), "expected FILE or NAME=FILE"),

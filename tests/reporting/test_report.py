@@ -14,8 +14,8 @@ from ranker import manifests, report
 from ranker.data import datasets, formats
 from ranker.data.records import Document, RankedList
 from ranker.metrics import agreement, comparison
+from ranker.metrics.runs import agreements
 from ranker.reporting import charts, figures, page, tables, workdir
-from ranker.reporting.trec_files import agreements
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u202e\x07\"'<b>|"
 
@@ -114,7 +114,7 @@ def made(tmp_path_factory):
         runs,
         ("NDCG@5", "PNR"),
         reference="distill",
-        permutations=200,
+        tests=comparison.Inference(permutations=200),
         fields={HOSTILE[:20]: {f"q{q}": f"<{q % 2}>" for q in range(12)}},
     )
     agreed, values = agreements(runs, {"distill": "sft"}, found.queries)

@@ -1,0 +1,119 @@
+"""A comparison for other programs: CSV for a spreadsheet, LaTeX for a paper."""
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ranker.reporting import tables
+from ranker.reporting.tables import Grid, Summary
+
+_COLUMNS = (
+    *("collection", "system", "measure", "value", "queries", "pairs", "ties"),
+    *("seeds", "sd_over_seeds", "difference", "low", "high", "p", "p_holm"),
+    *("won", "tied", "lost", "effect_size", "detectable", "equivalent"),
+    "p_equivalence",
+)
+MACRO = "macro mean"
+
+
+def csv_text(summary: Summary) -> str:
+    """A line for each collection, system and measure; empty cells for no number."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, _COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_rows(summary))
+    return file.getvalue().rstrip("\n")
+
+
+def _parts(summary: Summary) -> dict[str, Summary]:
+    """Summaries by collection, the macro mean last."""
+    if "collections" not in summary:
+        return {"": summary}
+    return {**summary["collections"], MACRO: summary}
+
+
+def _rows(summary: Summary) -> Iterator[dict[str, Any]]:
+    for collection, part in _parts(summary).items():
+        for name, system in part["systems"].items():
+            for measure in part["measures"]:
+                yield {
+                    key: value
+                    for key, value in _row(system, measure).items()
+                    if value is not None
+                } | {"collection": collection, "system": name, "measure": measure}
+
+
+def _row(system: Mapping[str, Any], measure: str) -> dict[str, Any]:
+    ends = system["interval"][measure] or (None, None)
+    wins = system["wins"][measure] or (None, None, None)
+    return {
+        "value": system["metrics"][measure],
+        **{key: system.get(key) for key in ("queries", "pairs", "ties", "seeds")},
+        "sd_over_seeds": system.get("sd_over_seeds", {}).get(measure),
+        "difference": system["difference"][measure],
+        "low": ends[0],
+        "high": ends[1],
+        "p": system["p_value"][measure],
+        "p_holm": system["p_holm"][measure],
+        **dict(zip(("won", "tied", "lost"), wins, strict=True)),
+        **{
+            key: system[key][measure]
+            for key in ("effect_size", "detectable", "equivalent", "p_equivalence")
+        },
+    }
+
+
+# --- LaTeX ---
+
+_SPECIAL = {
+    **{one: f"\\{one}" for one in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def latex_text(summary: Summary) -> str:
+    """The tables of values and of differences; needs the package booktabs."""
+    found = ["% needs \\usepackage{booktabs}"]
+    for collection, part in _parts(summary).items():
+        where = f"{collection}: " if collection else ""
+        found.append(_tabular(tables.means(part), where))
+        if len(part["systems"]) > 1:
+            found.append(_tabular(tables.differences(part), where))
+    return "\n\n".join(found)
+
+
+def _tabular(grid: Grid, where: str) -> str:
+    columns = "".join("l" if at < grid.left else "r" for at in range(len(grid.header)))
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(map(escape, cells)) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{escape(where + grid.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            line(grid.header),
+            r"\midrule",
+            *(line(row) for row in grid.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def escape(text: str) -> str:
+    r"""A text as LaTeX shows it.
+
+    >>> print(escape("a_b & 95 %"))
+    a\_b \& 95 \%
+    """
+    return "".join(_SPECIAL.get(one, one) for one in text)
