@@ -62,6 +62,10 @@ class Contract:
     tensors: dict[str, str]  # name -> dtype and digest
     scores: dict[str, float]  # pairs, mean, std, min, max over a sample
     golden: list[Golden]
+    # Precision -> what its ranking quality was measured to be; see precision.py.
+    precisions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # Raw score to a probability: method and its numbers; empty: a sigmoid.
+    calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def save(self, folder: pathlib.Path) -> None:
         """Writes the contract into the model's folder, all or nothing."""
@@ -104,6 +108,12 @@ def load(folder: pathlib.Path) -> Contract:
     if not contract.golden:
         raise ContractError(f"{path} has no golden pairs; {again}")
     return contract
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def tensor_digests(folder: pathlib.Path) -> dict[str, str]:

@@ -1,0 +1,152 @@
+"""Serves an exported ranker over HTTP, in the forms that search engines speak.
+
+python -m ranker.serve FOLDER --port 8080
+"""
+
+import argparse
+import contextlib
+import pathlib
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ranker import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serves until it is told to end; returns 0, or 1 where it could not start."""
+    given = _parser().parse_args(arguments)
+    status = 1
+
+    def run() -> None:
+        nonlocal status
+        status = _serve(given)
+
+    cli.sentences(run)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ranker.serve",
+        description="Serves an exported ranker: /rerank in the forms of Text "
+        "Embeddings Inference, Cohere, Jina, infinity and vLLM. See docs/serving.md.",
+    )
+    add = parser.add_argument
+    add("folder", type=pathlib.Path, help="that ranker.export or model.save wrote")
+    add("--host", default="127.0.0.1", help="address; 0.0.0.0: all (%(default)s)")
+    add("--port", type=int, default=8080, help="(default %(default)s)")
+    runtimes = ["auto", "jax", "onnxruntime", "openvino"]
+    add("--runtime", choices=runtimes, default="auto", help="(default %(default)s)")
+    add(
+        "--precision",
+        choices=["auto", "float32", "bfloat16", "int8", "int8_dynamic"],
+        default="auto",
+        help="auto: the fastest that the contract has accepted",
+    )
+    add("--workers", type=int, default=0, help="threads that score; 0: one a core")
+    add("--api-key-file", type=pathlib.Path, metavar="F", help="keys, one a line")
+    add("--max-queue-tokens", type=int, default=1 << 18, help="(%(default)s)")
+    add("--max-wait", type=float, default=10.0, help="seconds queued (%(default)s)")
+    add("--max-body", type=int, default=8 << 20, help="bytes (%(default)s)")
+    add("--max-documents", type=int, default=10_000, help="a request (%(default)s)")
+    add("--drain", type=float, default=0.0, help="seconds served after SIGTERM")
+    add("--otel", action="store_true", help="trace requests by OpenTelemetry")
+    return parser
+
+
+def _serve(given: argparse.Namespace) -> int:
+    from ranker import errors
+
+    try:
+        import uvicorn
+
+        from ranker.serving import server, starting
+        from ranker.serving.batching import Limits
+    except ModuleNotFoundError as error:
+        raise errors.ConfigError(
+            f"{error.name} is not installed: pip install 'ranker[serve]'"
+        ) from error
+    limits = Limits(
+        queue_tokens=given.max_queue_tokens,
+        wait_seconds=given.max_wait,
+        body_bytes=given.max_body,
+        documents=given.max_documents,
+    )
+    state = server.State(limits, server.read_keys(given.api_key_file))
+    problems: list[Exception] = []
+
+    def start() -> Any:
+        return starting.start(
+            given.folder,
+            runtime=given.runtime,
+            precision=given.precision,
+            workers=given.workers,
+            limits=limits,
+        )
+
+    def on_problem(error: Exception) -> None:
+        problems.append(error)
+        running.should_exit = True
+
+    app: Any = server.make_app(state, start, on_problem)
+    settings = uvicorn.Config(
+        _traced(app) if given.otel else app,
+        host=given.host,
+        port=given.port,
+        log_level="warning",
+        access_log=False,  # a request's headers hold keys, its body texts
+        timeout_keep_alive=75,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    running = _make_server()(settings, state, given.drain)
+    running.run()
+    if problems:
+        raise problems[0]
+    return 0 if running.started else 1
+
+
+def _traced(app: Any) -> Any:
+    from ranker import errors
+
+    try:
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+    except ModuleNotFoundError as error:
+        raise errors.ConfigError("--otel needs pip install 'ranker[otel]'") from error
+    return OpenTelemetryMiddleware(app)
+
+
+def _make_server() -> type:
+    import asyncio
+
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """A server that drains: not ready first, then no new connection, then none."""
+
+        def __init__(self, settings: Any, state: Any, drain: float):
+            super().__init__(settings)
+            self._state, self._drain = state, drain
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Handles SIGTERM and SIGINT in the loop; the process ends with 0."""
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self._end, loop)
+            yield
+
+        def _end(self, loop: Any) -> None:
+            if self._state.draining:
+                self.should_exit = True
+                return
+            self._state.draining = True
+            print("[serve] draining", file=sys.stderr, flush=True)
+            loop.call_later(self._drain, setattr, self, "should_exit", True)
+
+    return Server
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,433 @@
+"""The HTTP server: routes, limits, keys, metrics, and how it starts and ends.
+
+It is ready once every shape is compiled and the golden pairs score as the contract
+says. Told to end, it says that it is not ready, goes on serving for a while, and then
+finishes what it has taken.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import pathlib
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from starlette.applications import Starlette
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+import ranker
+from ranker.errors import DataError
+from ranker.serving import forms, openapi
+from ranker.serving.batching import Batcher, Full, Limits
+from ranker.serving.contract import Contract
+from ranker.serving.forms import Refused, Request, Scored
+from ranker.serving.metrics import Metrics
+from ranker.serving.runtimes import Runtime
+from ranker.serving.texts import Rows, TextEncoder
+
+Calibration = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that is ready to score."""
+
+    contract: Contract
+    runtime: Runtime
+    encoder: TextEncoder
+    calibration: Calibration | None = None
+
+    @property
+    def kind(self) -> str:
+        """What an answer's scores are, unless raw ones are asked for."""
+        return "calibrated" if self.calibration else "sigmoid"
+
+
+@dataclass
+class State:
+    """What changes while the server runs."""
+
+    limits: Limits
+    keys: tuple[bytes, ...] = ()
+    served: Served | None = None
+    batcher: Batcher | None = None
+    draining: bool = False
+    problem: str = ""  # why it does not start
+    metrics: Metrics = field(default_factory=Metrics)
+
+
+def probabilities(raw: np.ndarray, calibration: Calibration | None) -> list[float]:
+    """Probabilities in float64: in float32 a sigmoid would make close scores equal."""
+    x = raw.astype(np.float64)
+    if calibration is not None:
+        return np.asarray(calibration(x), np.float64).tolist()
+    return (0.5 * (1 + np.tanh(0.5 * x))).tolist()
+
+
+# --- answering ------------------------------------------------------------------------
+
+
+def _refusal(status: int, kind: str, message: str, **headers: str) -> JSONResponse:
+    """An error in all forms at once: each client reads a field of its own."""
+    body = {
+        "error": message,  # Text Embeddings Inference
+        "error_type": kind,
+        "message": message,  # Cohere
+        "detail": message,  # Jina
+    }
+    return JSONResponse(body, status, headers=headers)
+
+
+def _full(error: Full) -> JSONResponse:
+    wait = str(error.retry_after)
+    return _refusal(429, "Overloaded", str(error), **{"retry-after": wait})
+
+
+async def _read(request: HttpRequest, limits: Limits) -> bytes:
+    """The body, refused before it is whole where it is too large.
+
+    Raises:
+      Refused: 413.
+    """
+    too_large = Refused(
+        413, "Validation", f"the body is over {limits.body_bytes} bytes"
+    )
+    length = request.headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > limits.body_bytes:
+        raise too_large
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limits.body_bytes:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parse_json(body: bytes) -> Any:
+    """The JSON of a body.
+
+    Raises:
+      Refused: for anything else, NaN and infinity among it.
+    """
+
+    def constant(name: str) -> Any:
+        raise ValueError(f"{name} is no JSON")
+
+    try:
+        return json.loads(body, parse_constant=constant)
+    except RecursionError:
+        raise Refused(400, "Validation", "the JSON is nested too deep") from None
+    except ValueError as error:
+        raise Refused(400, "Validation", f"the body is no JSON: {error}") from None
+
+
+def _rows(served: Served, request: Request) -> Rows:
+    found = [
+        served.encoder.rows(query, documents, request.cut)
+        for query, documents in request.groups
+    ]
+    segments = [segment for one in found for segment in one.segments]
+    truncated = sum(one.truncated for one in found)
+    if truncated and not request.truncate:
+        length = served.contract.length
+        raise Refused(
+            422,
+            "Validation",
+            f"{truncated} pairs are longer than {length} tokens, and truncate is "
+            "false; leave it out to have the documents cut",
+        )
+    return Rows(segments, truncated, sum(one.tokens for one in found))
+
+
+async def _score(state: State, request: Request) -> Scored:
+    """Scores a request: takes room in the queue, tokenises, waits.
+
+    Raises:
+      Full, Refused: with what to tell the client.
+    """
+    served, batcher = state.served, state.batcher
+    assert served and batcher
+    estimate = sum(
+        served.encoder.estimate(query, documents) for query, documents in request.groups
+    )
+    batcher.reserve(estimate)
+    try:
+        with state.metrics.tokenization.time():
+            rows = await asyncio.to_thread(_rows, served, request)
+        with state.metrics.inference.time():
+            raw = await batcher.score(rows.segments)
+    except DataError as error:
+        raise Refused(422, "Tokenizer", str(error)) from None
+    finally:
+        batcher.release(estimate)
+    if not np.isfinite(raw).all():
+        raise Refused(424, "Backend", "the model gave a score that is no number")
+    state.metrics.observe(rows, raw)
+    if request.raw:
+        return Scored(
+            raw, raw.astype(float).tolist(), "raw", rows.tokens, rows.truncated
+        )
+    scores = probabilities(raw, served.calibration)
+    return Scored(raw, scores, served.kind, rows.tokens, rows.truncated)
+
+
+async def _while_connected(request: HttpRequest, work: Any) -> Any:
+    """The result of `work`, which is cancelled when the client leaves."""
+    task = asyncio.ensure_future(work)
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        watch.cancel()
+
+
+Parse = Callable[[Any, int], Request]
+
+
+def _endpoint(name: str, parse: Parse) -> Callable:
+    """A route that parses a request, scores it and answers in its form."""
+
+    async def endpoint(http: HttpRequest) -> Response:
+        state: State = http.app.state.ranker
+        begun = time.perf_counter()
+        state.metrics.requests.labels(method=name).inc()
+        try:
+            response = await _answer(state, http, parse)
+        except Refused as error:
+            response = _refusal(error.status, error.kind, str(error))
+        except Full as error:
+            response = _full(error)
+        except asyncio.CancelledError:
+            state.metrics.failures.labels(err="dropped").inc()
+            return Response(status_code=499)
+        if response.status_code == 200:
+            state.metrics.successes.labels(method=name).inc()
+            state.metrics.duration.observe(time.perf_counter() - begun)
+        else:
+            kind = _FAILURES.get(response.status_code, "validation")
+            state.metrics.failures.labels(err=kind).inc()
+        return response
+
+    return endpoint
+
+
+_FAILURES = {429: "overloaded", 503: "unhealthy", 424: "inference", 401: "key"}
+
+
+async def _answer(state: State, http: HttpRequest, parse: Parse) -> Response:
+    refused = _not_allowed(state, http) or _not_ready(state)
+    if refused:
+        return refused
+    assert state.batcher
+    state.batcher.reserve(0)  # a full queue refuses before it reads
+    begun = time.perf_counter()
+    request = parse(parse_json(await _read(http, state.limits)), state.limits.documents)
+    scored = await _while_connected(http, _score(state, request))
+    milliseconds = int(1e3 * (time.perf_counter() - begun))
+    headers = {
+        "x-score-kind": scored.kind,
+        "x-truncated": str(scored.truncated),
+        "x-compute-tokens": str(scored.tokens),
+        "x-total-time": str(milliseconds),
+    }
+    return JSONResponse(forms.answer(request, scored), headers=headers)
+
+
+def _not_allowed(state: State, http: HttpRequest) -> Response | None:
+    if not state.keys:
+        return None
+    given = http.headers.get("authorization", "") or http.headers.get("x-api-key", "")
+    given = given[7:] if given[:7].lower() == "bearer " else given
+    raw = given.strip().encode("latin-1", "replace")
+    # All keys are compared, so that time tells nothing of which one is close.
+    if any([hmac.compare_digest(raw, key) for key in state.keys]):
+        return None
+    return _refusal(401, "Unauthorized", "the API key is missing or wrong")
+
+
+def _not_ready(state: State) -> Response | None:
+    if state.served:
+        return None  # while it drains too: others may not know of it yet
+    said = state.problem or "the model is being loaded and checked"
+    return _refusal(503, "Unhealthy", f"not ready: {said}", **{"retry-after": "5"})
+
+
+# --- the other routes -----------------------------------------------------------------
+
+
+async def _health(http: HttpRequest) -> Response:
+    del http
+    return JSONResponse({"status": "ok"})
+
+
+async def _ready(http: HttpRequest) -> Response:
+    state: State = http.app.state.ranker
+    if state.draining:
+        return _refusal(503, "Unhealthy", "draining")
+    return _not_ready(state) or JSONResponse({"status": "ready"})
+
+
+async def _info(http: HttpRequest) -> Response:
+    state: State = http.app.state.ranker
+    refused = _not_allowed(state, http) or _not_ready(state)
+    if refused:
+        return refused
+    served = state.served
+    assert served
+    promise = served.contract
+    return JSONResponse(
+        {
+            "model_id": promise.stage,
+            "model_sha": promise.tokenizer_digest[:16],
+            "model_type": {"reranker": {"id2label": {"0": "score"}}},
+            "model_dtype": served.runtime.precision,
+            "runtime": served.runtime.name,
+            "score_kind": served.kind,
+            "max_input_length": promise.length,
+            "max_client_batch_size": state.limits.documents,
+            "max_batch_tokens": state.limits.queue_tokens,
+            "payload_limit": state.limits.body_bytes,
+            "auto_truncate": True,
+            "version": ranker.__version__,
+            "made_by": promise.made_by,
+        }
+    )
+
+
+async def _metrics(http: HttpRequest) -> Response:
+    state: State = http.app.state.ranker
+    waiting = state.batcher.waiting_tokens if state.batcher else 0
+    cache = state.served.encoder.cache if state.served else None
+    body = state.metrics.page(waiting, cache)
+    return PlainTextResponse(body, media_type="text/plain; version=0.0.4")
+
+
+async def _openapi(http: HttpRequest) -> Response:
+    del http
+    return JSONResponse(openapi.document())
+
+
+def _routes() -> list[Route]:
+    def rerank(body: Any, limit: int) -> Request:
+        return forms.parse_rerank(body, limit=limit)
+
+    def tei(body: Any, limit: int) -> Request:
+        return forms.parse_rerank(body, tei=True, limit=limit)
+
+    def score(body: Any, limit: int) -> Request:
+        return forms.parse_score(body, limit=limit)
+
+    def predict(body: Any, limit: int) -> Request:
+        return forms.parse_predict(body, limit=limit)
+
+    def any_form(body: Any, limit: int) -> Request:
+        fields = body if isinstance(body, dict) else {}
+        if "text_pairs" in fields or "text_1" in fields:
+            return score(body, limit)
+        return predict(body, limit) if "inputs" in fields else rerank(body, limit)
+
+    posts: dict[str, tuple[str, Parse]] = {
+        "/rerank": ("rerank", rerank),
+        "/v1/rerank": ("rerank", rerank),
+        "/v2/rerank": ("rerank", rerank),
+        "/tei/rerank": ("rerank", tei),
+        "/score": ("score", score),
+        "/v1/score": ("score", score),
+        "/predict": ("predict", predict),
+        "/invocations": ("invocations", any_form),  # SageMaker
+    }
+    gets = {
+        "/health": _health,
+        "/ping": _health,
+        "/": _health,
+        "/ready": _ready,
+        "/info": _info,
+        "/metrics": _metrics,
+        "/openapi.json": _openapi,
+    }
+    return [
+        *(
+            Route(path, _endpoint(name, parse), methods=["POST"])
+            for path, (name, parse) in posts.items()
+        ),
+        *(Route(path, one, methods=["GET"]) for path, one in gets.items()),
+    ]
+
+
+async def _failed(http: Any, error: Exception) -> Response:
+    """Whatever was not foreseen: the client is told, the log has the reason."""
+    del http
+    print(f"[serve] {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    return _refusal(424, "Backend", "the request could not be scored; see the log")
+
+
+def make_app(
+    state: State, start: Callable[[], tuple[Served, Batcher]], on_problem: Callable
+) -> Starlette:
+    """The ASGI application.
+
+    Args:
+      state: of the server.
+      start: loads and checks the model; runs in a thread, while /health answers.
+      on_problem: called with the error when it cannot start.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async def load() -> None:
+            try:
+                served, batcher = await asyncio.to_thread(start)
+                state.batcher = batcher
+                state.served = served  # last: it makes the server ready
+            except Exception as error:  # noqa: BLE001, told and ended with
+                state.problem = str(error)
+                on_problem(error)
+
+        task = asyncio.create_task(load())
+        yield
+        task.cancel()
+        if state.batcher:
+            await asyncio.to_thread(state.batcher.stop)
+
+    app = Starlette(
+        routes=_routes(),
+        lifespan=lifespan,
+        exception_handlers={Exception: _failed},
+    )
+    app.state.ranker = state
+    return app
+
+
+def read_keys(path: pathlib.Path | None) -> tuple[bytes, ...]:
+    """API keys, one a line; lines that begin with # are comments.
+
+    Raises:
+      DataError: when the file cannot be read, or holds no key.
+    """
+    if path is None:
+        return ()
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the API keys cannot be read: {error}") from error
+    keys = [line.strip() for line in lines]
+    found = tuple(key.encode() for key in keys if key and not key.startswith("#"))
+    if not found:
+        raise DataError(f"{path} holds no API key; write one a line")
+    return found

@@ -1,0 +1,176 @@
+"""From a folder to a model that is served: which runtime, and is it still right."""
+
+import os
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from ranker.data.text import Segment
+from ranker.errors import ContractError, ModelError
+from ranker.metrics import calibration
+from ranker.serving import contract, runtimes
+from ranker.serving.batching import Batcher, Limits
+from ranker.serving.contract import Contract
+from ranker.serving.frame import PairEncoder, contract_frame, load_backend
+from ranker.serving.runtimes import Name, Precision, Runtime
+from ranker.serving.server import Served
+from ranker.serving.texts import TextEncoder
+
+_TOLERANCE = 1e-2  # standard deviations of the scores, float32; as ranker.check
+_SMALLEST = 1e-5  # of the largest score: what float32 can tell apart
+
+
+def choose(
+    folder: pathlib.Path, promise: Contract, name: str, precision: str
+) -> tuple[Name, Precision]:
+    """The runtime and the precision, where they are left open ("auto").
+
+    JAX on a GPU or TPU. On a CPU the fastest precision that the contract has accepted
+    and whose runtime is here; else onnxruntime where the folder has a graph; else JAX.
+
+    Raises:
+      ModelError: for a precision that the contract has not accepted.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    accepted = {
+        key: one for key, one in promise.precisions.items() if one.get("accepted")
+    }
+    if precision not in ("auto", "float32"):
+        return _accepted(folder, promise, name, precision)
+    if name == "auto" and not on_cpu:
+        return "jax", "float32"
+    if precision == "auto" and on_cpu:
+        fast = sorted(accepted.items(), key=lambda one: -one[1]["speed"])
+        for key, one in fast:
+            runtime = one["runtime"]
+            fits = name in ("auto", runtime) and runtimes.installed(runtime)
+            same_cpu = set(one["cpu_flags"]) <= set(cpu_flags())
+            if fits and same_cpu and (folder / runtimes.FILES[key]).is_file():
+                return runtime, key
+    if name != "auto":
+        return name, "float32"  # type: ignore[return-value]
+    graph = (folder / runtimes.FILES["float32"]).is_file()
+    for runtime in ("onnxruntime", "openvino"):
+        if graph and runtimes.installed(runtime):
+            return runtime, "float32"
+    return "jax", "float32"
+
+
+def _accepted(
+    folder: pathlib.Path, promise: Contract, name: str, precision: str
+) -> tuple[Name, Precision]:
+    one = promise.precisions.get(precision)
+    if not one or not one.get("accepted"):
+        known = [k for k, v in promise.precisions.items() if v.get("accepted")]
+        raise ModelError(
+            f"{folder}: the contract has not accepted the precision {precision}"
+            f"{f' (accepted: {known})' if known else ''}; export the stage with "
+            f"--config.onnx.precision={precision}, which measures what it costs"
+        )
+    if name not in ("auto", one["runtime"]):
+        raise ModelError(
+            f"{folder}: {precision} was accepted in {one['runtime']}, not in {name}"
+        )
+    path = folder / runtimes.FILES[precision]
+    if not path.is_file() or contract.file_digest(path) != one["digest"]:
+        raise ModelError(
+            f"{path} is not the file that was accepted; export the stage again"
+        )
+    return one["runtime"], precision  # type: ignore[return-value]
+
+
+def cpu_flags() -> list[str]:
+    """What makes a CPU fast in few bits, as Linux names it; empty elsewhere."""
+    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni")
+    wanted += ("amx_int8", "amx_bf16", "asimddp", "bf16", "i8mm")
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    found = set(line.split())
+    return [flag for flag in wanted if flag in found]
+
+
+def check_golden(promise: Contract, runtime: Runtime, segments: list[Segment]) -> None:
+    """The golden pairs score as the contract says, in this runtime.
+
+    Raises:
+      ContractError: with the first pair that does not.
+    """
+    golden = np.array([one.score for one in promise.golden], np.float32)
+    for one, segment in zip(promise.golden, segments, strict=True):
+        if one.tokens != segment.tokens:
+            raise ContractError(
+                f"the golden pair {one.query[:60]!r} has other tokens than the "
+                "contract says: the tokenizer has changed; run python -m ranker.check"
+            )
+    found = runtimes.score(runtime, segments)
+    if runtime.precision == "float32":
+        floor = _SMALLEST * float(np.abs(golden).max())
+        allowed = max(_TOLERANCE * promise.scores["std"], floor)
+    else:
+        # Rounding moves scores; what was accepted says by how much.
+        recorded = promise.precisions.get(runtime.precision, {})
+        allowed = recorded.get("largest_difference", 0.1 * promise.scores["std"]) * 1.5
+    wrong = ~(np.abs(found - golden) <= allowed)
+    if wrong.any():
+        i = int(np.flatnonzero(wrong)[0])
+        raise ContractError(
+            f"{int(wrong.sum())} of {len(golden)} golden pairs score otherwise in "
+            f"{runtime.name} ({runtime.precision}): pair {i} is {found[i]:.5f}, and "
+            f"the contract says {golden[i]:.5f}. This folder is not served; run "
+            "python -m ranker.check on it for the cause"
+        )
+
+
+def start(
+    folder: pathlib.Path,
+    *,
+    runtime: str = "auto",
+    precision: str = "auto",
+    workers: int = 0,
+    limits: Limits,
+) -> tuple[Served, Batcher]:
+    """Loads, compiles and checks a folder.
+
+    Raises:
+      UserError: when it cannot be served.
+    """
+    promise = contract.load(folder)
+    name, chosen = choose(folder, promise, runtime, precision)
+    loaded: Any = load_backend(folder)
+    encoder = PairEncoder(contract_frame(promise), loaded.backend_tokenizer)
+    opened = runtimes.open_runtime(folder, name, chosen)
+    begun = time.monotonic()
+    opened.warm(promise.length)
+    warmed = time.monotonic() - begun
+    pairs = [(one.query, (one.title, one.text)) for one in promise.golden]
+    segments = encoder.pairs(pairs)
+    check_golden(promise, opened, segments)
+    on_device = name == "jax" and jax.default_backend() != "cpu"
+    count = workers or (1 if on_device else len(os.sched_getaffinity(0)))
+    batcher = Batcher(opened, limits, workers=count)
+    begun = time.monotonic()
+    runtimes.score(opened, segments)
+    tokens = sum(len(one.tokens) for one in segments)
+    batcher.measured(tokens * count, time.monotonic() - begun)
+    print(
+        f"[serve] {folder}: {name}, {chosen}, {count} workers, {len(pairs)} golden "
+        f"pairs are right; warmed in {warmed:.1f} s, about "
+        f"{batcher.tokens_per_second:,.0f} tokens/s",
+        flush=True,
+    )
+    return Served(promise, opened, TextEncoder(encoder), _calibration(promise)), batcher
+
+
+def _calibration(promise: Contract) -> Any:
+    if not promise.calibration:
+        return None
+    try:
+        return calibration.from_json(promise.calibration)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ContractError(f"the contract's calibration: {error}") from error

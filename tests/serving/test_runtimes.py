@@ -1,0 +1,97 @@
+"""Runtimes: graphs of every encoder family, and scores of a pair alone."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from made_rankers import DECODER, ENCODERS, network, rows
+
+from ranker.errors import ModelError
+from ranker.models.huggingface import flat
+from ranker.serving import onnx_graph, runtimes
+
+VOCABULARY = 50
+
+
+@pytest.fixture(scope="module", params=ENCODERS)
+def made(request, tmp_path_factory):
+    model = network(ENCODERS[request.param], VOCABULARY)
+    path = tmp_path_factory.mktemp(request.param) / "model.onnx"
+    onnx_graph.write(path, model.model, dict(flat(model.params)))
+    pairs = rows(12, VOCABULARY)
+    return model, path, pairs, model(pairs)
+
+
+def test_a_graph_scores_as_our_model(made):
+    _, path, pairs, expected = made
+    for kind in (runtimes.Onnx, runtimes.OpenVino):
+        found = runtimes.score(kind(path, "float32", VOCABULARY), pairs)
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
+
+
+def test_graphs_of_onnx_are_valid(made):
+    import onnx
+
+    onnx.checker.check_model(str(made[1]), full_check=True)
+
+
+def test_a_score_is_a_function_of_its_pair(made):
+    model, path, pairs, _ = made
+    opened = [
+        runtimes.Onnx(path, "float32", VOCABULARY),
+        runtimes.OpenVino(path, "float32", VOCABULARY),
+        runtimes.OpenVino(path, "bfloat16", VOCABULARY),
+    ]
+    if model.model.family == "bert":  # compiling takes seconds
+        opened.append(runtimes.Jax(model, "float32"))
+    for runtime in opened:
+        together = runtimes.score(runtime, pairs)
+        alone = [runtimes.score(runtime, [one])[0] for one in pairs]
+        assert together.tolist() == [float(x) for x in alone], runtime.name
+        backwards = runtimes.score(runtime, pairs[::-1])[::-1]
+        assert together.tolist() == backwards.tolist(), runtime.name
+
+
+def test_jax_does_not_trace_after_it_is_warm():
+    model = network(ENCODERS["bert"], VOCABULARY)
+    traces = 0
+
+    def score(params, *arrays):
+        nonlocal traces
+        traces += 1
+        return model.score(params, *arrays)
+
+    counted = dataclasses.replace(model, score=jax.jit(score))
+    runtime = runtimes.Jax(counted, "float32")
+    runtime.warm(64)
+    assert traces == 2  # rows of 32 and of 64 tokens
+    found = runtimes.score(runtime, rows(20, VOCABULARY, longest=64))
+    assert traces == 2
+    assert np.isfinite(found).all()
+
+
+def test_rows_of_a_batch_on_a_device_do_not_matter(monkeypatch):
+    model = network(ENCODERS["bert"], VOCABULARY)
+    one, many = (runtimes.Jax(model, "float32") for _ in range(2))
+    monkeypatch.setattr(many, "rows", lambda padded: 4)
+    pairs = rows(6, VOCABULARY, longest=30)
+    together = runtimes.score(many, pairs)
+    alone = np.array([runtimes.score(many, [pair])[0] for pair in pairs])
+    assert together.tolist() == alone.tolist()
+    np.testing.assert_allclose(together, runtimes.score(one, pairs), atol=1e-5)
+
+
+def test_what_a_graph_cannot_hold_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="decoder"):
+        onnx_graph.write(tmp_path / "m.onnx", DECODER, {})
+
+
+def test_files_that_are_not_there_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ModelError, match="onnxruntime cannot open it"):
+        (tmp_path / "m.onnx").write_bytes(b"none")
+        runtimes.Onnx(tmp_path / "m.onnx", "float32", VOCABULARY)
+    monkeypatch.setattr(runtimes, "installed", lambda name: False)
+    with pytest.raises(ModelError, match=r"ranker\[openvino\]"):
+        runtimes.open_runtime(tmp_path, "openvino", "float32")
