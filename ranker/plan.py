@@ -1,13 +1,15 @@
-r"""Says whether a stage fits TPUs that are not here, and what it will take of them.
+r"""Says whether a stage fits chips that are not here, and what it will take of them.
 
     python -m ranker.plan --config configs/sft_llama2_7b.py --topology v5e:4x4 \
       [--num-slices 2] [--json FILE] [--search] [--config.FIELD=VALUE ...]
 
 The stage's own step is compiled by the TPU compiler (libtpu) on this machine, which
-needs no TPU. docs/plan.md explains what is printed.
+needs no TPU. GPUs (h100:8) are planned with the CPU compiler and a roofline.
+docs/plan.md explains what is printed.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import os
@@ -18,11 +20,16 @@ from typing import Any
 
 from ranker import cli, config
 
-_HELP = "Compiles a stage for TPUs that are not here, and says what it needs of them."
+_HELP = "Compiles a stage for chips that are not here, and says what it needs of them."
 
 
-def _prepare_compiler() -> None:
+def _prepare_compiler(topology: str) -> None:
     """Lets libtpu compile where there is no TPU; before jax starts a backend."""
+    from ranker.planning import chips
+
+    if chips.parse(topology)[0].gpu:
+        os.environ.update(JAX_PLATFORMS="cpu")
+        return
     if importlib.util.find_spec("libtpu") is None:
         raise config.ConfigError(
             "plan needs the TPU compiler, libtpu, and no TPU; on Linux x86-64: "
@@ -48,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", help="config of a cpt, sft, distill or score stage")
     parser.add_argument("--stage", default="", help="of a config of a whole pipeline")
-    parser.add_argument("--topology", help="chip and shape of a slice, e.g. v5e:4x4")
+    parser.add_argument("--topology", help="chip and shape, e.g. v5e:4x4 or h100:8")
     parser.add_argument("--num-slices", type=int, default=1, help="slices (default 1)")
     parser.add_argument("--teacher", help="score: the config that trains the teacher")
     parser.add_argument(
@@ -87,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "--topology is missing: the chip and the shape of a slice, e.g. "
                 "--topology v5e:4x4"
             )
-        _prepare_compiler()
+        _prepare_compiler(known.topology)
         plan(settings, teacher, known)
 
     cli.sentences(run, where=known.json)
@@ -135,11 +142,17 @@ def plan(
         fits, alone = bool(plans), False
     else:
         job = make_job(settings, teacher, slices.devices, known.pairs)
+        mesh = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
+        print(f"[plan] compiles {job.kind} for {known.topology}, {mesh}", flush=True)
         found = estimate.estimate(job, slices)
+        if found.memory.fits:
+            found = dataclasses.replace(
+                found, evaluation=estimate.evaluation(job, slices)
+            )
         numbers = estimate.to_dict(job, slices, found)
         print(_text(numbers, slices))
         _write(known.json, numbers)
-        fits = found.memory.fits
+        fits = found.fits
         alone = found.memory.arguments > found.memory.limit
     if not fits:
         print("\n" + _way_out(settings, slices, alone))
@@ -161,21 +174,14 @@ def _size(count: float) -> str:
 
 
 def _text(n: dict[str, Any], slices: Any) -> str:
-    memory, chip = n["memory"], slices.chip
     mesh = " x ".join(f"{axis} {size}" for axis, size in n["mesh"].items())
-    device = "chip" if chip.devices == 1 else "core (a device; two are a chip)"
     lines = [
         f"{n['stage']}: {n['parameters']:,} parameters, {n['tokens_per_step']:,} tokens"
         f" a step (padding included)",
         f"{n['chips']} chips: {n['num_slices']} x {n['topology']}, mesh {mesh}; "
         f"compiled in {n['compile_seconds']:.0f} s",
         "",
-        f"memory of a {device}",
-        f"  arguments    {_size(memory['arguments']):>12}   parameters, moments, batch",
-        f"  temporaries  {_size(memory['temporaries']):>12}   activations, gradients, "
-        "gathered weights",
-        f"  together     {_size(memory['total']):>12}   of {_size(memory['limit'])} "
-        f"that a program may use: {'fits' if memory['fits'] else 'DOES NOT FIT'}",
+        *_memory_text(n, slices.chip),
         "",
         "operations of a step, all chips",
         f"  model        {n['model_flops'] / 1e12:>12,.2f}   TFLOP",
@@ -183,9 +189,52 @@ def _text(n: dict[str, Any], slices: Any) -> str:
         "recomputed included",
         f"  ratio        {n['flops_ratio']:>12.3f}",
     ]
-    if not memory["fits"]:
+    if not n["memory"]["fits"]:
         return "\n".join(lines)
-    lines += ["", f"sent by each {device.split()[0]} in a step     ICI          DCN"]
+    lines += ["", *_time_text(n, slices.chip), ""]
+    if slices.chip.gpu:
+        lines += [
+            "No GPU compiler is here: memory is XLA's for CPU devices, which keeps",
+            "some bfloat16 values as float32 and has no GPU kernel, so that a card",
+            "needs less. HBM counts parameters and moments once in and once out. Times",
+            "are bounds at the data sheet's peaks: good to rank meshes and batches by.",
+        ]
+    else:
+        lines += [
+            "Memory is the compiler's own figure. Bounds are at the chips' published",
+            "peaks: what overlaps, how well kernels run, reading data, evaluation and",
+            "saving can't be known without the chips.",
+        ]
+    return "\n".join(lines)
+
+
+def _memory_text(n: dict[str, Any], chip: Any) -> list[str]:
+    memory, evaluation = n["memory"], n["evaluation"]
+    device = "chip" if chip.devices == 1 else "core (a device; two are a chip)"
+
+    def verdict(fits: bool) -> str:
+        return "fits" if fits else "DOES NOT FIT"
+
+    lines = [
+        f"memory of a {device}",
+        f"  arguments    {_size(memory['arguments']):>12}   parameters, moments, batch",
+        f"  temporaries  {_size(memory['temporaries']):>12}   activations, gradients, "
+        "gathered weights",
+        f"  together     {_size(memory['total']):>12}   of {_size(memory['limit'])} "
+        f"that a program may use: {verdict(memory['fits'])}",
+    ]
+    if evaluation:
+        lines.append(
+            f"  evaluation   {_size(evaluation['total']):>12}   while dev is measured: "
+            f"{verdict(evaluation['fits'])}"
+        )
+    return lines
+
+
+def _time_text(n: dict[str, Any], chip: Any) -> list[str]:
+    device = "chip" if chip.devices == 1 else "core"
+    near, far = ("NVLink", "network") if chip.gpu else ("ICI", "DCN")
+    lines = [f"sent by each {device} in a step  {near:>6}       {far:>7}"]
     for kind, moved in sorted(n["collectives"].items()):
         lines.append(
             f"  {kind:<19}{_size(moved['ici_bytes']):>12} "
@@ -196,7 +245,8 @@ def _text(n: dict[str, Any], slices: Any) -> str:
     lines += ["", "a step takes at least"]
     for name, seconds in n["terms"].items():
         mark = "  <- the largest" if name == n["bound"] else ""
-        lines.append(f"  {name:<8} {seconds * 1e3:>12,.2f} ms{mark}")
+        shown = {"ICI": near, "DCN": far}.get(name, name)
+        lines.append(f"  {shown:<8} {seconds * 1e3:>12,.2f} ms{mark}")
     lines += [
         "",
         f"at that bound: {n['tokens_per_second']:,.0f} tokens/s, "
@@ -215,18 +265,27 @@ def _text(n: dict[str, Any], slices: Any) -> str:
             f"the whole stage: {n['steps']:,} steps, at least {n['chip_hours']:,.1f} "
             f"chip-hours{most}"
         )
+    lines += _expected_text(n["expected"], n["chips"])
     if n["unknown_loops"]:
         lines.append(
             f"{len(n['unknown_loops'])} loops of unknown length are counted once: "
             + ", ".join(n["unknown_loops"][:3])
         )
-    lines += [
-        "",
-        "Memory is the compiler's own figure. Times are bounds at the chips' published",
-        "peaks: what overlaps, how well kernels run, reading data, evaluation and",
-        "saving can't be known without the chips.",
+    return lines
+
+
+def _expected_text(expected: dict[str, Any] | None, chips: int) -> list[str]:
+    if expected is None:
+        return ["expected: nobody publishes a utilisation for this chip"]
+    hours = expected["chip_hours"]
+    return [
+        f"expected: {expected['tokens_per_second']:,.0f} tokens/s, "
+        f"{expected['tokens_per_second'] / chips:,.0f} a chip, "
+        f"{expected['step_seconds'] * 1e3:,.2f} ms a step"
+        + ("" if hours is None else f", {hours:,.1f} chip-hours"),
+        f"  at {expected['utilisation']:.1%} model FLOPs utilisation "
+        f"({expected['source']}: {expected['published']:.1%})",
     ]
-    return "\n".join(lines)
 
 
 def _way_out(settings: config.Train | config.Score, slices: Any, alone: bool) -> str:

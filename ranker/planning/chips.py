@@ -1,9 +1,11 @@
-"""TPU chips and the slices that they come in, as their makers publish them."""
+"""TPU and GPU chips and the slices that they come in, as their makers publish them."""
 
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
+
+import jax
 
 from ranker import config
 
@@ -16,37 +18,77 @@ class Chip:
 
     name: str  # as in a topology
     hbm: float  # bytes
-    usable: float  # bytes of it that the compiler gives a device's program
+    usable: float  # bytes of it that a device's program may use
     flops: float  # bfloat16 operations a second
     hbm_bandwidth: float  # bytes a second
     ici: float  # bytes a second that a chip sends to its neighbours, over all links
     dcn: float  # bytes a second that a chip sends to other slices
-    devices: int  # a chip, as jax counts them
-    dimensions: int  # of a topology
+    devices: int = 1  # a chip, as jax counts them
+    dimensions: int = 1  # of a topology
+    wraps: int = 0  # sides of this many chips, or multiples, close to a ring; 0: none
+    options: tuple[tuple[str, Any], ...] = ()  # that the compiler wants for it
+    gpu: bool = False
 
     def share(self, quantity: float) -> float:
         """A device's part of what a chip has."""
         return quantity / self.devices
 
+    def ici_of(self, shape: tuple[int, ...]) -> float:
+        """Bytes a second that a chip of a slice sends, over the links it has there.
+
+        A side that closes to a ring has two links a chip. A side that does not has one
+        that counts: what all chips exchange must pass through those at its ends.
+        """
+        if self.gpu:
+            return self.ici if math.prod(shape) > 1 else 0.0
+        link = self.ici / (2 * self.dimensions)
+        return link * sum(self._links(side, shape) for side in shape)
+
+    def _links(self, side: int, shape: tuple[int, ...]) -> int:
+        if side == 1:
+            return 0
+        # Three dimensions: cubes of 4x4x4 are joined to rings, or nothing is.
+        sides = shape if self.dimensions == 3 else (side,)
+        rings = self.wraps and all(one % self.wraps == 0 for one in sides)
+        return 2 if rings else 1
+
 
 # HBM, peak and ICI: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, the tables
 # of key specifications. They give ICI in both directions together; half of it is sent.
 # v4's ICI: six links of 50 GB/s (Jouppi et al., 2023, arXiv 2304.01433, table 4).
-# Usable: what libtpu 0.0.52 says in its message that a program is too large.
+# Wrapping: the same pages; v5e and v6e close sides of 16, the others cubes of 4x4x4.
+# Usable: what libtpu 0.0.42.1 says in its message that a program is too large.
+# v4: programs run on both cores of a chip as one device ("megacore"), as Cloud TPU VMs
+# have it; the compiler takes single cores unless told.
 # DCN: the same pages, v5e 6.4 and v6e 25.6 Tb/s for a pod of 256, v5p 50 Gb/s and tpu7x
 # 100 Gb/s a chip; v4's is taken to be v5p's.
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 32 * GIB, 15.25 * GIB, 275e12, 1.2e12, 300e9, 6.25e9, 2, 3),
-        Chip("v5e", 16 * GIB, 15.75 * GIB, 197e12, 0.82e12, 200e9, 3.125e9, 1, 2),
-        Chip("v5p", 95 * GIB, 95.73 * GIB, 459e12, 2.765e12, 600e9, 6.25e9, 1, 3),
-        Chip("v6e", 32 * GIB, 31.24 * GIB, 918e12, 1.638e12, 400e9, 12.5e9, 1, 2),
-        Chip("tpu7x", 192 * GIB, 94.74 * GIB, 2307e12, 7.38e12, 600e9, 12.5e9, 2, 3),
+_TPUS = (
+    Chip(
+        *("v4", 32 * GIB, 30.75 * GIB, 275e12, 1.2e12, 300e9, 6.25e9, 1, 3, 4),
+        options=(("chip_config_name", "megacore"),),
+    ),
+    Chip("v5e", 16 * GIB, 15.75 * GIB, 197e12, 0.82e12, 200e9, 3.125e9, 1, 2, 16),
+    Chip("v5p", 95 * GIB, 95.74 * GIB, 459e12, 2.765e12, 600e9, 6.25e9, 1, 3, 4),
+    Chip("v6e", 32 * GIB, 31.25 * GIB, 918e12, 1.638e12, 400e9, 12.5e9, 1, 2, 16),
+    Chip("tpu7x", 192 * GIB, 94.75 * GIB, 2307e12, 7.38e12, 600e9, 12.5e9, 2, 3, 4),
+)
+# NVIDIA's data sheets, dense bfloat16: H100 SXM, H200 SXM, A100 SXM 80 GB, L4. Between
+# cards NVLink (900, 900 and 600 GB/s both ways) or PCIe 4.0 x16; between machines the
+# network of DGX systems (400 and 200 Gb/s a card), for L4 100 Gb/s a machine of eight.
+# Usable: the three quarters that jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says
+# otherwise.
+_GPUS = tuple(
+    Chip(name, size * 1e9, 0.75 * size * 1e9, *peaks, gpu=True)
+    for name, size, *peaks in (
+        ("h100", 80, 989e12, 3.35e12, 450e9, 50e9),
+        ("h200", 141, 989e12, 4.8e12, 450e9, 50e9),
+        ("a100", 80, 312e12, 2.039e12, 300e9, 25e9),
+        ("l4", 24, 121e12, 0.3e12, 32e9, 1.5625e9),
     )
-}
+)
+CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}
 
-_EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4 and tpu7x:2x2x1"
+_EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x2, v6e:4x4, tpu7x:2x2x1 and h100:8"
 
 
 @dataclass(frozen=True)
@@ -57,6 +99,11 @@ class Slices:
     topology: str  # such as v5e:4x4
     count: int  # slices
     devices: tuple[Any, ...]  # jax devices of all slices; none of them is here
+
+    @property
+    def ici(self) -> float:
+        """Bytes a second that a device sends within its slice."""
+        return self.chip.share(self.chip.ici_of(parse(self.topology)[1]))
 
     @property
     def chips(self) -> int:
@@ -91,7 +138,9 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def describe(topology: str, num_slices: int) -> Slices:
-    """The devices of slices that are not here, from the TPU compiler.
+    """The devices of slices that are not here: the TPU compiler's, or CPU devices.
+
+    CPU devices stand in for GPUs, whose compiler needs a card. Before jax starts.
 
     Raises:
       ConfigError: when there is no such topology, or no compiler for it.
@@ -101,7 +150,9 @@ def describe(topology: str, num_slices: int) -> Slices:
     chip, shape = parse(topology)
     if num_slices < 1:
         raise config.ConfigError(f"--num-slices must be 1 or more, found {num_slices}")
-    options: dict[str, Any] = {}
+    if chip.gpu:
+        return Slices(chip, topology, num_slices, _cpus(math.prod(shape) * num_slices))
+    options: dict[str, Any] = dict(chip.options)
     if math.prod(shape) == 1:  # the compiler takes whole hosts unless told
         options["chips_per_host_bounds"] = (1, 1, 1)
     if num_slices > 1:
@@ -118,3 +169,17 @@ def describe(topology: str, num_slices: int) -> Slices:
             f"{_EXAMPLES}"
         ) from error
     return Slices(chip, topology, num_slices, tuple(found.devices))
+
+
+def _cpus(count: int) -> tuple[Any, ...]:
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # jax has started; it may have enough of them
+    devices = jax.devices("cpu")
+    if len(devices) < count:
+        raise config.ConfigError(
+            f"{count} GPUs are planned with as many CPU devices, and jax has started "
+            f"with {len(devices)}; plan in a process of its own"
+        )
+    return tuple(devices[:count])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ranker.planning import chips, flops, hlo
-from ranker.planning.job import Job
+from ranker.planning.job import Job, bytes_of
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -38,6 +38,7 @@ class Estimate:
     collectives: tuple[hlo.Collective, ...]
     unknown_loops: tuple[str, ...]
     terms: dict[str, float]  # seconds of each bound: compute, HBM, ICI, DCN
+    evaluation: Memory | None = None  # while dev is scored; None: not compiled
 
     @property
     def seconds(self) -> float:
@@ -48,6 +49,11 @@ class Estimate:
     def bound(self) -> str:
         """The largest term."""
         return max(self.terms, key=self.terms.__getitem__)
+
+    @property
+    def fits(self) -> bool:
+        """Whether training fits, and evaluation where it was compiled."""
+        return self.memory.fits and (self.evaluation is None or self.evaluation.fits)
 
 
 def estimate(job: Job, slices: chips.Slices) -> Estimate:
@@ -83,25 +89,63 @@ def estimate(job: Job, slices: chips.Slices) -> Estimate:
                 unknown_loops=(),
                 terms={},
             )
-    seconds = time.monotonic() - started
-    devices = len(slices.devices)
-    traffic = hlo.Program(compiled.as_text()).traffic(devices, slices.count)
-    share = slices.chip.share
-    chip = slices.chip
+    text = compiled.as_text()
+    memory = _memory(compiled.memory_analysis(), limit)
+    traffic = hlo.Program(text).traffic(len(slices.devices), slices.count)
+    # XLA for a CPU fuses otherwise than for a GPU: count what must move whatever it
+    # does, the arguments in and their new values out.
+    hbm = 2 * memory.arguments if slices.chip.gpu else traffic.hbm
     return Estimate(
-        memory=_memory(compiled.memory_analysis(), limit),
-        compile_seconds=seconds,
+        memory=memory,
+        compile_seconds=time.monotonic() - started,
         model_flops=job.flops,
         hardware_flops=hardware,
-        hbm_bytes=traffic.hbm,
+        hbm_bytes=hbm,
         collectives=traffic.collectives,
         unknown_loops=traffic.unknown_loops,
-        terms={
-            "compute": hardware / devices / share(chip.flops),
-            "HBM": traffic.hbm / share(chip.hbm_bandwidth),
-            "ICI": sum(c.count * c.ici for c in traffic.collectives) / share(chip.ici),
-            "DCN": sum(c.count * c.dcn for c in traffic.collectives) / share(chip.dcn),
-        },
+        terms=_terms(slices, hardware, hbm, traffic.collectives),
+    )
+
+
+def _terms(
+    slices: chips.Slices,
+    operations: float,
+    hbm: float,
+    collectives: tuple[hlo.Collective, ...],
+) -> dict[str, float]:
+    chip = slices.chip
+    ici = sum(c.count * c.ici for c in collectives)
+    return {
+        "compute": operations / len(slices.devices) / chip.share(chip.flops),
+        "HBM": hbm / chip.share(chip.hbm_bandwidth),
+        "ICI": ici / slices.ici if ici else 0.0,
+        "DCN": sum(c.count * c.dcn for c in collectives) / chip.share(chip.dcn),
+    }
+
+
+def evaluation(job: Job, slices: chips.Slices) -> Memory | None:
+    """Memory while dev is scored, with the training state beside it; None: no dev."""
+    if job.evaluation is None:
+        return None
+    function, arguments = job.evaluation
+    beside = job.argument_bytes - bytes_of(arguments)
+    limit = slices.chip.usable
+    with jax.set_mesh(job.mesh):
+        try:
+            found = function.lower(*arguments).compile().memory_analysis()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            needed, limit = _too_large(str(error), limit)
+            alone = Memory(bytes_of(arguments), needed, needed, limit, False)
+        else:
+            alone = _memory(found, limit)
+    total = alone.total + max(0.0, beside)
+    return dataclasses.replace(
+        alone,
+        arguments=alone.arguments + max(0.0, beside),
+        total=total,
+        fits=total <= limit,
     )
 
 
@@ -144,14 +188,54 @@ def totals(collectives: tuple[hlo.Collective, ...]) -> dict[str, dict[str, float
     return dict(found)
 
 
+# Model FLOPs utilisation that others publish for training, by chip, and where. Plans
+# of decoders are held against it; nobody publishes one for small encoders.
+MAXTEXT = "MaxText, reference/models/tiering"
+PUBLISHED = {
+    "v4": (0.57, "MaxText, Run_Llama2: Llama 2 70B on v4-128"),
+    "v5e": (0.57, "MaxText, Run_Llama2: Llama 2 70B on v5e-256"),
+    "v5p": (0.654, f"{MAXTEXT}: Llama 2 70B on 512 v5p"),
+    "v6e": (0.455, f"{MAXTEXT}: Llama 3.1 8B on 256 v6e"),
+    "h100": (0.47, "Megatron-Core, README: GPT-3 models on H100, up to"),
+    "h200": (0.47, "Megatron-Core, README: GPT-3 models on H100, up to"),
+    "a100": (0.52, "Narayanan et al., 2021, arXiv 2104.04473: a trillion on A100"),
+}
+ENCODERS = (0.39, "our BERT-base on one H200, docs/benchmarks.md; not this chip")
+
+
+def expected(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any] | None:
+    """A step at the utilisation published for such models; None: none is known.
+
+    Never shorter than the bound.
+    """
+    utilisation, source = ENCODERS
+    if job.decoder:
+        if slices.chip.name not in PUBLISHED:
+            return None
+        utilisation, source = PUBLISHED[slices.chip.name]
+    peak = slices.chips * slices.chip.flops
+    seconds = max(found.seconds, found.model_flops / (utilisation * peak))
+    return {
+        "utilisation": found.model_flops / (seconds * peak),
+        "published": utilisation,
+        "source": source,
+        "step_seconds": seconds,
+        "tokens_per_second": job.tokens / seconds,
+        "chip_hours": _hours(job, slices, seconds),
+    }
+
+
+def _hours(job: Job, slices: chips.Slices, seconds: float | None) -> float | None:
+    if seconds is None or job.steps is None:
+        return None
+    return job.steps * seconds * slices.chips / 3600
+
+
 def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
     """Everything as plain numbers, for JSON."""
     fits = found.memory.fits
     seconds = found.seconds if fits and found.terms else None
     peak = slices.chips * slices.chip.flops
-    hours = None
-    if seconds is not None and job.steps is not None:
-        hours = job.steps * seconds * slices.chips / 3600
     return {
         "stage": job.kind,
         "topology": slices.topology,
@@ -161,7 +245,10 @@ def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
         "parameters": job.parameters,
         "tokens_per_step": job.tokens,
         "compile_seconds": found.compile_seconds,
+        "compiler": "CPU" if slices.chip.gpu else "TPU",
         "memory": dataclasses.asdict(found.memory),
+        "evaluation": found.evaluation and dataclasses.asdict(found.evaluation),
+        "fits": found.fits,
         "model_flops": found.model_flops,
         "hardware_flops": found.hardware_flops,
         "flops_ratio": found.model_flops / found.hardware_flops,
@@ -182,5 +269,6 @@ def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
             found.model_flops / (seconds * peak) if seconds else None
         ),
         "steps": job.steps,
-        "chip_hours": hours,
+        "chip_hours": _hours(job, slices, seconds),
+        "expected": expected(job, slices, found) if seconds else None,
     }

@@ -8,19 +8,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.data.packing import Layout, empty_batch
 from ranker.data.pipeline import make_layout
+from ranker.losses.reduction import WeightedSum
 from ranker.models.huggingface import open_checkpoint
 from ranker.planning.flops import model_flops
 from ranker.planning.known import KNOWN
-from ranker.training.objectives import make_objective
+from ranker.training.objectives import Objective, make_objective
 from ranker.training.optim import make_optimizer
 from ranker.training.scorer import make_score
-from ranker.training.state import abstract_state, make_network, placed
+from ranker.training.state import Network, abstract_state, make_network, placed
 from ranker.training.step import make_step
 from ranker.training.trained import KINDS
 
@@ -37,17 +39,25 @@ class Job:
     tokens: int  # a step, padding included
     flops: float  # that the model needs, a step, on all devices
     steps: int | None  # of the whole stage; None: not known
+    decoder: bool = False  # else an encoder
+    # The function that scores dev, and its arguments; None: the stage has none.
+    evaluation: tuple[Any, tuple[Any, ...]] | None = None
 
     @property
     def argument_bytes(self) -> float:
         """What the arguments take on one device."""
-        return sum(
-            jax.dtypes.itemsize_bits(leaf.dtype)
-            // 8
-            * _size(leaf.sharding.shard_shape(leaf.shape))
-            for leaf in jax.tree.leaves(self.arguments)
-            if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        )
+        return bytes_of(self.arguments)
+
+
+def bytes_of(arguments: Any) -> float:
+    """What a tree of shapes with shardings takes on one device."""
+    return sum(
+        jax.dtypes.itemsize_bits(leaf.dtype)
+        // 8
+        * _size(leaf.sharding.shard_shape(leaf.shape))
+        for leaf in jax.tree.leaves(arguments)
+        if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
 
 
 def _size(shape: Sequence[int]) -> int:
@@ -178,7 +188,26 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
             train=True,
         ),
         steps=settings.loop.steps,
+        decoder=isinstance(model, config.Decoder),
+        evaluation=_evaluation(network, objective, mesh, layout, language),
     )
+
+
+def _evaluation(
+    network: Network, objective: Objective, mesh: Mesh, layout: Layout, language: bool
+) -> tuple[Any, tuple[Any, ...]]:
+    """What measures dev, on as many rows as a micro-batch of training has."""
+    params = placed(network.abstract, network.shardings)
+    params = nnx.merge_state(params, placed(network.frozen, network.frozen_shardings))
+    if not language:
+        one = dataclasses.replace(layout, size=1)
+        return make_score(network), (params, _batch(mesh, one, micro=0))
+
+    def loss(params: Any, batch: Batch) -> WeightedSum:
+        model = nnx.merge(network.graphdef, params)
+        return objective.parts(model, batch, None)["language"]
+
+    return jax.jit(loss), (params, _batch(mesh, layout, micro=0))
 
 
 def _score(
@@ -215,4 +244,5 @@ def _score(
             train=False,
         ),
         steps=None if pairs is None else -(-pairs // rows),
+        decoder=isinstance(model, config.Decoder),
     )
