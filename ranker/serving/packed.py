@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from ranker import config, sharding
+from ranker.batch import Rows
 from ranker.data.packing import Example, Layout, choose, pack
 from ranker.data.text import Segment
 from ranker.errors import DataError, ModelError
@@ -28,7 +29,7 @@ class PackedModel:
     model: config.Decoder | config.Encoder
     vocab_size: int
     params: Any  # nnx.State, float32
-    score: Any  # compiled: params and arrays of a batch to scores [B, 1]
+    score: Any  # compiled: params, rows and score_index [B, 1] to scores [B, 1]
 
     @classmethod
     def of(
@@ -40,8 +41,8 @@ class PackedModel:
     ) -> "PackedModel":
         """A network with these parameters."""
 
-        def score(params: Any, *arrays: jax.Array) -> jax.Array:
-            return nnx.merge(graphdef, params)(*arrays)  # type: ignore[operator]
+        def score(params: Any, rows: Rows, index: jax.Array) -> jax.Array:
+            return nnx.merge(graphdef, params)(rows, index)  # type: ignore[operator]
 
         return cls(model, vocab_size, params, jax.jit(score))
 
@@ -65,14 +66,7 @@ class PackedModel:
                 taken = [window[place] for place in chosen.places]
                 examples = [Example([segments[i]], none, none) for i in taken]
                 batch = pack(examples, chosen.rows, layout, pad=0)
-                found = self.score(
-                    self.params,
-                    batch.tokens,
-                    batch.segments,
-                    batch.positions,
-                    batch.types,
-                    batch.score_index,
-                )
+                found = self.score(self.params, batch.rows, batch.score_index)
                 scores[taken] = np.asarray(found, np.float32)[: len(taken), 0]
                 gone = set(taken)
                 waiting = [i for i in waiting if i not in gone]

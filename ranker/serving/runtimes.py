@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ranker import config
+from ranker.batch import Rows
 from ranker.data.text import Segment
 from ranker.errors import ModelError
 from ranker.models.huggingface import open_checkpoint
@@ -124,7 +125,7 @@ class Jax:
             rows = self.rows(padded)
             one = jax.ShapeDtypeStruct((rows, padded), np.int32)
             last = jax.ShapeDtypeStruct((rows, 1), np.int32)
-            shapes = (one, one, one, one, last)
+            shapes = (Rows(one, one, one, one), last)  # type: ignore[arg-type]
             with jax.default_matmul_precision(
                 "highest" if self.precision == "float32" else "default"
             ):
@@ -143,7 +144,8 @@ class Jax:
         first = np.arange(rows, dtype=np.int32)[:, None] * padded
         first[: len(segments), 0] += [one.score for one in segments]
         function = self._function(padded)
-        found = function(self.model.params, ids, mask, positions, types, first)
+        given = Rows(ids, mask, positions, types)  # type: ignore[arg-type]
+        found = function(self.model.params, given, first)
         return np.asarray(found, np.float32)[: len(segments), 0]
 
 
