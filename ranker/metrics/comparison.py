@@ -381,7 +381,8 @@ def _differences(
         for one in outcomes
     ]
     both = [(results[name][one], results[reference][one]) for name, one in keys]
-    tried = dict(zip(keys, _tests(both, tests), strict=True))
+    odds = [parse_measure(one).base == "PNR" for _, one in keys]
+    tried = dict(zip(keys, _tests(both, odds, tests), strict=True))
     corrected = {
         one: significance.holm(
             {
@@ -468,7 +469,7 @@ def pseudo_values(outcome: Outcome, queries: Sequence[str]) -> Float[np.ndarray,
 
 
 def _tests(
-    both: Sequence[tuple[Outcome, Outcome]], tests: Inference
+    both: Sequence[tuple[Outcome, Outcome]], odds: Sequence[bool], tests: Inference
 ) -> list[significance.Finding | None]:
     """A test of each; None under two queries. Equal queries share their draws."""
     found: list[significance.Finding | None] = [None] * len(both)
@@ -487,6 +488,7 @@ def _tests(
             pair = significance.Pair(
                 (one.totals[active], two.totals[active]),
                 (one.weights[active], two.weights[active]),
+                odds=odds[at],
             )
             key = len(queries), active.tobytes()
             groups.setdefault(key, []).append((at, pair))

@@ -16,16 +16,18 @@ these two are the mean differences of the swapped queries and of the others.
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 ALPHA = 0.05  # level of the tests; intervals hold 1 - ALPHA
 POWER = 0.8  # of the smallest detectable difference
 _CHUNK = 2**22  # swaps drawn at a time
 _SAME = 1e-12
+_STEPS = 50  # to an end of a PNR's interval; ten do
+_SMALLEST_SCALE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,16 +40,8 @@ class Pair:
 
     totals: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     weights: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
-    blocks: Float[np.ndarray, " n"] | None = None
-
-    def active(self) -> np.ndarray:
-        """True for the queries that take part in one of the two at least."""
-        return (
-            (self.weights[0] != 0)
-            | (self.weights[1] != 0)
-            | (self.totals[0] != 0)
-            | (self.totals[1] != 0)
-        )
+    blocks: Int[np.ndarray, " n"] | None = None
+    odds: bool = False  # totals and weights are parts of one whole, as PNR's
 
 
 @dataclass(frozen=True)
@@ -150,19 +144,12 @@ def paired_tests(
     n = len(pairs[0].totals[0])
     exact = 2**n <= permutations
     total = 2**n if exact else permutations
-    generator = np.random.default_rng(seed)
     seen = _observed(pairs)
+    slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(seen), seen, 0)))
     count = np.zeros((3, len(pairs)))  # extreme, below the margin, above it
-    ends = []
-    for first in range(0, total, step := max(1, _CHUNK // n)):
-        size = min(step, total - first)
-        if exact:
-            bits = (np.arange(first, first + size)[:, None] >> np.arange(n)) & 1
-        else:
-            drawn = generator.integers(0, 256, (size, -(-n // 8)), np.uint8)
-            bits = np.unpackbits(drawn, axis=1, count=n)
-        a, b = _swapped(pairs, bits.astype(np.float64))
-        slack = 1e-9 * np.maximum(1.0, np.abs(np.where(np.isfinite(seen), seen, 0)))
+    ends, flipped = [], []
+    for bits in _draws(n, total, exact, seed):
+        a, b = _swapped(pairs, bits)
         count[0] += np.sum(np.abs(a) >= np.abs(seen) - slack, axis=0)
         if margin is not None:
             for row, sign in ((1, 1), (2, -1)):
@@ -170,29 +157,120 @@ def paired_tests(
                 there = sign * (seen + sign * margin)
                 count[row] += np.sum(moved >= there - slack, axis=0)
         ends.append(_limits(seen, a, b))
+        flipped.append([_flipped(one, bits) if one.odds else None for one in pairs])
     low, high = (np.concatenate(x) for x in zip(*ends, strict=True))
     # The order seen is one of the draws, where not all are tried.
     p = (count + (not exact)) / (total + (not exact))
     intervals = _interval(low, high, alpha, exact)
-    tests = []
-    for at in range(len(pairs)):
-        ends_ = intervals[:, at]
-        if p[0, at] >= alpha:  # rounding may not part them
-            ends_ = min(ends_[0], 0.0), max(ends_[1], 0.0)
-        if not np.isfinite(ends_).all() or not np.isfinite(seen[at]):
-            ends_ = math.nan, math.nan
+    findings = []
+    for at, one in enumerate(pairs):
+        found = intervals[:, at]
         equal = math.nan if margin is None else float(p[1:, at].max())
-        tests.append(
-            Finding(
-                n,
-                float(seen[at]),
-                float(ends_[0]),
-                float(ends_[1]),
-                float(p[0, at]),
-                equal,
-            )
+        if one.odds and math.isfinite(seen[at]):
+            parts = np.concatenate([chunk[at] for chunk in flipped], axis=1)
+            if np.isfinite(found).all():
+                found = _odds_interval(one, parts, found, alpha, exact)
+            if margin is not None:
+                equal = _odds_equivalence(one, parts, margin, exact)
+        low_, high_ = _agreeing(found, float(seen[at]), p[0, at] >= alpha)
+        findings.append(
+            Finding(n, float(seen[at]), low_, high_, float(p[0, at]), equal)
         )
-    return tests
+    return findings
+
+
+def _draws(n: int, total: int, exact: bool, seed: int) -> Iterator[np.ndarray]:
+    """Swaps [N, n], some at a time: 1 for a swapped query, else 0."""
+    generator = np.random.default_rng(seed)
+    for first in range(0, total, step := max(1, _CHUNK // n)):
+        size = min(step, total - first)
+        if exact:
+            bits = (np.arange(first, first + size)[:, None] >> np.arange(n)) & 1
+        else:
+            drawn = generator.integers(0, 256, (size, -(-n // 8)), np.uint8)
+            bits = np.unpackbits(drawn, axis=1, count=n)
+        yield bits.astype(np.float64)
+
+
+def _agreeing(
+    ends: Float[np.ndarray, " 2"], seen: float, holds: bool
+) -> tuple[float, float]:
+    """The interval, with 0 inside if and only if the test does not reject it."""
+    low, high = float(ends[0]), float(ends[1])
+    if not math.isfinite(low + high + seen):
+        return math.nan, math.nan
+    if holds:  # rounding may not part them
+        return min(low, 0.0), max(high, 0.0)
+    if low <= 0 <= high:
+        tiny = float(np.finfo(np.float64).tiny)
+        return (tiny, high) if seen > 0 else (low, -tiny)
+    return low, high
+
+
+def _flipped(pair: Pair, bits: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "4 N"]:
+    """Sums over the swapped queries: totals and weights of the first, of the second."""
+    columns = [x[i] for i in (0, 1) for x in (pair.totals, pair.weights)]
+    return (bits @ np.stack(columns, axis=1)).T
+
+
+def _odds_draws(
+    pair: Pair, flipped: Float[np.ndarray, "4 N"], delta: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both numbers of a draw for a ratio of two parts of one whole, such as PNR.
+
+    A system with the higher ratio has the lower weights, so totals less delta * weights
+    are not exchangeable with the other system's. Supposing that the ratios differ by
+    delta, the first system's weights should be 1 / scale of the second's, with scale =
+    (1 + R + delta) / (1 + R) and R the second's ratio. Swapped are scale times its
+    parts; at delta = 0 that is the plain swap.
+    """
+    (n1, n2), (w1, w2) = (
+        [float(x.sum()) for x in both] for both in (pair.totals, pair.weights)
+    )
+    scale = max((1 + n2 / w2 + delta) / (1 + n2 / w2), _SMALLEST_SCALE)
+    t1, v1, t2, v2 = flipped
+    here, there = scale * (w1 - v1) + v2, scale * v1 + w2 - v2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        left = (scale * (n1 - t1) + t2) / here
+        right = (scale * t1 + n2 - t2) / there
+        a = np.where(left == right, 0.0, left - right)
+        b = scale * ((w1 - v1) / here - v1 / there)
+    return a, b
+
+
+def _odds_interval(
+    pair: Pair,
+    flipped: Float[np.ndarray, "4 N"],
+    start: Float[np.ndarray, " 2"],
+    alpha: float,
+    exact: bool,
+) -> Float[np.ndarray, " 2"]:
+    """The interval of `_odds_draws`: each end is a fixed point."""
+    seen = _observed([pair])
+    found = []
+    for side in (0, 1):
+        end = float(start[side])
+        for _ in range(_STEPS):
+            a, b = _odds_draws(pair, flipped, end)
+            low, high = _limits(seen, a[:, None], b[:, None])
+            before, end = end, float(_interval(low, high, alpha, exact)[side, 0])
+            if not math.isfinite(end) or abs(end - before) < 1e-9 * (1 + abs(end)):
+                break
+        found.append(end)
+    return np.array(found)
+
+
+def _odds_equivalence(
+    pair: Pair, flipped: Float[np.ndarray, "4 N"], margin: float, exact: bool
+) -> float:
+    """The larger p of two one-sided tests of a ratio; see `_odds_draws`."""
+    seen = float(_observed([pair])[0])
+    found = []
+    for sign in (1, -1):
+        a, b = _odds_draws(pair, flipped, -sign * margin)
+        count = np.sum(sign * (a + sign * margin * b) >= sign * seen + margin - 1e-9)
+        found.append((count + (not exact)) / (len(a) + (not exact)))
+    return float(max(found))
 
 
 def _blocks(pairs: Sequence[Pair]) -> list[np.ndarray]:
