@@ -53,6 +53,8 @@ from ranker.config.training import LoraTarget as LoraTarget
 from ranker.config.training import MarginLoss as MarginLoss
 from ranker.config.training import Objective as Objective
 from ranker.config.training import Optim as Optim
+from ranker.config.training import Optimiser as Optimiser
 from ranker.config.training import Rank as Rank
 from ranker.config.training import RankLoss as RankLoss
+from ranker.config.training import Schedule as Schedule
 from ranker.errors import ConfigError as ConfigError
