@@ -196,7 +196,12 @@ class Onnx:
         self, segments: Sequence[Segment], padded: int
     ) -> Float[np.ndarray, " rows"]:
         """Raw float32 scores."""
-        ids, mask, types = _arrays(segments, len(segments), padded)
+        return self.feed(*_arrays(segments, len(segments), padded))
+
+    def feed(
+        self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray
+    ) -> Float[np.ndarray, " rows"]:
+        """Raw float32 scores of arrays [rows, tokens]."""
         fields = {"input_ids": ids, "attention_mask": mask}
         if self._types:
             fields["token_type_ids"] = types
@@ -262,9 +267,14 @@ class OpenVino:
         self, segments: Sequence[Segment], padded: int
     ) -> Float[np.ndarray, " rows"]:
         """Raw float32 scores."""
+        return self.feed(*_arrays(segments, len(segments), padded))
+
+    def feed(
+        self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray
+    ) -> Float[np.ndarray, " rows"]:
+        """Raw float32 scores of arrays [rows, tokens]."""
         if not hasattr(self._own, "request"):
             self._own.request = self._compiled.create_infer_request()
-        ids, mask, types = _arrays(segments, len(segments), padded)
         fields = {"input_ids": ids, "attention_mask": mask}
         if self._types:
             fields["token_type_ids"] = types
