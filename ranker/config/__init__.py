@@ -35,6 +35,7 @@ from ranker.config.pipeline import Recipe as Recipe
 from ranker.config.pipeline import Variant as Variant
 from ranker.config.stages import Evaluate as Evaluate
 from ranker.config.stages import Export as Export
+from ranker.config.stages import Onnx as Onnx
 from ranker.config.stages import Score as Score
 from ranker.config.stages import ScoreFormat as ScoreFormat
 from ranker.config.stages import Stage as Stage

@@ -143,8 +143,24 @@ class Evaluate(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """ONNX files beside an encoder's weights; fewer bits where ranking allows it."""
+
+    # int8 tries bfloat16 and 8 bits, and keeps what is fast and not inferior.
+    precision: Literal["none", "float32", "bfloat16", "int8"] = "float32"
+    measure: str = "NDCG@10"  # of dev queries, that fewer bits are accepted by
+    margin: float = 0.005  # of the measure: a mean loss that must be ruled out
+
+    def __post_init__(self):
+        positive(self, "margin")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Stage):
     """Writes a trained model as a Hugging Face folder."""
 
     stage: str = "distill"  # stage folder
     folder: str = "export"  # in the workdir
+    onnx: Onnx = field(default_factory=Onnx)
+    # Raw scores to probabilities, fitted on dev: two numbers, or any rising curve.
+    calibration: Literal["none", "platt", "isotonic"] = "platt"
