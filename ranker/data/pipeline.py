@@ -9,7 +9,7 @@ it, and an iterator's state is which records of each shard wait to be packed.
 import collections
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, cast
 
@@ -24,13 +24,15 @@ from ranker.data.packing import (
     Example,
     Layout,
     choose,
+    choose_trees,
+    common_prefix,
     empty_batch,
     join,
     pack,
     text_example,
 )
 from ranker.data.records import ClickExample, Document, RankedList
-from ranker.data.text import Segment, Tokenizer
+from ranker.data.text import Segment, Tokenizer, words_of
 
 _CACHED_DOCUMENTS = 1 << 17
 _THREADS = 2  # that read and tokenise
@@ -63,8 +65,25 @@ ALL_IN_ONE = Shards(1, (0,))
 class ListEncoder:
     """Turns the documents of a list into segments; each document is tokenised once."""
 
-    def __init__(self, corpus: Source[Document], tokenizer: Tokenizer, length: int):
+    def __init__(
+        self,
+        corpus: Source[Document],
+        tokenizer: Tokenizer,
+        length: int,
+        *,
+        shared: bool = False,
+    ):
+        """Of documents by their row in the corpus.
+
+        Args:
+          corpus: the documents.
+          tokenizer: of the model that reads them.
+          length: tokens of a text, at most.
+          shared: whether what a list's documents begin with is laid once a row, see
+            `can_share`.
+        """
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
+        self.shared = shared
         self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
 
     @staticmethod
@@ -92,6 +111,58 @@ class ListEncoder:
             self.tokenizer.segment(prefix, document, self.length)
             for document in self._documents([int(row) for row in rows])
         ]
+
+
+_LONG_PROMPT = 128  # characters of a template's own that are worth longer rows
+
+
+def can_share(
+    model: config.Decoder | config.Encoder, template: config.Template, length: int
+) -> tuple[bool, str]:
+    """Whether a list's prompt is computed once, and what is to be said where not.
+
+    In a causal model what precedes a document is the same for all documents of a list,
+    and for every number that is computed of it. It is laid once a row where it is long.
+
+    Args:
+      model: that reads the texts.
+      template: of query and document.
+      length: tokens of a text, at most.
+
+    Returns:
+      Whether, and why not where a user may expect it; else "".
+    """
+    words = words_of(template)
+    if not isinstance(model, config.Decoder) or words is None:
+        return False, ""
+    if len(words.begin + words.query + words.middle) < _LONG_PROMPT:
+        return False, ""
+    plain = "each document is computed with a prompt of its own, because "
+    if model.rope.scaling == "dynamic":
+        return False, f"{plain}rotary positions (dynamic) depend on a text's length"
+    if model.local_layers and model.window < length:
+        return False, f"{plain}the window, {model.window} tokens, is below {length}"
+    return True, ""
+
+
+_SHARED_ROW = 2048  # tokens of a row that holds trees, at most, beyond one text's
+
+
+def share(layout: Layout) -> Layout:
+    """Fewer, longer rows of as many tokens, so that most trees lie in one row."""
+    fits = [
+        times
+        for times in range(1, layout.rows + 1)
+        if layout.rows % times == 0 and times * layout.length <= _SHARED_ROW
+    ]
+    times = max(fits, default=1)
+    return replace(
+        layout,
+        rows=layout.rows // times,
+        length=layout.length * times,
+        slots=layout.lists,
+        shared=True,
+    )
 
 
 def draw_documents(
@@ -139,6 +210,12 @@ def rows_between(
     return taken
 
 
+def _choose(waiting: Sequence[Example], layout: Layout) -> Choice:
+    if layout.shared:
+        return choose_trees(waiting, layout)
+    return choose([one.lengths for one in waiting], layout)
+
+
 class _Dealt:
     """What one data shard is dealt, read ahead by threads, until it is packed."""
 
@@ -169,7 +246,7 @@ class _Dealt:
 
     def _wait(self) -> None:
         """Lets examples wait until there are enough to choose from."""
-        tokens = sum(sum(example.lengths) for _, example in self._waiting)
+        tokens = sum(example.total for _, example in self._waiting)
         while (
             tokens < _WAITING * self._layout.tokens
             and len(self._waiting) < _WAITING * self._layout.lists
@@ -179,12 +256,12 @@ class _Dealt:
                 break
             index, future = self._reading.popleft()
             self._waiting.append((index, future.result()))
-            tokens += sum(self._waiting[-1][1].lengths)
+            tokens += self._waiting[-1][1].total
 
     def take(self) -> tuple[list[Example], Choice]:
         """Examples that fill the shard's rows; none when all have been taken."""
         self._wait()
-        choice = choose([one.lengths for _, one in self._waiting], self._layout)
+        choice = _choose([one for _, one in self._waiting], self._layout)
         taken = [self._waiting[place][1] for place in choice.places]
         gone = set(choice.places)
         self._waiting = [
@@ -411,14 +488,18 @@ def list_batches(
         segments = encoder(record.query, record.documents[places])
         labels = record.labels[places]
         return Example(
-            segments, labels, labels * 0 if scores is None else scores[places]
+            segments,
+            labels,
+            labels * 0 if scores is None else scores[places],
+            common_prefix(segments) if encoder.shared else 0,
         )
 
+    layout = make_layout(
+        batch, size=batch.list_size, length=encoder.length, shards=shards.count
+    )
     return _steps(
         _ordered(source, encode, seed),
-        make_layout(
-            batch, size=batch.list_size, length=encoder.length, shards=shards.count
-        ),
+        share(layout) if encoder.shared else layout,
         shards=shards,
         micro=batch.accumulate,
         pad=encoder.tokenizer.pad,
@@ -457,29 +538,55 @@ def pair_batches(
       This process's part of a batch, and which pair each of its lists is, int32 `[B]`:
       pairs are numbered in the order of `lists`, -1 is padding.
     """
-    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
-    pad, zero = encoder.tokenizer.pad, np.zeros(1, np.float32)
+    layout = _pair_layout(encoder, rows=rows, shards=shards)
+    pad = encoder.tokenizer.pad
     waiting: _Pairs = {shard: [] for shard in shards.local}
     tokens = dict.fromkeys(shards.local, 0)
     for shard, first, segments in _read_lists(lists, encoder, shards):
-        for i, segment in enumerate(segments):
-            waiting[shard].append((first + i, Example([segment], zero, zero)))
-            tokens[shard] += len(segment.tokens)
+        for example in _cut(segments, layout):
+            waiting[shard].append((first, example))
+            first += len(example.segments)
+            tokens[shard] += example.total
         if min(tokens.values()) >= _WAITING * layout.tokens:
             yield _pack_pairs(waiting, layout, pad)
             tokens = {
-                shard: sum(sum(one.lengths) for _, one in pairs)
+                shard: sum(one.total for _, one in pairs)
                 for shard, pairs in waiting.items()
             }
     while any(waiting.values()):
         yield _pack_pairs(waiting, layout, pad)
 
 
+def _pair_layout(encoder: ListEncoder, *, rows: int, shards: Shards) -> Layout:
+    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
+    return share(layout) if encoder.shared else layout
+
+
+def _cut(segments: Sequence[Segment], layout: Layout) -> Iterator[Example]:
+    """Pairs of a list: each alone, or as many as share a prefix and fit into a row."""
+    size = common_prefix(segments) if layout.shared else 0
+    if not size:
+        nothing = np.zeros(1, np.float32)
+        yield from (Example([one], nothing, nothing) for one in segments)
+        return
+    begin, used = 0, size
+    for end, segment in enumerate([*segments, None]):
+        more = layout.length if segment is None else len(segment.tokens) - size
+        full = used + more > layout.length or end - begin == layout.lists
+        if full and end > begin:
+            nothing = np.zeros(end - begin, np.float32)
+            yield Example(
+                segments[begin:end], nothing, nothing, size if end - begin > 1 else 0
+            )
+            begin, used = end, size
+        used += more
+
+
 def no_pairs(
     encoder: ListEncoder, *, rows: int, shards: Shards
 ) -> tuple[Batch, np.ndarray]:
     """What `pair_batches` yields, of padding alone."""
-    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
+    layout = _pair_layout(encoder, rows=rows, shards=shards)
     nothing: _Pairs = {shard: [] for shard in shards.local}
     return _pack_pairs(nothing, layout, encoder.tokenizer.pad)
 
@@ -491,11 +598,12 @@ def _pack_pairs(waiting: _Pairs, layout: Layout, pad: int) -> tuple[Batch, np.nd
     """Takes out of `waiting` what fills a batch."""
     parts, numbers = [], np.full((len(waiting), layout.lists), -1, np.int32)
     for place, (shard, pairs) in enumerate(waiting.items()):
-        choice = choose([one.lengths for _, one in pairs], layout)
+        choice = _choose([one for _, one in pairs], layout)
         taken = [pairs[i] for i in choice.places]
         gone = set(choice.places)
         waiting[shard] = [one for i, one in enumerate(pairs) if i not in gone]
-        numbers[place, : len(taken)] = [number for number, _ in taken]
+        pairs = [first + i for first, one in taken for i in range(len(one.segments))]
+        numbers[place, : len(pairs)] = pairs
         examples = [one for _, one in taken]
         first = shard * layout.rows
         parts.append(pack(examples, choice.rows, layout, pad=pad, first_row=first))

@@ -75,7 +75,15 @@ def decoder_layer(
     rule = Rule(
         causal=True, window=c.window, scale=c.attention_scale, cap=c.attention_cap
     )
-    y = attend(q, k, project(y, "v"), rows.segments, rule, local=local)
+    y = attend(
+        q,
+        k,
+        project(y, "v"),
+        rows.segments,
+        rule,
+        local=local,
+        prefixes=rows.prefixes,
+    )
     if read is not None:
         x, y = read(x), read(y)
     y = adapters.project(y, w, "o")
