@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.data.packing import Layout, empty_batch
-from ranker.data.pipeline import can_share, make_layout, share
+from ranker.data.pairs import can_share, share
+from ranker.data.pipeline import make_layout
 from ranker.losses.reduction import WeightedSum
 from ranker.models.huggingface import open_checkpoint
 from ranker.planning.flops import model_flops

@@ -12,7 +12,7 @@ import numpy as np
 from ranker import config, errors, manifests, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
-from ranker.data.pipeline import Source
+from ranker.data.pairs import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError

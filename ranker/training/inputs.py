@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from ranker import config, errors, manifests
 from ranker.batch import Batch
-from ranker.data import pipeline
+from ranker.data import pairs, pipeline
 from ranker.data.prepare import Prepared
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
@@ -66,7 +66,7 @@ def make_batches(
         )
     encoder = _encoder(settings, role, prepared, network)
     template = encoder.tokenizer.template
-    _, why = pipeline.can_share(network.model, template, encoder.length)
+    _, why = pairs.can_share(network.model, template, encoder.length)
     if why and jax.process_index() == 0:
         print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
@@ -162,10 +162,10 @@ class Batches:
 
 def _encoder(
     settings: config.Train, role: config.Role, prepared: Prepared, network: Network
-) -> pipeline.ListEncoder:
+) -> pairs.ListEncoder:
     tokens, tokenizer = settings.text.of(role, "length"), prepared.tokenizer(role)
-    shared, _ = pipeline.can_share(network.model, tokenizer.template, tokens)
-    return pipeline.ListEncoder(prepared.corpus(), tokenizer, tokens, shared=shared)
+    shared, _ = pairs.can_share(network.model, tokenizer.template, tokens)
+    return pairs.ListEncoder(prepared.corpus(), tokenizer, tokens, shared=shared)
 
 
 def scored_lists(

@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 import ranker
 from ranker import config, manifests, sharding
-from ranker.data.pipeline import can_share
+from ranker.data.pairs import can_share
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.text import Tokenizer

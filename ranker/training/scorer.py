@@ -10,7 +10,7 @@ from jax.experimental import multihost_utils
 
 from ranker import sharding
 from ranker.batch import Batch
-from ranker.data.pipeline import ListEncoder, Shards, Source, no_pairs, pair_batches
+from ranker.data.pairs import ListEncoder, Shards, Source, no_pairs, pair_batches
 from ranker.data.records import RankedList
 from ranker.training.state import Network
 

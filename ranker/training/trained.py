@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, errors, manifests
-from ranker.data.pipeline import ListEncoder, Source, can_share
+from ranker.data.pairs import ListEncoder, Source, can_share
 from ranker.data.prepare import Prepared
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, answers_of

@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings, strategies
 
 from ranker import config, sharding
-from ranker.data import pipeline
+from ranker.data import pairs, pipeline
 from ranker.data.packing import (
     Example,
     Layout,
@@ -92,7 +92,7 @@ def test_prompts_that_differ_are_not_shared():
 )
 def test_trees_fit_and_every_token_lies_once_behind_its_prefix(prefix, lists):
     examples = [tree(prefix, lengths, seed) for seed, lengths in enumerate(lists)]
-    layout = pipeline.share(Layout(rows=4, length=24, size=4))
+    layout = pairs.share(Layout(rows=4, length=24, size=4))
     assert (layout.rows, layout.length) == (1, 96)
     choice = choose_trees(examples, layout)
     assert choice.places and choice.places[0] == 0
@@ -227,7 +227,7 @@ def test_batches_of_trees_score_every_pair_as_alone(tokenizer):
     ]
     found, counts = [], []
     for shared in (False, True):
-        encoder = pipeline.ListEncoder(CORPUS, tokenizer, 64, shared=shared)
+        encoder = pairs.ListEncoder(CORPUS, tokenizer, 64, shared=shared)
         tokens = []
         found.append(
             scoring.score_lists(
@@ -261,9 +261,9 @@ def test_training_batches_hold_the_same_lists(tokenizer):
     batch = config.Batch(size=4, list_size=4)
     kept = []
     for shared in (False, True):
-        encoder = pipeline.ListEncoder(CORPUS, tokenizer, 64, shared=shared)
+        encoder = pairs.ListEncoder(CORPUS, tokenizer, 64, shared=shared)
         batches = pipeline.list_batches(
-            lists, encoder, batch=batch, seed=0, shards=pipeline.ALL_IN_ONE
+            lists, encoder, batch=batch, seed=0, shards=pairs.ALL_IN_ONE
         )
         first = [next(batches) for _ in range(3)]
         batches.close()
@@ -287,6 +287,6 @@ def test_training_batches_hold_the_same_lists(tokenizer):
     ],
 )
 def test_where_a_prompt_is_shared(model, template, shares, why):
-    found, reason = pipeline.can_share(model, template, 64)
+    found, reason = pairs.can_share(model, template, 64)
     assert found == shares and why in reason and bool(why) == bool(reason)
-    assert pipeline.can_share(helpers.DECODER, "qwen3_reranker", 512) == (True, "")
+    assert pairs.can_share(helpers.DECODER, "qwen3_reranker", 512) == (True, "")
