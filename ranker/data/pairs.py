@@ -29,6 +29,8 @@ from ranker.data.text import Segment, Tokenizer, words_of
 
 _CACHED_DOCUMENTS = 1 << 17
 THREADS = 2  # that read and tokenise
+_TEXTS = 256  # documents a call of the tokenizer, or more
+_CALLS = 4  # of the tokenizer, ahead of what is packed
 AHEAD = 64  # examples a shard that they work ahead of what is packed
 WAITING = 8  # shards' worth of tokens that wait, for packing to choose from
 
@@ -55,7 +57,10 @@ ALL_IN_ONE = Shards(1, (0,))
 
 
 class ListEncoder:
-    """Turns the documents of a list into segments; each document is tokenised once."""
+    """Turns the documents of a list into segments; each document is tokenised once.
+
+    Their tokens are int32 arrays.
+    """
 
     def __init__(
         self,
@@ -77,14 +82,15 @@ class ListEncoder:
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
         self.shared = shared
         self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
+        self._tail = np.asarray(tokenizer.tail, np.int32)
 
     @staticmethod
-    def _hold(row: int) -> list[list[int]]:
-        """An empty place for a document's tokens; `__call__` fills it."""
+    def _hold(row: int) -> list[np.ndarray]:
+        """An empty place for a document's tokens; `_documents` fills it."""
         del row
         return []
 
-    def _documents(self, rows: Sequence[int]) -> list[list[int]]:
+    def _documents(self, rows: Sequence[int]) -> list[np.ndarray]:
         places = [self._document(row) for row in rows]
         missing = {
             row: place for row, place in zip(rows, places, strict=True) if not place
@@ -93,16 +99,43 @@ class ListEncoder:
             found = self.tokenizer.documents([self.corpus[row] for row in missing])
             for place, tokens in zip(missing.values(), found, strict=True):
                 # Tokens beyond the length are never seen, so they are not kept either.
-                place[:] = [tokens[: self.length]]
+                place[:] = [np.asarray(tokens[: self.length], np.int32)]
         return [place[0] for place in places]
 
     def __call__(self, query: str, rows: Sequence[int] | np.ndarray) -> list[Segment]:
         """Segments of the documents in corpus rows `rows`, for one query."""
-        [prefix] = self.tokenizer.queries([query])
+        return self.many([(query, rows)])[0]
+
+    def many(
+        self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
+    ) -> list[list[Segment]]:
+        """Segments of several queries' documents, which are tokenised in one call.
+
+        The tokenizer works on all cores where a call has some hundred texts.
+        """
+        rows = [[int(row) for row in its] for _, its in lists]
+        documents = iter(self._documents([row for its in rows for row in its]))
+        prefixes = self.tokenizer.queries([query for query, _ in lists])
         return [
-            self.tokenizer.segment(prefix, document, self.length)
-            for document in self._documents([int(row) for row in rows])
+            [
+                self._segment(prefix, begin, document)
+                for _, document in zip(its, documents, strict=False)
+            ]
+            for prefix, its in zip(prefixes, rows, strict=True)
+            for begin in (np.asarray(prefix, np.int32),)
         ]
+
+    def _segment(
+        self, prefix: list[int], begin: np.ndarray, document: np.ndarray
+    ) -> Segment:
+        """As the tokenizer's `segment`, of arrays."""
+        room = self.length - len(begin) - len(self._tail)
+        if room < 1:
+            return self.tokenizer.segment(prefix, document.tolist(), self.length)
+        tokens = np.concatenate((begin, document[:room], self._tail))
+        tokenizer = self.tokenizer
+        score = 0 if tokenizer.words is None else len(tokens) - 1
+        return Segment(tokens, tokenizer.type_ids, len(begin), score)
 
 
 _LONG_PROMPT = 128  # characters of a template's own that are worth longer rows
@@ -242,6 +275,18 @@ def _cut(segments: Sequence[Segment], layout: Layout) -> Iterator[Example]:
         used += more
 
 
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
+    """The same items, of which a thread makes so many while others are used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        made = collections.deque(pool.submit(next, items, None) for _ in range(count))
+        while (found := made.popleft().result()) is not None:
+            made.append(pool.submit(next, items, None))
+            yield found
+
+
 def no_pairs(
     encoder: ListEncoder, *, rows: int, shards: Shards
 ) -> tuple[Batch, np.ndarray]:
@@ -274,18 +319,34 @@ def _read_lists(
     lists: Iterable[RankedList], encoder: ListEncoder, shards: Shards
 ) -> Iterator[tuple[int, int, list[Segment]]]:
     """(shard, number of the first pair, segments) of each of this process's lists."""
-    reading: collections.deque[tuple[int, int, Future[list[Segment]]]]
+    reading: collections.deque[tuple[list[tuple[int, int]], Future]]
     reading = collections.deque()
-    first = 0
+    group: list[tuple[int, int, RankedList]] = []  # shard, first pair, list
+
+    def submit() -> None:
+        found = pool.submit(encoder.many, [(x.query, x.documents) for *_, x in group])
+        reading.append(([(shard, number) for shard, number, _ in group], found))
+        group.clear()
+
+    def done() -> Iterator[tuple[int, int, list[Segment]]]:
+        places, found = reading.popleft()
+        for (shard, number), segments in zip(places, found.result(), strict=True):
+            yield shard, number, segments
+
+    first = texts = 0
     with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as pool:
         for index, record in enumerate(lists):
             shard = index % shards.count
             if shard in shards.local:
-                found = pool.submit(encoder, record.query, record.documents)
-                reading.append((shard, first, found))
+                group.append((shard, first, record))
+                texts += len(record.documents)
             first += len(record.documents)
-            if len(reading) > AHEAD:
-                shard, number, found = reading.popleft()
-                yield shard, number, found.result()
-        for shard, number, found in reading:
-            yield shard, number, found.result()
+            if texts >= _TEXTS:
+                submit()
+                texts = 0
+            if len(reading) > _CALLS:
+                yield from done()
+        if group:
+            submit()
+        while reading:
+            yield from done()

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tokenizers
 from tokenizers import (
     decoders,
@@ -45,7 +46,7 @@ _PRIVATE = 0xF0000  # first of the characters that no text has a meaning for
 class Segment:
     """One text as a model reads it."""
 
-    tokens: list[int]
+    tokens: list[int] | np.ndarray  # of int32
     type_ids: tuple[int, int]  # of the tokens before the document, and from there on
     document: int  # index of the document's first token, where language loss starts
     score: int  # index of the token that the score is read from

@@ -79,7 +79,7 @@ def test_shapes_are_static(encoder):
 def test_lists_are_whole_and_scored_at_their_first_token(encoder):
     batches, _ = stream(encoder, 6, list_size=6)
     known = {
-        tuple(s.tokens): (one.query_id, row)
+        tuple(s.tokens.tolist()): (one.query_id, row)
         for one in LISTS
         for s, row in zip(encoder(one.query, one.documents), one.documents, strict=True)
     }
@@ -226,7 +226,9 @@ def test_every_text_once(encoder):
 def test_every_pair_is_scored_once(encoder, shards):
     local = tuple(range(shards))
     pairs = list(pair_batches(LISTS, encoder, rows=8, shards=Shards(shards, local)))
-    expected = [s.tokens for one in LISTS for s in encoder(one.query, one.documents)]
+    expected = [
+        s.tokens.tolist() for one in LISTS for s in encoder(one.query, one.documents)
+    ]
     seen = {}
     for batch, numbers in pairs:
         assert batch.rows.tokens.shape == (8, 16)
