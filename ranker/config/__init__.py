@@ -33,6 +33,7 @@ from ranker.config.models import RopeScaling as RopeScaling
 from ranker.config.pipeline import Pipeline as Pipeline
 from ranker.config.pipeline import Recipe as Recipe
 from ranker.config.pipeline import Variant as Variant
+from ranker.config.stages import Cascade as Cascade
 from ranker.config.stages import Evaluate as Evaluate
 from ranker.config.stages import Export as Export
 from ranker.config.stages import Onnx as Onnx

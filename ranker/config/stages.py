@@ -119,6 +119,23 @@ class Score(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Two systems in turn: the first ranks all candidates, the second the best."""
+
+    first: str  # cheap system
+    second: str  # good one
+    keep: int = 100  # candidates of a query that the second sees
+
+    def __post_init__(self):
+        positive(self, "keep")
+
+    @property
+    def name(self) -> str:
+        """Name of the system in tables and of its run."""
+        return f"{self.first}-{self.keep}-{self.second}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Measures systems on held-out queries, against each other and BM25."""
 
@@ -132,9 +149,20 @@ class Evaluate(Stage):
     rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
     seed: int = 0  # of the randomisation test and the bootstrap
     query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
+    cascades: tuple[Cascade, ...] = ()  # systems in turn, measured as one
 
     def __post_init__(self):
         positive(self, "permutations", "rows")
+        unknown = [
+            name
+            for one in self.cascades
+            for name in (one.first, one.second)
+            if name not in (*self.systems, "bm25")
+        ]
+        require(
+            not unknown,
+            f"cascades name {', '.join(unknown)}, and the systems are {self.systems}",
+        )
         require(
             self.reference in (*self.systems, "bm25"),
             f"reference {self.reference!r} is none of the systems "

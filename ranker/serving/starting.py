@@ -1,5 +1,6 @@
 """From a folder to a model that is served: which runtime, and is it still right."""
 
+import dataclasses
 import os
 import pathlib
 import time
@@ -151,7 +152,22 @@ def start(
         f"{batcher.tokens_per_second:,.0f} tokens/s",
         flush=True,
     )
-    return Served(promise, opened, TextEncoder(encoder), _calibration(promise)), batcher
+    made = Served(promise, opened, TextEncoder(encoder), _calibration(promise))
+    return made, batcher
+
+
+def start_cascade(
+    folder: pathlib.Path, first: pathlib.Path, keep: int, **how: Any
+) -> tuple[Served, Batcher]:
+    """Starts two folders: `first` sees all candidates, `folder` the `keep` best.
+
+    Raises:
+      UserError: when one of them cannot be served.
+    """
+    cheap, waiting = start(first, **how)
+    good, batcher = start(folder, **how)
+    cheap = dataclasses.replace(cheap, batcher=waiting)
+    return dataclasses.replace(good, first=cheap, keep=keep), batcher
 
 
 def _calibration(promise: Contract) -> Any:
