@@ -142,12 +142,12 @@ class Evaluate(Stage):
     systems: tuple[str, ...] = ("sft", "student_labels", "distill")  # stage folders
     reference: str = "distill"  # system that p-values compare the others with
     split: Literal["dev", "test"] = "test"  # queries
-    # NAME or NAME@k: NDCG, NDCG-exp, MRR, MAP, P, R, Rprec, Success, ERR; PNR, OPA, ...
+    # as in NDCG@10 or P(rel=2)@10; docs/evaluation.md has the table
     measures: tuple[str, ...] = ("NDCG@5", "NDCG@10", "MRR@10", "MAP", "PNR")
     relevance: int = 1  # lowest grade that counts as relevant (MRR, MAP)
-    permutations: int = 10000  # of the randomisation test; samples of the bootstrap
+    permutations: int = 10000  # of the randomisation test
     rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
-    seed: int = 0  # of the randomisation test and the bootstrap
+    seed: int = 0  # of the randomisation test
     query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
     cascades: tuple[Cascade, ...] = ()  # systems in turn, measured as one
 

@@ -213,6 +213,7 @@ def difference_summary(found: Mapping[str, Difference | None]) -> dict[str, Any]
             m: [d.low, d.high] if d and math.isfinite(d.low + d.high) else None
             for m, d in found.items()
         },
+        "tested": {m: d and d.queries for m, d in found.items()},
         "p_value": {m: d and d.p_value for m, d in found.items()},
         "p_holm": {m: d and d.p_holm for m, d in found.items()},
         "p_equivalence": {m: d and finite(d.p_equivalence) for m, d in found.items()},
@@ -540,16 +541,20 @@ def _denominators(found: Comparison) -> list[str]:
     """Notes where systems are measured on different queries or pairs."""
     notes = []
     counts = {name: len(found._queries(name)) for name in found.results}
-    for what, per_system in (("queries", counts), ("judged pairs", found.pairs)):
+    known: list[tuple[str, dict[str, int]]] = [("queries", counts)]
+    known.append(("judged pairs", found.pairs))
+    for one in found.measures:
+        if one.lower().startswith(("opa-macro", "pnr-macro")):
+            parts = {name: x[one].parts for name, x in found.results.items()}
+            known.append((f"queries with a pair in {one}", parts))
+    for what, per_system in known:
         most = max(per_system.values(), default=0)
         best = next((name for name, n in per_system.items() if n == most), "")
         for name, number in per_system.items():
             if most - number > _NOTED * most:
-                remedy = (
-                    "; compare OPA(complete=true), which counts them all"
-                    if what == "judged pairs"
-                    else "; compare the means over common queries"
-                )
+                remedy = "; compare OPA(complete=true), which counts them all"
+                if what == "queries":
+                    remedy = "; compare the means over common queries"
                 notes.append(
                     f"{name}: its values are over {number:,} {what}, those of {best} "
                     f"over {most:,}{remedy}"

@@ -248,11 +248,11 @@ def _places(
     The order is by score, ties by id backwards. Also the number of documents of the
     whole list that share their score with another.
     """
-    scores = np.fromiter(listed.values(), np.float64, len(listed))
-    if np.isnan(scores).any():
-        bad = list(listed)[int(np.flatnonzero(np.isnan(scores))[0])]
+    rising = np.fromiter(listed.values(), np.float64, len(listed))
+    rising.sort()
+    if len(rising) and rising[-1] != rising[-1]:  # NaN comes last
+        bad = next(name for name, score in listed.items() if score != score)
         raise ValueError(f"query {query!r}: document {bad!r} has the score NaN")
-    rising = np.sort(scores)
     same = rising[1:] == rising[:-1]
     tied = 0
     if same.any():
@@ -262,8 +262,8 @@ def _places(
     not_above = np.searchsorted(rising, mine[order], side="right")
     equal = not_above - np.searchsorted(rising, mine[order], side="left")
     places = np.empty((3, len(mine)), np.int64)
-    places[1:, order] = len(scores) - not_above, equal
-    if (equal == 1).all():  # most runs have few ties: no need to sort the ids
+    places[1, order], places[2, order] = len(rising) - not_above, equal
+    if not tied or (equal == 1).all():  # no need to sort the ids
         places[0] = places[1]
         return places, tied
     # Code points of two strings compare as their UTF-8 bytes do.
@@ -505,8 +505,13 @@ def _of_pairs(
 
 
 def pair_bounds(ranked: Ranked, one: Measure) -> tuple[float, float]:
-    """A measure of pairs with all tied pairs counted as wrong, and as right."""
-    right, wrong, ties = pair_counts(ranked, complete=_is_complete(ranked, one))
+    """A measure of pairs with all tied pairs counted as wrong, and as right.
+
+    Two documents that the run lacks stay half right.
+    """
+    ties = pair_counts(ranked)[2]
+    right, wrong, equal = pair_counts(ranked, complete=_is_complete(ranked, one))
+    right, wrong = right + (equal - ties) / 2, wrong + (equal - ties) / 2
     low = make_result(ranked.queries, *_of_pairs(one.base, right, wrong + ties))
     high = make_result(ranked.queries, *_of_pairs(one.base, right + ties, wrong))
     return low.mean, high.mean

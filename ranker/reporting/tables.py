@@ -108,6 +108,7 @@ def differences(summary: Summary) -> Grid:
                 p_value(system["p_value"][measure]),
                 p_value(system["p_holm"][measure]),
                 "-" if wins is None else "/".join(map(str, wins)),
+                str(system.get("tested", {}).get(measure) or "-"),
                 number(system.get("effect_size", {}).get(measure), 2),
                 number(system.get("detectable", {}).get(measure)),
             ]
@@ -117,7 +118,7 @@ def differences(summary: Summary) -> Grid:
                 row.append(f"{told} ({p_value(system['p_equivalence'][measure])})")
             rows.append(row)
     header = ["system", "measure", "difference", "95 % interval", "p", "p (Holm)"]
-    header += ["won/tied/lost", "d_z", "detectable"]
+    header += ["won/tied/lost", "queries", "d_z", "detectable"]
     if margin is not None:
         header.append(f"within ±{margin:g} (p)")
     return Grid(f"less {summary['reference']}, paired", header, rows, left=2)
