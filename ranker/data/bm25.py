@@ -3,71 +3,90 @@
     score(q, d) = sum over w in q:  idf(w) * tf / (tf + k1 * (1 - b + b * |d| / avg))
     idf(w) = ln(1 + (N - df + 0.5) / (df + 0.5))
 
-Words are runs of letters and digits in lower case, without the stop words below;
-nothing is stemmed. A word that a query repeats counts as often as it stands there.
+Words are those of `words`. Stop words are left out of a query that has other words, and
+do not count for |d|. A word that a query repeats counts as often as it stands there.
 """
 
-import re
+import json
+import pathlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-_WORD = re.compile(r"[^\W_]+")
-STOP_WORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the "
-    "their then there these they this to was will with".split()
-)
+from ranker.data import words as analysis
+from ranker.data.words import STOP_WORDS
 
-
-def words(text: str) -> list[str]:
-    """The words of a text, as BM25 counts them."""
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+_MAX_WORDS = 10_000  # of a document; models read far fewer
 
 
 class Bm25:
     """An index of texts: one sparse row of word weights each."""
 
-    def __init__(self, vocabulary: dict[str, int], weights: scipy.sparse.csc_matrix):
-        """Takes what `build` has made: words by column, and weights [texts, words]."""
-        self._vocabulary = vocabulary
-        self._by_word = weights
-        self._by_text: Any = weights.tocsr()
+    def __init__(self, vocabulary: dict[str, int], weights: Any, *, language: str = ""):
+        """Takes what `build` has made.
+
+        Args:
+          vocabulary: columns by word.
+          weights: scipy.sparse.csc_matrix [texts, words].
+          language: that words are stemmed by.
+        """
+        self._vocabulary, self._by_word, self._language = vocabulary, weights, language
+        self._words = analysis.make_analyzer(language)
+        self._by_text: Any = None  # made when it is first needed
 
     @classmethod
-    def build(cls, texts: Iterable[str], *, k1: float = 1.2, b: float = 0.75) -> "Bm25":
+    def build(
+        cls,
+        texts: Iterable[str],
+        *,
+        k1: float = 1.2,
+        b: float = 0.75,
+        language: str = "",
+    ) -> "Bm25":
         """Indexes texts; a text's row is its place in the order."""
         vocabulary: dict[str, int] = {}
-        columns: list[int] = []
-        counts: list[int] = []
-        ends = [0]
-        for text in texts:
-            found = Counter(
-                vocabulary.setdefault(word, len(vocabulary)) for word in words(text)
-            )
-            columns.extend(found.keys())
-            counts.extend(found.values())
-            ends.append(len(columns))
-        num_texts = len(ends) - 1
-        tf = scipy.sparse.csr_matrix(
-            (np.array(counts, np.float64), np.array(columns, np.int64), ends),
-            shape=(num_texts, len(vocabulary)),
-        )
-        lengths = np.asarray(tf.sum(axis=1)).ravel()
+        tf, lengths = _count(texts, vocabulary, analysis.make_analyzer(language))
+        num_texts = len(lengths)
         average = lengths.mean() if num_texts and lengths.any() else 1.0
         df = np.bincount(tf.indices, minlength=len(vocabulary))
         idf = np.log1p((num_texts - df + 0.5) / (df + 0.5))
         norm = np.repeat(k1 * (1 - b + b * lengths / average), np.diff(tf.indptr))
         tf.data = (idf[tf.indices] * tf.data / (tf.data + norm)).astype(np.float32)
-        return cls(vocabulary, scipy.sparse.csc_matrix(tf, dtype=np.float32))
+        weights: Any = scipy.sparse.csc_matrix(tf, dtype=np.float32)
+        return cls(vocabulary, weights, language=language)
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Writes the index, for `load` in another process."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("data", "indices", "indptr"):
+            np.save(folder / f"{name}.npy", getattr(self._by_word, name))
+        about = {"shape": self._by_word.shape, "language": self._language}
+        (folder / "index.json").write_text(json.dumps(about))
+        (folder / "words.json").write_text(json.dumps(list(self._vocabulary)))
+
+    @classmethod
+    def load(cls, folder: pathlib.Path) -> "Bm25":
+        """What `save` wrote; the weights stay in their files."""
+        about = json.loads((folder / "index.json").read_text())
+        found = json.loads((folder / "words.json").read_text())
+        parts = [
+            np.load(folder / f"{name}.npy", mmap_mode="r")
+            for name in ("data", "indices", "indptr")
+        ]
+        weights = scipy.sparse.csc_matrix(tuple(parts), about["shape"], copy=False)
+        vocabulary = {word: column for column, word in enumerate(found)}
+        return cls(vocabulary, weights, language=about["language"])
 
     def _counts(self, query: str) -> tuple[list[int], np.ndarray]:
-        found = Counter(
-            self._vocabulary[word] for word in words(query) if word in self._vocabulary
+        found = self._words(query)
+        found = [word for word in found if word not in STOP_WORDS] or found
+        counts = Counter(
+            self._vocabulary[word] for word in found if word in self._vocabulary
         )
-        return list(found), np.array(list(found.values()), np.float32)
+        return list(counts), np.array(list(counts.values()), np.float32)
 
     def search(self, query: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The `k` best texts that share a word with the query.
@@ -95,5 +114,47 @@ class Bm25:
         columns, counts = self._counts(query)
         if not columns or not len(rows):
             return np.zeros(len(rows), np.float32)
+        if self._by_text is None:
+            self._by_text = self._by_word.tocsr()
         part = self._by_text[rows][:, columns]
         return np.asarray(part @ counts, np.float32).ravel()
+
+
+def _count(
+    texts: Iterable[str],
+    vocabulary: dict[str, int],
+    words: Callable[[str], list[str]],
+) -> tuple[Any, np.ndarray]:
+    """How often each text has each word, [texts, words], and the texts' lengths."""
+    columns, counts = _Numbers(np.int32), _Numbers(np.int32)
+    ends, lengths = [0], []
+    for text in texts:
+        found = words(text)[:_MAX_WORDS]
+        numbers = Counter(
+            vocabulary.setdefault(word, len(vocabulary)) for word in found
+        )
+        columns.extend(numbers.keys())
+        counts.extend(numbers.values())
+        ends.append(ends[-1] + len(numbers))
+        lengths.append(sum(word not in STOP_WORDS for word in found))
+    tf: Any = scipy.sparse.csr_matrix(
+        (counts.array().astype(np.float64), columns.array(), np.array(ends, np.int64)),
+        shape=(len(lengths), len(vocabulary)),
+    )
+    return tf, np.array(lengths, np.float64)
+
+
+class _Numbers:
+    """Many small numbers, a few bytes each."""
+
+    def __init__(self, dtype: type[np.integer]):
+        self._dtype, self._parts, self._last = dtype, [], []
+
+    def extend(self, values: Iterable[int]) -> None:
+        self._last.extend(values)
+        if len(self._last) > 1 << 20:
+            self._parts.append(np.array(self._last, self._dtype))
+            self._last = []
+
+    def array(self) -> np.ndarray:
+        return np.concatenate([*self._parts, np.array(self._last, self._dtype)])
