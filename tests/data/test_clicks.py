@@ -1,70 +1,175 @@
+import pathlib
+import tempfile
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ranker import config
-from ranker.data.clicks import clicks_to_examples, in_dev
-from ranker.data.records import Click
+from ranker.data import click_engine, click_logs, clicks
+from ranker.data.clicks import Digest, clicks_to_examples, in_dev
+from ranker.data.records import Click, ClickExample
 
 RULES = config.ClickRules(min_dwell=10, max_per_query=2, dev_fraction=0)
 
 
-def examples(*clicks, rules=RULES):
-    splits, report = clicks_to_examples(clicks, rules)
-    return splits["train"], {k.removeprefix("clicks, "): v for k, v in report.items()}
+def examples(*rows, rules=RULES, **known):
+    splits, counts = clicks_to_examples(rows, rules, **known)
+    return splits["train"], counts
 
 
 def test_each_rule_drops_and_counts():
-    kept, report = examples(
+    kept, counts = examples(
         Click("q", "a", "s"),
         Click("q", "b", "s", clicked=False),
         Click("q", "c", "s", dwell=9.9),
         Click("q", "d", "s", dwell=10.0),
         Click("q", "", ""),
+        Click("Held  out", "a", "s"),
+        Click("held out", "b", "s"),
+        Click("q", "", "", "nowhere"),
+        held_out=frozenset({"held out"}),
     )
     assert [one.title for one in kept] == ["a", "d"]
-    assert report["rows read"] == 5
-    assert report["dropped: not clicked"] == 1
-    assert report["dropped: dwell too short"] == 1
-    assert report["dropped: no title and no summary"] == 1
-    assert report["examples, train"] == 2
+    assert counts.rows == 8
+    assert counts.dropped == {
+        clicks.NOT_CLICKED: 1,
+        clicks.SHORT: 1,
+        clicks.EMPTY: 1,
+        clicks.UNKNOWN: 1,
+        clicks.CAPPED: 0,
+    }
+    assert (counts.held_out, counts.held_out_queries) == (2, 1)
+    assert counts.examples == {"train": 2, "dev": 0}
 
 
 def test_same_query_and_document_merge_and_add_counts():
-    kept, report = examples(
-        Click("Cheap  flights", "A", "s", "d1"),
+    kept, counts = examples(
         Click("cheap flights", "other title", "s", "d1", count=3),
+        Click("Cheap  flights", "A", "s", "d1"),
         Click("cheap flights", "a", " S "),
         Click("cheap flights", "A", "s"),
     )
-    assert [(one.query, one.title, one.count) for one in kept] == [
-        ("Cheap  flights", "A", 4),
-        ("Cheap  flights", "A", 4),
-    ] or [(one.title, one.count) for one in kept] == [("A", 4), ("a", 2)]
-    assert report["merged: same query and document"] == 2
+    # One by its id, one by its texts; of spellings, capitals and spaces come first.
+    assert [(one.query, one.title, one.summary, one.count) for one in kept] == [
+        ("Cheap  flights", "A", "s", 4),
+        ("cheap flights", "A", "s", 2),
+    ]
+    assert counts.merged == 2
 
 
 def test_the_cap_keeps_the_most_clicked():
-    kept, report = examples(
+    kept, counts = examples(
         Click("q", "a", "", count=1),
-        Click("q", "b", "", count=5),
         Click("q", "c", "", count=5),
+        Click("q", "b", "", count=5),
         Click("q", "d", "", count=2),
     )
     assert [one.title for one in kept] == ["b", "c"]
-    assert report["dropped: over the cap of a query"] == 2
+    assert counts.dropped[clicks.CAPPED] == 2
+
+
+def test_texts_come_from_the_corpus_where_the_log_has_an_id_alone():
+    kept, _ = examples(
+        Click("q", "", "", "d1"),
+        Click("q", "own title", "", "d2"),
+        texts={"d1": ("title", "text"), "d2": ("other", "")}.get,
+    )
+    assert [(one.title, one.summary) for one in kept] == [
+        ("title", "text"),
+        ("own title", ""),
+    ]
 
 
 def test_a_query_is_in_one_split_only():
     rules = config.ClickRules(dev_fraction=0.3)
-    clicks = [Click(f"query {i % 200}", f"t{i}", "s") for i in range(1000)]
-    splits, _ = clicks_to_examples(clicks, rules)
+    rows = [Click(f"query {i % 200}", f"t{i}", "s") for i in range(1000)]
+    splits, _ = clicks_to_examples(rows, rules)
     train = {one.query for one in splits["train"]}
     dev = {one.query for one in splits["dev"]}
     assert not train & dev and len(train | dev) == 200
     assert 30 <= len(dev) <= 90
     assert in_dev("Query  7", 0.3) == in_dev("query 7", 0.3)
+    assert not in_dev("query 7", 0.0)
+    assert sum(in_dev(f"{i}", 0.999999) for i in range(50)) == 50
 
 
 @pytest.mark.parametrize("count", [0, 1])
 def test_small_logs(count):
-    kept, report = examples(*[Click("q", "t", "s")] * count)
-    assert len(kept) == count and report["rows read"] == count
+    kept, counts = examples(*[Click("q", "t", "s")] * count)
+    assert len(kept) == count and counts.rows == count
+
+
+def by_engine(rows, rules, held_out, texts):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        click_engine.open_engine(pathlib.Path(folder)) as connection,
+    ):
+        table = click_engine.run_rules(
+            connection,
+            click_logs.batches(iter(rows)),
+            rules,
+            held_out=held_out,
+            documents=lambda: ((name, *text) for name, text in texts.items()),
+        )
+        found = {split: list(table.examples(split)) for split in ("train", "dev")}
+        third = list(table.examples("train", every=3))
+        return found, table.counts, third
+
+
+WORDS = ["a", "B", "a  b", "Straße", "STRASSE", "cafe\u0301", "café", "苹果", "i\u0307"]
+text = st.sampled_from(["", *WORDS, "long text " * 30])
+rows = st.lists(
+    st.builds(
+        Click,
+        query=st.sampled_from([*WORDS, "x\ty", "x y", "İ"]),
+        title=text,
+        summary=text,
+        document_id=st.sampled_from(["", "d1", "d2", "nowhere"]),
+        clicked=st.booleans(),
+        dwell=st.sampled_from([None, 3.0, 10.0, 99.0]),
+        count=st.integers(1, 2**31 - 1),
+    ),
+    max_size=60,
+)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(rows, st.integers(1, 3), st.sampled_from([0.0, 0.4]), st.randoms())
+def test_sql_makes_what_the_rules_say(rows, most, fraction, random):
+    rules = config.ClickRules(max_per_query=most, dev_fraction=fraction)
+    held_out, texts = (
+        frozenset({"b", "café"}),
+        {"d1": ("One", "of two"), "d2": ("", "")},
+    )
+    expected, counts = clicks_to_examples(
+        rows, rules, held_out=held_out, texts=texts.get
+    )
+    # The order of the log does not matter to either.
+    random.shuffle(rows)
+    assert clicks_to_examples(rows, rules, held_out=held_out, texts=texts.get) == (
+        expected,
+        counts,
+    )
+    found, counted, third = by_engine(rows, rules, held_out, texts)
+    assert found == expected and counted == counts
+    assert third == expected["train"][::3]
+
+
+def test_a_digest_does_not_depend_on_order():
+    first, second = ClickExample("q", "t", "s", 1), ClickExample("q", "t", "s", 2)
+    digests = []
+    for order in ([first, second], [second, first], [first, first], [first]):
+        digest = Digest()
+        for one in order:
+            digest.add(one)
+        digests.append(digest.hexdigest())
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+    joined = Digest()
+    joined.join(digests[3])
+    joined.add(second)
+    assert joined.hexdigest() == digests[0]
