@@ -1,4 +1,4 @@
-"""Readers and writers of files: BEIR folders, TREC runs and qrels, click logs.
+"""Readers of documents, queries, judgements and runs, record by record.
 
 A reader yields records one by one. A malformed one stops it with a `DataError` that
 names file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and
@@ -8,21 +8,18 @@ Files may come from strangers. Nothing in them names a path or is run, and what 
 make a reader hold in memory is bounded; see `lines`.
 """
 
-import dataclasses
+import itertools
 import json
+import math
 import pathlib
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute
-import pyarrow.parquet as pq
-
-from ranker.data import lines
+from ranker.data import files, lines, parquet
 from ranker.data.records import (
     Candidate,
-    Click,
     Document,
     Judgement,
     Query,
@@ -32,52 +29,71 @@ from ranker.data.records import (
     check_text,
 )
 from ranker.errors import DataError, FieldError, shown
-from ranker.storage import writing
+from ranker.storage import open_path, writing
 
 _REMEDY = "correct it, or skip such records with --config.data.on_error=skip"
 OnError = Literal["stop", "skip"]
 T = TypeVar("T")
-_compute: Any = pyarrow.compute  # makes its functions while it is imported
 
 
 @dataclass
 class Skipped:
     """Records that were left out, by file, each with its first reason."""
 
+    most: float = 1.0  # share of a file's records that may be malformed
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, str] = field(default_factory=dict)
     repeated: dict[str, int] = field(default_factory=dict)  # said again, the same
+    rows: dict[str, int] = field(default_factory=dict)  # records read
 
-    def add(self, path: pathlib.Path, reason: str) -> None:
-        """Counts one more."""
-        name = path.name
-        self.counts[name] = self.counts.get(name, 0) + 1
-        self.first.setdefault(name, reason)
+    def add(self, path: Any, reason: str) -> None:
+        """Counts one more that is malformed."""
+        self.counts[path.name] = self.counts.get(path.name, 0) + 1
+        self.first.setdefault(path.name, reason)
 
-    def report(self) -> dict[str, str]:
-        """One line a file."""
+    def read(self, path: Any, rows: int) -> None:
+        """Counts records that were read, malformed ones among them."""
+        self.rows[path.name] = self.rows.get(path.name, 0) + rows
+
+    def check(self, path: Any) -> None:
+        """Raises `DataError` when too many records of a file were malformed."""
+        bad, rows = self.counts.get(path.name, 0), self.rows.get(path.name, 0)
+        if bad > self.most * rows:
+            raise DataError(
+                f"{path}: {bad} of {rows} records are malformed, over the share "
+                f"data.max_skipped {self.most:g}; the first: {self.first[path.name]}; "
+                "is this the right file? If it is, raise --config.data.max_skipped"
+            )
+
+    def report(self) -> dict[str, Any]:
+        """File -> how many records were malformed, and the first reason."""
         return {
-            f"skipped, {name}": f"{count} malformed; the first: {self.first[name]}"
-            for name, count in self.counts.items()
-        } | {
-            f"repeated, {name}": f"{count} judgements came again with the same grade"
-            for name, count in self.repeated.items()
+            name: {"records": count, "of": self.rows.get(name, 0), "first": first}
+            for (name, count), first in zip(
+                self.counts.items(), self.first.values(), strict=True
+            )
         }
 
 
 # --- records ---
 
 
-def _records(
-    path: pathlib.Path,
+def records(
+    path: Any,
     rows: Iterable[tuple[int, Any]],
     parse: Callable[[Any], T | None],
     on_error: OnError,
     skipped: Skipped | None,
     remedy: str = _REMEDY,
 ) -> Iterator[T]:
-    """Parses each row, and stops at or counts the malformed ones; None is nothing."""
+    """Parses each row, and stops at or counts the malformed ones; None is nothing.
+
+    Raises:
+      DataError: at a malformed row, or where more are skipped than `skipped` allows.
+    """
+    count = 0
     for number, row in rows:
+        count += 1
         try:
             record = parse(row)
         except FieldError as error:
@@ -88,9 +104,13 @@ def _records(
         else:
             if record is not None:
                 yield record
+    if skipped is not None:
+        skipped.read(path, count)
+        skipped.check(path)
 
 
-def _json(line: str) -> dict[str, Any]:
+def parse_json(line: str) -> dict[str, Any]:
+    """A line as a JSON object; raises `FieldError` where it is none."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -151,70 +171,140 @@ def to_query(row: Mapping[str, Any]) -> Query:
     )
 
 
-# --- BEIR ---
+# --- documents and queries ---
 
 
-def _once(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """The same parser, refusing an id that it has seen."""
-    seen: set[str] = set()
+def _once(parse: Callable[[Any], T], seen: dict[str, int]) -> Callable[[Any], T]:
+    """The same parser, refusing an id that it has seen, and numbering the others."""
 
-    def parse_once(line: str) -> T:
-        record = parse(line)
+    def parse_once(row: Any) -> T:
+        record = parse(row)
         name = record.id  # type: ignore[attr-defined]
         if name in seen:
             raise FieldError("_id", name, "an id that no earlier line has")
-        seen.add(name)
+        seen[name] = len(seen)
         return record
 
     return parse_once
 
 
+def _fields(row: Any, positional: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A row as named fields: of Parquet, JSON, or TSV with columns by place."""
+    if isinstance(row, Mapping):
+        return row
+    if not positional:
+        return parse_json(row)
+    cells = row.split("\t", len(positional) - 1)
+    if len(cells) < len(positional):
+        wanted = f"{', '.join(positional)} between tabs"
+        raise FieldError("line", row, wanted)
+    return dict(zip(positional, cells, strict=True))
+
+
+# Columns of MS MARCO's tables, which have no header.
+_DOCUMENT_COLUMNS = {"msmarco-docs": ("docid", "url", "title", "body")}
+
+
+def _table(
+    path: Any, names: Sequence[str], columns: Sequence[str]
+) -> tuple[Iterator[tuple[int, Any]], Sequence[str]]:
+    """Rows of a table, and what its columns are called where it is TSV.
+
+    Args:
+      path: Parquet, JSON lines or TSV.
+      names: fields that can be used; a TSV whose first line has two is headed by them.
+      columns: of a TSV without a header.
+    """
+    kind = files.kind_of(path)
+    if kind == "parquet":
+        return parquet.read_rows(path, names), ()
+    rows = lines.read_lines(path)
+    if kind not in ("tsv", "csv"):
+        return rows, ()
+    first = next(rows, None)
+    if first is None:
+        return iter(()), columns
+    cells = first[1].lower().split("\t")
+    if len(set(cells) & set(names)) > 1:
+        return rows, cells
+    return itertools.chain([first], rows), columns
+
+
+def read_documents(
+    paths: Iterable[Any],
+    *,
+    seen: dict[str, int] | None = None,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+) -> Iterator[Document]:
+    """Documents of Parquet, JSON lines or MS MARCO's TSV, one file after another.
+
+    Args:
+      paths: files.
+      seen: ids of documents so far, with their numbers; those that are read are added.
+        An id that comes again is malformed. None: none is remembered.
+      on_error: what to do about a malformed record.
+      skipped: counts them.
+    """
+    for path in paths:
+        stem = path.name.split(".")[0]
+        columns = _DOCUMENT_COLUMNS.get(stem, ("pid", "passage"))
+        names = (*DOCUMENT_IDS, *TITLES, *TEXTS)
+        rows, columns = _table(path, names, columns)
+
+        def parse(row: Any, columns: Sequence[str] = columns) -> Document:
+            return to_document(_fields(row, columns))
+
+        once = parse if seen is None else _once(parse, seen)
+        yield from records(path, rows, once, on_error, skipped)
+
+
+def read_all_queries(
+    paths: Iterable[Any],
+    *,
+    seen: dict[str, int] | None = None,
+    on_error: OnError = "stop",
+    skipped: Skipped | None = None,
+) -> Iterator[Query]:
+    """Queries of Parquet, JSON lines or TSV of id and text; as `read_documents`."""
+    for path in paths:
+        rows, columns = _table(path, (*QUERY_IDS, *QUERY_TEXTS), ("qid", "query"))
+
+        def parse(row: Any, columns: Sequence[str] = columns) -> Query:
+            return to_query(_fields(row, columns))
+
+        once = parse if seen is None else _once(parse, seen)
+        yield from records(path, rows, once, on_error, skipped)
+
+
 def read_corpus(
-    path: pathlib.Path,
+    path: Any,
     *,
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
     unique: bool = True,
 ) -> Iterator[Document]:
-    """Documents of a `corpus.jsonl[.gz]`: `_id`, `title`, `text`, or as others say.
+    """Documents of one file; see `read_documents`.
 
     With `unique`, an id that comes twice is malformed; it takes memory for every id.
     """
-
-    def parse(line: str) -> Document:
-        return to_document(_json(line))
-
-    yield from _records(
-        path,
-        lines.read_lines(path),
-        _once(parse) if unique else parse,
-        on_error,
-        skipped,
-    )
+    seen = {} if unique else None
+    yield from read_documents([path], seen=seen, on_error=on_error, skipped=skipped)
 
 
 def read_queries(
-    path: pathlib.Path,
+    path: Any,
     *,
     on_error: OnError = "stop",
     skipped: Skipped | None = None,
     unique: bool = True,
 ) -> Iterator[Query]:
-    """Queries of a `queries.jsonl[.gz]`: `_id`, `text`, or as others say.
+    """Queries of one file; see `read_all_queries`.
 
     With `unique`, an id that comes twice is malformed; it takes memory for every id.
     """
-
-    def parse(line: str) -> Query:
-        return to_query(_json(line))
-
-    yield from _records(
-        path,
-        lines.read_lines(path),
-        _once(parse) if unique else parse,
-        on_error,
-        skipped,
-    )
+    seen = {} if unique else None
+    yield from read_all_queries([path], seen=seen, on_error=on_error, skipped=skipped)
 
 
 # --- TREC ---
@@ -223,7 +313,7 @@ def read_queries(
 def _known(field: str, name: str, known: Container[str] | None, file: str) -> str:
     check_id(field, name)
     if known is not None and name not in known:
-        raise FieldError(field, name, f"an id that {file} has")
+        raise FieldError(field, name, f"an id that {file} have")
     return name
 
 
@@ -237,8 +327,45 @@ def _is_header(line: str) -> bool:
     return known or (len(cells) > 2 and cells[-1] in _GRADES)
 
 
-def read_qrels(
-    path: pathlib.Path,
+def read_qrels(path: Any, **how: Any) -> Iterator[Judgement]:
+    """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
+
+    A judgement that comes again with the same grade is left out, and counted in
+    `skipped`; one with another grade is malformed.
+
+    Args:
+      path: of the file.
+      how: `queries` and `documents`, which ids must be among; `on_error`, `skipped`;
+        `remedy`, which ends the error of a malformed line; `check_grade`, which reads
+        a grade.
+    """
+
+    def cells(line: str) -> tuple[str, str, Any]:
+        found = line.split()
+        if len(found) == 4:
+            found = [found[0], *found[2:]]
+        if len(found) != 3:
+            raise FieldError(
+                "line",
+                line,
+                "query, document and grade, or TREC's query, 0, document and grade, "
+                "between tabs or spaces"
+                + (" (this one has commas)" if line.count(",") > 1 else ""),
+            )
+        return found[0], found[1], found[2]
+
+    rows = (
+        (number, line)
+        for number, line in lines.read_lines(path)
+        if not (number == 1 and _is_header(line))
+    )
+    yield from _judgements(path, rows, cells, **how)
+
+
+def _judgements(
+    path: Any,
+    rows: Iterable[tuple[int, Any]],
+    cells: Callable[[Any], tuple[str, str, Any]],
     *,
     queries: Container[str] | None = None,
     documents: Container[str] | None = None,
@@ -247,52 +374,30 @@ def read_qrels(
     remedy: str = _REMEDY,
     check_grade: Callable[[str, object], Any] = check_integer,
 ) -> Iterator[Judgement]:
-    """Judgements: BEIR (query, document, grade, with a header) or TREC (4 columns).
-
-    Ids must be among `queries` and `documents` where these are given; `remedy` ends
-    the error of a malformed line; `check_grade` reads a grade. A judgement that comes
-    again with the same grade is left out, and counted in `skipped`; one with another
-    grade is malformed.
-    """
     seen: dict[tuple[str, str], int] = {}
 
-    def parse(line: str) -> Judgement | None:
-        cells = line.split()
-        if len(cells) == 4:
-            cells = [cells[0], *cells[2:]]
-        if len(cells) != 3:
-            raise FieldError(
-                "line",
-                line,
-                "query, document and grade, or TREC's query, 0, document and grade, "
-                "between tabs or spaces"
-                + (" (this one has commas)" if line.count(",") > 1 else ""),
-            )
+    def parse(row: Any) -> Judgement | None:
+        query, document, found = cells(row)
         pair = (
-            _known("query-id", cells[0], queries, "queries.jsonl"),
-            _known("corpus-id", cells[1], documents, "corpus.jsonl"),
+            _known("query-id", query, queries, "the queries"),
+            _known("corpus-id", document, documents, "the documents"),
         )
-        grade = check_grade("score", cells[2])
+        grade = check_grade("score", found)
         if pair not in seen:
             seen[pair] = grade
             return Judgement(*pair, grade)
         if seen[pair] != grade:
             raise FieldError(
                 "score",
-                cells[2],
-                f"{seen[pair]}, the grade that an earlier line gives query {pair[0]!r} "
-                f"and document {pair[1]!r}",
+                found,
+                f"{seen[pair]}, the grade that an earlier line gives query {query!r} "
+                f"and document {document!r}",
             )
         if skipped is not None:
             skipped.repeated[path.name] = skipped.repeated.get(path.name, 0) + 1
         return None
 
-    rows = (
-        (number, line)
-        for number, line in lines.read_lines(path)
-        if not (number == 1 and _is_header(line))
-    )
-    yield from _records(path, rows, parse, on_error, skipped, remedy)
+    yield from records(path, rows, parse, on_error, skipped, remedy)
 
 
 def _is_number(cell: str) -> bool:
@@ -301,6 +406,35 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+_JUDGED_QUERIES = ("query-id", "query_id", "qid")
+_JUDGED_DOCUMENTS = ("corpus-id", "corpus_id", "document_id", "doc_id", "docid", "pid")
+
+
+def read_judgements(path: Any, **how: Any) -> Iterator[Judgement]:
+    """Judgements of a text file (`read_qrels`), or of Parquet or JSON lines.
+
+    Args:
+      path: of the file.
+      how: as for `read_qrels`.
+    """
+    if files.kind_of(path) not in ("parquet", "jsonl"):
+        yield from read_qrels(path, **how)
+        return
+    grades = ("score", *sorted(_GRADES - {"score"}))
+    names = (*_JUDGED_QUERIES, *_JUDGED_DOCUMENTS, *grades)
+
+    def cells(row: Any) -> tuple[str, str, Any]:
+        fields = _fields(row)
+        return (
+            check_id("query-id", _want(fields, *_JUDGED_QUERIES)),
+            check_id("corpus-id", _want(fields, *_JUDGED_DOCUMENTS)),
+            _want(fields, *grades),
+        )
+
+    rows, _ = _table(path, names, ())
+    yield from _judgements(path, rows, cells, **how)
 
 
 def read_run(
@@ -334,8 +468,8 @@ def read_run(
             )
         query, _, document, rank, score = cells[:5]
         pair = (
-            _known("query", query, queries, "queries.jsonl"),
-            _known("document", document, documents, "corpus.jsonl"),
+            _known("query", query, queries, "the queries"),
+            _known("document", document, documents, "the documents"),
         )
         if pair in seen:
             raise FieldError(
@@ -347,7 +481,145 @@ def read_run(
         seen.add(pair)
         return candidate
 
-    yield from _records(path, lines.read_lines(path), parse, on_error, skipped, remedy)
+    yield from records(path, lines.read_lines(path), parse, on_error, skipped, remedy)
+
+
+def read_candidates(path: Any, **how: Any) -> Iterator[Candidate]:
+    """Candidates of a TREC run, or of MS MARCO's three columns or top1000 files.
+
+    Args:
+      path: of the file.
+      how: as for `read_run`.
+    """
+    first = next((line for _, line in lines.read_lines(path)), "")
+    cells = first.split("\t")
+    texts = len(cells) == 4 and " " in cells[3]  # query, document, and their texts
+    if texts or (len(cells) == 3 and len(first.split()) == 3):
+        yield from _read_msmarco_run(path, texts, **how)
+    else:
+        yield from read_run(path, **how)
+
+
+def _read_msmarco_run(
+    path: Any,
+    texts: bool,
+    *,
+    queries: Container[str],
+    documents: Container[str],
+    on_error: OnError,
+    skipped: Skipped | None,
+) -> Iterator[Candidate]:
+    """Ids with a rank, or with texts in the order of the first stage."""
+    ranks: dict[str, int] = {}
+
+    def parse(line: str) -> Candidate:
+        cells = line.split("\t")
+        if len(cells) != (4 if texts else 3):
+            raise FieldError("line", line, "query, document and rank between tabs")
+        query = _known("query", cells[0], queries, "the queries")
+        document = _known("document", cells[1], documents, "the documents")
+        ranks[query] = ranks.get(query, 0) + 1
+        rank = ranks[query] if texts else check_integer("rank", cells[2], low=0)
+        return Candidate(query, document, rank, -float(rank))
+
+    yield from records(path, lines.read_lines(path), parse, on_error, skipped)
+
+
+# --- a teacher's scores ---
+
+_SCORED = ("query_id", "document_id", "score")
+
+
+def read_given_scores(
+    place: str, *, on_error: OnError = "stop"
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Scores by query and document: of TREC runs, JSON lines, TSV or Parquet.
+
+    Args:
+      place: a file, folder or pattern, local or of a bucket.
+      on_error: what to do about a score that is not finite.
+
+    Returns:
+      The scores, and counts of those that are not finite or malformed, with the first.
+
+    Raises:
+      DataError: naming the pairs whose score is not finite, or the malformed line.
+    """
+    path = open_path(place)
+    pattern = any(c in path.name for c in "*?[")
+    if pattern or path.is_dir():
+        hits = path.parent.glob(path.name) if pattern else path.iterdir()
+        paths = sorted((one for one in hits if not one.is_dir()), key=str)
+        paths = [one for one in paths if one.name[:1] not in "_."]
+    else:
+        paths = [path]
+    scores: dict[str, dict[str, float]] = {}
+    bad: list[str] = []
+    for file in paths:
+        for query, document, score in _scored_pairs(file):
+            if not math.isfinite(score):
+                bad.append(f"query {query!r}, document {document!r}: {score}")
+                continue
+            known = scores.setdefault(query, {})
+            if known.setdefault(document, score) != score:
+                raise DataError(
+                    f"{file}: query {query!r}, document {document!r} has two scores, "
+                    f"{known[document]} and {score}; keep one"
+                )
+    if bad and on_error == "stop":
+        raise DataError(
+            f"{place}: {len(bad)} scores are not finite: {'; '.join(bad[:5])}; score "
+            "these pairs again, or leave them out with --config.data.on_error=skip"
+        )
+    return scores, {"not_finite": {"count": len(bad), "first": bad[:20]}}
+
+
+def _scored_pairs(path: Any) -> Iterator[tuple[str, str, float]]:
+    kind = files.kind_of(path)
+    first = ""
+    if kind != "parquet":
+        first = next((line for _, line in lines.read_lines(path)), "")
+    if kind == "parquet" or first.lstrip()[:1] == "{":
+        rows, _ = _table(path, _SCORED, ())
+        parse = _scored
+    elif set(_SCORED) <= set(re.split(r"[\t,]", first)):
+        mark = "\t" if "\t" in first else ","
+        names = first.split(mark)
+        found = lines.read_lines(path)
+        next(found)
+        rows = (
+            (n, dict(zip(names, line.split(mark), strict=False))) for n, line in found
+        )
+        parse = _scored
+    else:
+        rows, parse = lines.read_lines(path), _scored_run
+    yield from records(path, rows, parse, "stop", None, "correct it")
+
+
+def _scored(row: Any) -> tuple[str, str, float]:
+    fields = _fields(row)
+    query, document, score = (_want(fields, name) for name in _SCORED)
+    return check_id("query_id", query), check_id("document_id", document), _any(score)
+
+
+def _scored_run(line: str) -> tuple[str, str, float]:
+    cells = line.split()
+    if len(cells) < 6:
+        raise FieldError(
+            "line",
+            line,
+            "a TREC run's 6 columns, or JSON lines or Parquet of query_id, "
+            "document_id and score",
+        )
+    return check_id("query", cells[0]), check_id("document", cells[2]), _any(cells[4])
+
+
+def _any(score: Any) -> float:
+    """A number, which need not be finite; None is none."""
+    try:
+        return math.nan if score is None else float(score)
+    except (TypeError, ValueError):
+        raise FieldError("score", score, "a number") from None
 
 
 def write_run(
@@ -367,175 +639,3 @@ def write_run(
             for rank, document in enumerate(order, 1):
                 score = float(documents[document])
                 file.write(f"{query} Q0 {document} {rank} {score!r} {tag}\n")
-
-
-# --- click logs ---
-
-_TRUE, _FALSE = {"1", "true", "yes"}, {"0", "false", "no", ""}
-
-
-def _click(row: Mapping[str, Any]) -> Click:
-    """A click from named cells, typed (JSON, Parquet) or as text (TSV)."""
-
-    def optional(name: str, check: Callable[..., Any], **bounds) -> Any:
-        value = row.get(name)
-        return None if value is None or value == "" else check(name, value, **bounds)
-
-    clicked = row.get("clicked", True)
-    word = str(clicked).lower() if isinstance(clicked, (str, bool, int)) else "?"
-    if clicked is not None and word not in _TRUE | _FALSE:
-        raise FieldError("clicked", clicked, "true, false, 1 or 0")
-    count = optional("count", check_integer, low=1)
-    return Click(
-        query=check_text("query", _want(row, "query")).strip(),
-        title=check_text("title", row.get("title"), empty=True).strip(),
-        summary=check_text("summary", row.get("summary"), empty=True).strip(),
-        document_id=optional("document_id", check_id) or "",
-        position=optional("position", check_integer, low=1),
-        clicked=clicked is None or word in _TRUE,
-        dwell=optional("dwell", check_number, low=0),
-        count=1 if count is None else count,
-        time=optional("time", check_number),
-    )
-
-
-def read_clicks(
-    path: pathlib.Path, *, on_error: OnError = "stop", skipped: Skipped | None = None
-) -> Iterator[Click]:
-    """Rows of a click log: `.jsonl[.gz]`, `.tsv[.gz]` with a header, or `.parquet`.
-
-    Columns: query, title, summary; and where there are any: document_id, position (from
-    1), clicked, dwell (seconds), count, time (seconds since 1970).
-    """
-    name = path.name.removesuffix(".gz")
-    if name.endswith(".parquet"):
-        rows, parse = _parquet_rows(path), _click
-    elif name.endswith(".tsv"):
-        rows, parse = _tsv_rows(path), _tsv_click
-    elif name.endswith((".jsonl", ".json")):
-        rows, parse = lines.read_lines(path), lambda line: _click(_json(line))
-    else:
-        raise DataError(
-            f"{path}: a click log is .jsonl, .tsv or .parquet (.gz for the first two); "
-            "save a spreadsheet as text with tabs, in UTF-8"
-        )
-    yield from _records(path, rows, parse, on_error, skipped)
-
-
-def _tsv_rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[list[str], list[str]]]]:
-    found = lines.read_lines(path)
-    number, header = next(found, (1, ""))
-    names = header.split("\t")
-    if "query" not in names:
-        hint = ""
-        if len(names) == 1 and "query" in header:
-            hint = "; the cells are not separated by tabs"
-        elif '"query"' in names:
-            hint = "; cells are taken as they are, without quotes around them"
-        raise DataError(
-            f"{path}:{number}: found the columns {shown(names)}, expected a header "
-            f"with query, title and summary, separated by tabs{hint}"
-        )
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}:{number}: a column is there twice: {shown(names)}")
-    for number, line in found:
-        yield number, (names, line.split("\t"))
-
-
-def _tsv_click(row: tuple[list[str], list[str]]) -> Click:
-    names, cells = row
-    if len(cells) != len(names):
-        raise FieldError("line", "\t".join(cells), f"{len(names)} cells between tabs")
-    return _click(dict(zip(names, cells, strict=True)))
-
-
-_COLUMNS = tuple(one.name for one in dataclasses.fields(Click))
-_PARQUET_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
-    pa.types.is_string,
-    pa.types.is_large_string,
-    pa.types.is_integer,
-    pa.types.is_floating,
-    pa.types.is_decimal,
-    pa.types.is_boolean,
-    pa.types.is_null,
-)
-
-
-def _parquet_rows(path: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with lines.open_file(path):
-        pass  # for its errors
-    try:
-        with pq.ParquetFile(path) as file:
-            names = _parquet_columns(path, file.schema_arrow)
-            # As a dictionary, a text that comes a million times is held once.
-            texts = [
-                name for name in names if _is_text(file.schema_arrow.field(name).type)
-            ]
-        with pq.ParquetFile(path, read_dictionary=texts) as file:
-            number = 0
-            left = lines.FREE_EXPANSION + lines.MAX_EXPANSION * path.stat().st_size
-            for batch in file.iter_batches(batch_size=4096, columns=names):
-                cells = []
-                for name in names:
-                    values, size = _cells(path, name, batch[name])
-                    cells.append(values)
-                    left -= size
-                if left < 0:
-                    raise DataError(
-                        f"{path}: row {number}: its texts are over "
-                        f"{lines.MAX_EXPANSION} times the file's size, as no click "
-                        "log's are"
-                    )
-                for row in zip(*cells, strict=True):
-                    number += 1
-                    yield number, dict(zip(names, row, strict=True))
-    except (pa.ArrowException, OSError, OverflowError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path}: is not a Parquet file that can be read: {error}"
-        ) from error
-
-
-def _parquet_columns(path: pathlib.Path, schema: pa.Schema) -> list[str]:
-    """The columns that a click has, with types that a click can be made of."""
-    if len(set(schema.names)) < len(schema.names):
-        raise DataError(f"{path}: a column is there twice: {shown(schema.names)}")
-    names = [name for name in schema.names if name in _COLUMNS]
-    if "query" not in names:
-        raise DataError(
-            f"{path}: found the columns {shown(schema.names)}, expected query, title "
-            "and summary"
-        )
-    for name in names:
-        kind = schema.field(name).type
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        if not any(is_one(kind) for is_one in _PARQUET_TYPES):
-            raise DataError(
-                f"{path}: column {name!r} is {shown(str(kind))}, expected a text, a "
-                "number or true and false; cast it (bytes to string, times to seconds)"
-            )
-    return names
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _cells(path: pathlib.Path, name: str, column: pa.Array) -> tuple[list[Any], int]:
-    """A column's values, equal texts as one object, and the bytes of its texts."""
-    if not pa.types.is_dictionary(column.type):
-        return column.to_pylist(), 0
-    known, places = column.dictionary, column.indices
-    size = 0
-    if _is_text(known.type):
-        lengths = _compute.binary_length(known)
-        longest = _compute.max(lengths).as_py() or 0
-        if longest >= lines.MAX_LINE:
-            raise DataError(
-                f"{path}: column {name!r} holds a text of {longest} bytes, over "
-                f"{lines.MAX_LINE // 2**20} MiB; this is no click log"
-            )
-        lengths = _compute.cast(lengths.take(places), pa.int64())
-        size = _compute.sum(lengths).as_py() or 0
-    values = known.to_pylist()
-    return [None if at is None else values[at] for at in places.to_pylist()], size

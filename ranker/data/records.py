@@ -7,13 +7,13 @@ TREC file, texts are not empty, numbers are finite.
 import math
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ranker.errors import FieldError
 
-_BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
+BAD_ID = re.compile(r"[\s\x00-\x1f\x7f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 MAX_ID = 512  # characters
 FLOAT32 = float(np.finfo(np.float32).max)
@@ -28,7 +28,7 @@ def check_id(field: str, value: object) -> str:
         value = str(value)
     if not isinstance(value, str) or not value:
         raise FieldError(field, value, "an id of one character or more")
-    if _BAD_ID.search(value) or len(value) > MAX_ID:
+    if BAD_ID.search(value) or len(value) > MAX_ID:
         raise FieldError(
             field,
             value,
@@ -174,3 +174,12 @@ class RankedList:
     first_stage: np.ndarray  # float32 [n], scores of the first stage
     judged_ids: tuple[str, ...]  # every judged document, also those not among the n
     judged_grades: np.ndarray  # int32, of judged_ids
+    # bool [n], whether somebody judged the document; its label is 0 where nobody did
+    judged: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    # float32 [n], scores of a teacher that came with the data; or [0], none
+    teacher: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    def __post_init__(self):
+        if len(self.judged) != len(self.documents):
+            none = np.zeros(len(self.documents), bool)
+            object.__setattr__(self, "judged", none)
