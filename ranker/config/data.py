@@ -79,33 +79,48 @@ class ClickRules:
 class Data:
     """Where queries, documents, judgements, candidates and clicks come from."""
 
-    path: str = ""  # folder in the BEIR layout; empty: the made world
+    # folder (BEIR, MS MARCO, Parquet), files of lists, irds:NAME; empty: the made world
+    path: str = ""
+    # collection: corpus, queries, qrels; lists: queries with their documents
+    format: Literal["auto", "collection", "lists", "irds"] = "auto"
     world: World = field(default_factory=World)
     test: str = "test"  # name of the split that is held out: qrels/NAME.tsv
+    held_out: float = 0.1  # of files of lists: share of queries for dev and test each
     runs: str = "runs/*.{split}.*"  # run files below path; none: BM25
     candidates: int = 50  # documents a query, the first of the run
-    click_log: str = ""  # .jsonl, .tsv or .parquet; empty: positives of train
+    language: str = ""  # that BM25 stems by, as Snowball names it: english; empty: none
+    # leave a document with the query's id out: auto, where its text is the same too
+    ignore_identical_ids: Literal["auto", "always", "never"] = "auto"
+    # teacher scores from outside: TREC runs, JSONL or Parquet; data: those in the lists
+    given_scores: str = ""
+    click_log: str = ""  # file, folder or pattern; empty: positives of train
+    click_columns: tuple[str, ...] = ()  # OURS=THEIRS of the log, e.g. document_id=did
     click_rules: ClickRules = field(default_factory=ClickRules)
     labelled_queries: int = 0  # train queries whose grades may be used; 0: all
-    max_queries: int = 0  # queries read of each split, for a short run; 0: all
-    # at a malformed record; skipped are counted
+    max_queries: int = 0  # queries used of each split, for a short run; 0: all
+    # at a malformed record that is not held out; skipped are counted
     on_error: Literal["stop", "skip"] = "stop"
+    max_skipped: float = 0.01  # share of a file's records that may be skipped
 
     def __post_init__(self):
         positive(self, "candidates")
+        for name, most in (("held_out", 0.5), ("max_skipped", 1.0)):
+            value = getattr(self, name)
+            require(
+                0 <= value <= most,
+                f"data.{name} must be in [0, {most:g}], found {value}",
+            )
+        for one in self.click_columns:
+            ours, mark, theirs = one.partition("=")
+            require(
+                bool(ours and mark and theirs),
+                f"data.click_columns has {one!r}; it takes OURS=THEIRS, such as "
+                "document_id=did",
+            )
 
 
 Role = Literal["teacher", "student"]
-TEMPLATES = (
-    "prompt",
-    "pair",
-    "grades",
-    "qwen3_reranker",
-    "bge_reranker_gemma",
-    "mxbai_rerank_v2",
-    "zerank_2",
-    "rankllama",
-)
+TEMPLATES = ("prompt", "pair", "qwen3_reranker", "bge_reranker_gemma")
 TEMPLATE_BAR = "|||"  # between the parts of a template that is written out
 Template = str  # one of TEMPLATES, or "QUERY ||| DOCUMENT ||| END"; see data/text.py
 

@@ -1,4 +1,4 @@
-"""tensorflow-datasets builders that write records to ArrayRecord, and their readers.
+"""Data sets of tensorflow-datasets in ArrayRecord: their writers and readers.
 
 Nothing here needs TensorFlow. Records keep the order that they are written in, so a row
 number names a record for good. A data set that is not whole is never taken for one that
@@ -7,6 +7,7 @@ is: it is written aside and then renamed.
 
 import contextlib
 import io
+import itertools
 import logging
 import pathlib
 import shutil
@@ -15,6 +16,8 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
 from ranker.data.records import ClickExample, Document, RankedList
@@ -23,70 +26,36 @@ from ranker.storage import replacing
 
 T = TypeVar("T")
 Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them
+# One record a group, so that any is read alone; Snappy, since records are short.
+_WRITER = "group_size:1,snappy"
+_SHARD = 500_000  # records of a file
 
-
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes the records that it is given; the subclasses say what they look like."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    FEATURES: tfds.features.FeaturesDict
-
-    def __init__(self, *, splits: Mapping[str, Iterable[dict[str, Any]]], **kwargs):
-        self._records = splits
-        super().__init__(file_format="array_record", **kwargs)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self, features=self.FEATURES, disable_shuffling=True
-        )
-
-    def _split_generators(self, dl_manager) -> dict[str, Any]:
-        del dl_manager
-        return {name: enumerate(rows) for name, rows in self._records.items()}
-
-    def _generate_examples(self, *args) -> Any:
-        raise AssertionError("splits are given as iterators")
-
-
-class Corpus(_Builder):
-    """Documents; the row number is the order of writing."""
-
-    FEATURES = tfds.features.FeaturesDict(
-        {
-            "id": tfds.features.Text(),
-            "title": tfds.features.Text(),
-            "text": tfds.features.Text(),
-        }
-    )
-
-
-class Lists(_Builder):
-    """Queries with their candidates."""
-
-    FEATURES = tfds.features.FeaturesDict(
-        {
-            "query_id": tfds.features.Text(),
-            "query": tfds.features.Text(),
-            "documents": tfds.features.Sequence(np.int64),
-            "labels": tfds.features.Sequence(np.float32),
-            "first_stage": tfds.features.Sequence(np.float32),
-            "judged_ids": tfds.features.Sequence(tfds.features.Text()),
-            "judged_grades": tfds.features.Sequence(np.int32),
-        }
-    )
-
-
-class Clicks(_Builder):
-    """Continued pre-training examples."""
-
-    FEATURES = tfds.features.FeaturesDict(
-        {
-            "query": tfds.features.Text(),
-            "title": tfds.features.Text(),
-            "summary": tfds.features.Text(),
-            "count": np.int64,
-        }
-    )
+_text_feature = tfds.features.Text
+_sequence = tfds.features.Sequence
+CORPUS = tfds.features.FeaturesDict(
+    {"id": _text_feature(), "title": _text_feature(), "text": _text_feature()}
+)
+LISTS = tfds.features.FeaturesDict(
+    {
+        "query_id": _text_feature(),
+        "query": _text_feature(),
+        "documents": _sequence(np.int64),
+        "labels": _sequence(np.float32),
+        "first_stage": _sequence(np.float32),
+        "judged_ids": _sequence(_text_feature()),
+        "judged_grades": _sequence(np.int32),
+        "judged": _sequence(np.int64),  # 1 where somebody judged the document
+        "teacher": _sequence(np.float32),  # scores that came with the data, or none
+    }
+)
+CLICKS = tfds.features.FeaturesDict(
+    {
+        "query": _text_feature(),
+        "title": _text_feature(),
+        "summary": _text_feature(),
+        "count": np.int64,
+    }
+)
 
 
 @contextlib.contextmanager
@@ -104,32 +73,83 @@ def _quiet() -> Iterator[None]:
         tfds.enable_progress_bar()
 
 
+def _encode(row: Mapping[str, Any]) -> bytes:
+    """A record as tf.train.Example holds it."""
+    example = tf_example_pb2.Example()  # type: ignore[attr-defined]
+    feature = example.features.feature
+    for name, value in row.items():
+        if isinstance(value, str):
+            feature[name].bytes_list.value.append(value.encode())
+        elif isinstance(value, int):
+            feature[name].int64_list.value.append(value)
+        elif isinstance(value, np.ndarray):
+            kind = "float_list" if value.dtype.kind == "f" else "int64_list"
+            getattr(feature[name], kind).value.extend(value.tolist())
+        else:
+            feature[name].bytes_list.value.extend(text.encode() for text in value)
+    return example.SerializeToString()
+
+
 def _write(
-    builder: type[_Builder],
+    features: tfds.features.FeaturesDict,
     folder: pathlib.Path,
-    splits: Mapping[str, Iterable[dict[str, Any]]],
+    splits: Mapping[str, Iterable[Mapping[str, Any]]],
 ) -> None:
+    """Writes each split as it comes; a split without a record is left out."""
     killed = folder.parent.glob(f".{folder.name}.*")  # left behind by killed runs
     for stale in (folder, *killed):
         shutil.rmtree(stale, ignore_errors=True)
-    filled = {}
-    for name, rows in splits.items():
-        rows = iter(rows)
-        first = next(rows, None)
-        if first is not None:  # tensorflow-datasets refuses an empty split
-            filled[name] = _chain(first, rows)
     with replacing(folder) as partial:
-        partial.mkdir(parents=True)
-        if filled:
-            with _quiet():
-                maker = builder(splits=filled, data_dir=str(partial / "tfds"))
-                maker.download_and_prepare()
-            pathlib.Path(maker.data_path).rename(partial / "records")
+        records = partial / "records"
+        records.mkdir(parents=True)
+        sizes = {
+            name: found
+            for name, rows in splits.items()
+            if (found := _write_shards(records, folder.name, name, rows))
+        }
+        if not sizes:
+            records.rmdir()
+            return
+        template = tfds.core.ShardedFileTemplate(
+            dataset_name=folder.name,
+            data_dir=epath.Path(records),
+            filetype_suffix="array_record",
+        )
+        with _quiet():
+            tfds.folder_dataset.write_metadata(
+                data_dir=records,
+                features=features,
+                split_infos=[
+                    tfds.core.SplitInfo(
+                        name=name,
+                        shard_lengths=lengths,
+                        num_bytes=0,
+                        filename_template=template,
+                    )
+                    for name, lengths in sizes.items()
+                ],
+                filename_template=template,
+                check_data=False,
+            )
 
 
-def _chain(first: T, rest: Iterator[T]) -> Iterator[T]:
-    yield first
-    yield from rest
+def _write_shards(
+    folder: pathlib.Path, dataset: str, split: str, rows: Iterable[Mapping[str, Any]]
+) -> list[int]:
+    """Writes a split's files; returns the number of records of each."""
+    rows = iter(rows)
+    lengths: list[int] = []
+    while (first := next(rows, None)) is not None:
+        writer = ArrayRecordWriter(str(folder / f"{split}.{len(lengths)}"), _WRITER)
+        lengths.append(0)
+        for row in itertools.chain([first], itertools.islice(rows, _SHARD - 1)):
+            writer.write(_encode(row))
+            lengths[-1] += 1
+        writer.close()
+    for number in range(len(lengths)):
+        shard = f"{dataset}-{split}.array_record-{number:05d}-of-{len(lengths):05d}"
+        (folder / f"{split}.{number}").rename(folder / shard)
+    return lengths
 
 
 class Records(Generic[T]):
@@ -210,6 +230,8 @@ def _list(row: Row) -> RankedList:
         first_stage=_floats(row, "first_stage"),
         judged_ids=tuple(name.decode() for name in row["judged_ids"].bytes_list.value),
         judged_grades=_integers(row, "judged_grades", np.int32),
+        judged=_integers(row, "judged", np.int64).astype(bool),
+        teacher=_floats(row, "teacher"),
     )
 
 
@@ -225,7 +247,7 @@ def _click(row: Row) -> ClickExample:
 def write_corpus(folder: pathlib.Path, documents: Iterable[Document]) -> None:
     """Writes the documents; row i is the i-th."""
     rows = ({"id": one.id, "title": one.title, "text": one.text} for one in documents)
-    _write(Corpus, folder, {"documents": rows})
+    _write(CORPUS, folder, {"documents": rows})
 
 
 def write_lists(
@@ -242,9 +264,11 @@ def write_lists(
             "first_stage": one.first_stage,
             "judged_ids": list(one.judged_ids),
             "judged_grades": one.judged_grades,
+            "judged": one.judged.astype(np.int64),
+            "teacher": one.teacher,
         }
 
-    _write(Lists, folder, {name: map(row, lists) for name, lists in splits.items()})
+    _write(LISTS, folder, {name: map(row, lists) for name, lists in splits.items()})
 
 
 def write_clicks(
@@ -260,7 +284,7 @@ def write_clicks(
             "count": one.count,
         }
 
-    _write(Clicks, folder, {name: map(row, rows) for name, rows in splits.items()})
+    _write(CLICKS, folder, {name: map(row, rows) for name, rows in splits.items()})
 
 
 def load_corpus(folder: pathlib.Path) -> Records[Document]:

@@ -2,27 +2,35 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ranker import config, manifests, storage
-from ranker.data import datasets, text
-from ranker.data.beir import Loaded, load_beir
-from ranker.data.clicks import clicks_to_examples
+from ranker.data import click_engine, datasets, files, summary, text
+from ranker.data.click_engine import ClickTable
+from ranker.data.clicks import Digest
+from ranker.data.collections import IRDS
+from ranker.data.ranked import GIVEN_WITH_DATA, SPLITS
 from ranker.data.records import ClickExample, Document, RankedList
+from ranker.data.sources import Source, open_source
 from ranker.data.text import Tokenizer
-from ranker.data.world import SearchWorld, grade
 from ranker.errors import DataError
 
 NAME = manifests.PREPARE
 ROLES: tuple[config.Role, ...] = ("teacher", "student")
 _TOKENIZER_TEXTS = 200_000  # texts that a tokenizer is trained on, at most
+_MEASURED = 200  # queries of a split whose candidates are measured
+_MEASURED_DEPTH = 10  # candidates of each
+_CHECKED = 4096  # queries whose length is looked at together
+_SPARE = 8  # tokens that a template may add to a query that is not empty
+_WORK = ".work"  # folder of the click engine, while it works
 
 
 @dataclass(frozen=True)
@@ -74,22 +82,19 @@ def _settings(data: config.Data, settings: config.Text) -> dict[str, Any]:
         del tokens["teacher_length"], tokens["student_length"]
     if data.path:
         fields.pop("world")
-        fields["files"] = _fingerprint(pathlib.Path(data.path), data.click_log)
+        fields["files"] = list(_fingerprints(data))
     else:
         fields = {"world": fields["world"], "click_rules": fields["click_rules"]}
     return {"data": fields, "text": tokens}
 
 
-def _fingerprint(folder: pathlib.Path, click_log: str) -> list[list[Any]]:
+def _fingerprints(data: config.Data) -> Iterator[list[Any]]:
     """Name, size and time of every file that could be read."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    if click_log:
-        files.append(pathlib.Path(click_log))
-    return [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in files
-        if path.is_file()
-    ]
+    given = data.given_scores if data.given_scores != GIVEN_WITH_DATA else ""
+    path = "" if data.path.startswith(IRDS) else data.path
+    for name in (path, data.click_log, given):
+        if name:
+            yield from files.fingerprints(storage.open_path(name))
 
 
 def prepare(
@@ -158,17 +163,38 @@ def _prepare(
     folder: pathlib.Path,
     manifest: manifests.Manifest,
 ) -> Prepared:
-    for stale in ("corpus", "lists", "clicks", "tokenizers"):
+    for stale in ("corpus", "lists", "clicks", "tokenizers", _WORK):
         shutil.rmtree(folder / stale, ignore_errors=True)
-    raw = load_beir(data) if data.path else _made(data)
+    source = open_source(data)
     manifest.save(folder)
     prepared = Prepared(folder, manifest, settings)
-    datasets.write_corpus(folder / "corpus", raw.documents)
-    facts: dict[str, Any] = {"report": raw.report, **_config(data, settings)}
-    pieces = {"corpus": _content(raw.documents)}
+    try:
+        with click_engine.open_engine(folder / _WORK) as connection:
+            facts = _write(data, prepared, source, connection)
+    finally:
+        shutil.rmtree(folder / _WORK, ignore_errors=True)
+    for line in summary.lines(facts["report"]):
+        print(f"[{NAME}] {line}", flush=True)
+    done = manifest.finish(folder, **facts, files=manifests.outputs(folder))
+    return Prepared(folder, done, settings)
+
+
+def _write(
+    data: config.Data, prepared: Prepared, source: Source, connection: Any
+) -> dict[str, Any]:
+    """Writes all pieces and the report; returns the facts of the manifest."""
+    folder = prepared.folder
+    content = _Content()
+    datasets.write_corpus(folder / "corpus", content.watch(source.documents()))
+    corpus = prepared.corpus()
+    if not len(corpus):
+        raise DataError(f"{data.path}: has no document")
+    source.bind(corpus)
+    table = source.click_table(connection)
+    pieces = {"corpus": content.hexdigest()}
+    facts: dict[str, Any] = _config(data, prepared.text)
     for role in ROLES:
-        target = prepared.tokenizer_folder(role)
-        _make_tokenizer(target, settings, role, raw)
+        _make_tokenizer(prepared, role, source, table)
         tokenizer = prepared.tokenizer(role)
         facts[role] = {
             "tokenizer": tokenizer.digest,
@@ -176,36 +202,111 @@ def _prepare(
             "vocab_size": tokenizer.vocab_size,
         }
         pieces[role] = storage.digest([tokenizer.digest, tokenizer.template_digest])
-        tokens = settings.of(role, "length")
-        _drop_long_queries(raw, tokenizer, tokens, f"{role}_length", data.on_error)
-    datasets.write_lists(folder / "lists", raw.lists)
-    datasets.write_clicks(folder / "clicks", raw.clicks)
-    for kind, splits in (("lists", raw.lists), ("clicks", raw.clicks)):
-        for split, records in splits.items():
-            pieces[f"{kind}/{split}"] = _content(records)
-    for name, count in raw.report.items():
-        print(f"[{NAME}] {name}: {count}", flush=True)
-    files = manifests.outputs(folder)
-    done = manifest.finish(folder, **facts, pieces=pieces, files=files)
-    return Prepared(folder, done, settings)
+    room = Room(prepared, data.on_error)
+    lists = {split: _Content() for split in SPLITS}
+    datasets.write_lists(
+        folder / "lists",
+        {
+            split: content.watch(room.lists(split, source.lists(split)))
+            for split, content in lists.items()
+        },
+    )
+    clicks = {split: Digest() for split in ("train", "dev")}
+    datasets.write_clicks(
+        folder / "clicks",
+        {
+            split: _add_all(digest, room.clicks(split, table.examples(split)))
+            for split, digest in clicks.items()
+        },
+    )
+    pieces |= {f"lists/{split}": one.hexdigest() for split, one in lists.items()}
+    pieces |= {f"clicks/{split}": one.hexdigest() for split, one in clicks.items()}
+    report = _report(prepared, source, table, room)
+    storage.write_json(folder / summary.FILE, report)
+    return {**facts, "report": report, "pieces": pieces}
 
 
-def _content(records: Iterable[Any]) -> str:
+def _report(
+    prepared: Prepared, source: Source, table: ClickTable, room: "Room"
+) -> dict[str, Any]:
+    report = {
+        "documents": len(prepared.corpus()),
+        "splits": {split: one.report() for split, one in source.counts.items()},
+        **source.report(),
+    }
+    for split, reasons in room.dropped.items():
+        if split in report["splits"]:
+            report["splits"][split]["dropped"] |= reasons
+            report["splits"][split]["queries"] = room.kept[split]
+        else:
+            report["clicks"]["dropped"] |= reasons
+    report["clicks"]["a_query"] = table.clicks_a_query()
+    report["lengths"] = {role: _lengths(prepared, role) for role in ROLES}
+    return report
+
+
+def _lengths(prepared: Prepared, role: config.Role) -> dict[str, Any]:
+    """Tokens of candidates of some queries, and the share that a model will cut."""
+    tokenizer, length = prepared.tokenizer(role), prepared.text.of(role, "length")
+    corpus = prepared.corpus()
+    queries: list[int] = []
+    pairs: list[int] = []
+    for split in SPLITS:
+        lists = prepared.lists(split)
+        for index in range(0, len(lists), max(1, len(lists) // _MEASURED)):
+            one = lists[index]
+            [query] = tokenizer.queries([one.query])
+            queries.append(len(query))
+            documents = [corpus[int(row)] for row in one.documents[:_MEASURED_DEPTH]]
+            around = len(query) + len(tokenizer.tail)
+            pairs += [around + len(one) for one in tokenizer.documents(documents)]
+    return {
+        "length": length,
+        "cut": float(np.mean(np.array(pairs) > length)) if pairs else 0.0,
+        "queries": summary.histogram(queries),
+        "candidates": summary.histogram(pairs),
+    }
+
+
+T = TypeVar("T")
+
+
+class _Content:
     """Digest of records, in their order: later stages depend on it and on no file."""
-    sha = hashlib.sha256()
-    for record in records:
-        for field in dataclasses.fields(record):
-            value = getattr(record, field.name)
-            array = isinstance(value, np.ndarray)
-            sha.update(value.tobytes() if array else repr(value).encode())
-            sha.update(b"\0")
-    return sha.hexdigest()[:16]
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def watch(self, records: Iterable[T]) -> Iterator[T]:
+        """The same records; each is taken in as it passes."""
+        names: tuple[str, ...] = ()
+        for record in records:
+            names = names or tuple(one.name for one in dataclasses.fields(record))  # type: ignore[arg-type]
+            for name in names:
+                value = getattr(record, name)
+                array = isinstance(value, np.ndarray)
+                self._sha.update(value.tobytes() if array else repr(value).encode())
+                self._sha.update(b"\0")
+            yield record
+
+    def hexdigest(self) -> str:
+        """16 hexadecimal digits."""
+        return self._sha.hexdigest()[:16]
+
+
+def _add_all(
+    digest: Digest, examples: Iterable[ClickExample]
+) -> Iterator[ClickExample]:
+    for one in examples:
+        digest.add(one)
+        yield one
 
 
 def _make_tokenizer(
-    target: pathlib.Path, settings: config.Text, role: config.Role, raw: Loaded
+    prepared: Prepared, role: config.Role, source: Source, table: ClickTable
 ) -> None:
     """Copies the tokenizer that the settings name, or trains one on the corpus."""
+    settings, target = prepared.text, prepared.tokenizer_folder(role)
     template = settings.of(role, "template")
     if given := settings.of(role, "tokenizer"):
         Tokenizer(given, template).loaded.save_pretrained(str(target))
@@ -213,83 +314,106 @@ def _make_tokenizer(
     target.mkdir(parents=True, exist_ok=True)
     size = settings.of(role, "vocab_size")
     train = text.train_wordpiece if template == "pair" else text.train_bpe
-    train(_texts(raw, template), size, target)
+    train(_texts(prepared, template, source, table), size, target)
 
 
-def _texts(raw: Loaded, template: config.Template) -> Iterator[str]:
+def _texts(
+    prepared: Prepared, template: config.Template, source: Source, table: ClickTable
+) -> Iterator[str]:
     """Texts to train a tokenizer on: documents and queries, evenly over each."""
-    clicks = raw.clicks.get("train", [])
-    for source, words in (
-        (raw.documents, lambda one: text.document_text(one, template)),
-        (clicks, lambda one: one.query),
-        (raw.lists["train"], lambda one: one.query),
-        (raw.lists["unlabelled"], lambda one: one.query),
-    ):
-        for one in source[:: max(1, len(source) // _TOKENIZER_TEXTS)]:
-            yield words(one)
+    corpus = prepared.corpus()
+    for row in range(0, len(corpus), max(1, len(corpus) // _TOKENIZER_TEXTS)):
+        yield text.document_text(corpus[row], template)
+    every = max(1, table.count("train") // _TOKENIZER_TEXTS)
+    for one in table.examples("train", every=every):
+        yield one.query
+    for split in ("train", "unlabelled"):
+        queries = source.queries(split)
+        yield from queries[:: max(1, len(queries) // _TOKENIZER_TEXTS)]
 
 
-def _drop_long_queries(
-    raw: Loaded, tokenizer: Tokenizer, tokens: int, field: str, on_error: str
-) -> None:
+class Room:
     """Stops at, or drops, queries that leave no room for a document in a row.
 
-    A query is never cut: half a question is another question.
+    A query is never cut: half a question is another question. Of dev and test none is
+    dropped: such a query keeps its judgements and loses its candidates, so it counts 0.
     """
-    for name, records in [*raw.lists.items(), *raw.clicks.items()]:
-        room = [
-            len(query) + len(tokenizer.tail) < tokens
-            for query in tokenizer.queries([one.query for one in records])
-        ]
-        if all(room):
-            continue
-        first = records[room.index(False)].query
-        reason = (
-            f"{len(room) - sum(room)} queries of {name} have no room for a document in "
-            f"text.{field} {tokens} tokens, the first: {first[:80]!r}"
-        )
-        if on_error == "stop":
-            raise DataError(
-                f"{reason}; raise --config.text.{field}, or drop such queries with "
-                "--config.data.on_error=skip"
+
+    def __init__(self, prepared: Prepared, on_error: str):
+        """Reads queries as the tokenizers of `prepared` do."""
+        self._on_error = on_error
+        self._roles = [
+            (
+                prepared.tokenizer(role),
+                f"{role}_length",
+                prepared.text.of(role, "length"),
             )
-        key = f"dropped, too long for text.{field}, {name}"
-        raw.report[key] = len(room) - sum(room)
-        records[:] = [one for one, fits in zip(records, room, strict=True) if fits]
+            for role in ROLES
+        ]
+        self.dropped: dict[str, dict[str, int]] = {}
+        self.kept: dict[str, int] = {}
+
+    def lists(self, split: str, records: Iterable[RankedList]) -> Iterator[RankedList]:
+        """The lists that can be read."""
+        self.kept[split] = 0
+        for record, reason in self._check(split, records):
+            if reason and split in ("dev", "test"):
+                none = np.zeros(0, np.int64)
+                record = dataclasses.replace(
+                    record,
+                    documents=none,
+                    labels=none.astype(np.float32),
+                    first_stage=none.astype(np.float32),
+                )
+            elif reason:
+                continue
+            self.kept[split] += 1
+            yield record
+
+    def clicks(
+        self, split: str, records: Iterable[ClickExample]
+    ) -> Iterator[ClickExample]:
+        """The click examples that can be read."""
+        name = f"clicks/{split}"
+        return (one for one, why in self._check(name, records) if not why)
+
+    def _check(self, name: str, records: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+        """Each record, and why it cannot be read; "" where it can."""
+        records = iter(records)
+        while some := list(itertools.islice(records, _CHECKED)):
+            reasons = [""] * len(some)
+            for tokenizer, field, length in self._roles:
+                for place in _too_long(tokenizer, length, [one.query for one in some]):
+                    reason = f"too long for text.{field}"
+                    self._stop(name, some[place].query, field, length)
+                    reasons[place] = reasons[place] or reason
+            for reason in filter(None, reasons):
+                told = self.dropped.setdefault(name, {})
+                told[reason] = told.get(reason, 0) + 1
+            yield from zip(some, reasons, strict=True)
+
+    def _stop(self, name: str, query: str, field: str, length: int) -> None:
+        if self._on_error == "stop":
+            raise DataError(
+                f"a query of {name} has no room for a document in text.{field} "
+                f"{length} tokens: {query[:80]!r}; raise --config.text.{field}, or "
+                "drop such queries with --config.data.on_error=skip"
+            )
 
 
-def _made(data: config.Data) -> Loaded:
-    """The made world's records."""
-    world = SearchWorld(data.world)
-
-    def ranked(index: int, labelled: bool) -> RankedList:
-        query, meaning = world.query(index), world.meaning(index)
-        rows = world.candidates(index)
-        grades = (
-            [grade(meaning, world.content(row)) for row in rows] if labelled else []
-        )
-        return RankedList(
-            query_id=query.id,
-            query=query.text,
-            documents=np.array(rows, np.int64),
-            labels=np.array(grades or [0] * len(rows), np.float32),
-            first_stage=-np.arange(len(rows), dtype=np.float32),
-            judged_ids=tuple(f"d{row}" for row in rows) if labelled else (),
-            judged_grades=np.array(grades, np.int32),
-        )
-
-    splits = world.splits()
-    clicks, report = clicks_to_examples(world.click_log(), data.click_rules)
-    return Loaded(
-        documents=[world.document(row) for row in range(world.num_documents)],
-        lists={
-            name: [ranked(index, name != "unlabelled") for index in indices]
-            for name, indices in splits.items()
-        },
-        clicks=clicks,
-        report={
-            "documents": world.num_documents,
-            **{f"queries, {name}": len(indices) for name, indices in splits.items()},
-            **report,
-        },
-    )
+def _too_long(tokenizer: Tokenizer, length: int, queries: Sequence[str]) -> list[int]:
+    """Places of queries that fill a row alone."""
+    room = length - len(tokenizer.tail)
+    # What is around a query, and at most one token a character of plain ASCII.
+    around = len(tokenizer.queries([""])[0]) + _SPARE
+    doubtful = [
+        place
+        for place, query in enumerate(queries)
+        if len(query) + around >= room or not query.isascii()
+    ]
+    found = tokenizer.queries([queries[place] for place in doubtful])
+    return [
+        place
+        for place, tokens in zip(doubtful, found, strict=True)
+        if len(tokens) >= room
+    ]

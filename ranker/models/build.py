@@ -29,13 +29,10 @@ def build(
     rngs = nnx.Rngs(params=key)
     if head == "score":
         model = Ranker(settings, vocab_size, rngs=rngs)
-    elif isinstance(settings, config.Decoder) and settings.causal:
+    elif isinstance(settings, config.Decoder):
         model = LanguageModel(settings, vocab_size, rngs=rngs)
     else:
-        raise config.ConfigError(
-            f"a language-model head needs a decoder, and {settings.family} reads both "
-            "ways"
-        )
+        raise config.ConfigError("a language-model head needs a decoder, found encoder")
     if lora.rank:
         adapters.attach(model, lora, rngs=rngs)
     return model

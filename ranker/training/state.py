@@ -38,7 +38,6 @@ class Network:
     mesh: Mesh
     frozen: Any  # as `abstract`, of what does not train; empty without adapters
     frozen_shardings: Any
-    model: config.Decoder | config.Encoder
 
 
 def make_network(
@@ -69,7 +68,6 @@ def make_network(
         mesh,
         frozen,
         sharding.parameter_shardings(frozen, mesh),
-        model,
     )
 
 

@@ -1,12 +1,10 @@
 import gzip
 import json
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from ranker.data import formats, lines
-from ranker.data.records import Click, Document, Judgement, Query
+from ranker.data.records import Document, Judgement, Query
 from ranker.errors import DataError
 
 
@@ -198,69 +196,3 @@ def test_a_run_reads_as_it_was_written(tmp_path):
         "cab"
     )
     assert [p.name for p in path.parent.iterdir()] == ["x.trec"]
-
-
-# --- click logs ---
-
-ROWS = [
-    {"query": "cheap flights", "title": "Fly", "summary": "low fares"},
-    {
-        "query": "cats",
-        "title": "Cats",
-        "summary": "about cats",
-        "document_id": "d7",
-        "position": 3,
-        "clicked": False,
-        "dwell": 12.5,
-        "count": 4,
-        "time": 1.7e9,
-    },
-]
-CLICKS = [
-    Click("cheap flights", "Fly", "low fares"),
-    Click("cats", "Cats", "about cats", "d7", 3, False, 12.5, 4, 1.7e9),
-]
-
-
-def test_clicks_json_tsv_and_parquet(tmp_path):
-    lines = write(tmp_path / "log.jsonl", *map(json.dumps, ROWS))
-    names = list(ROWS[1])
-    table = [[str(row.get(name, "")) for name in names] for row in ROWS]
-    table[0][names.index("clicked")] = "true"
-    tsv = write(tmp_path / "log.tsv", *("\t".join(row) for row in [names, *table]))
-    parquet = tmp_path / "log.parquet"
-    columns = {name: [row.get(name) for row in ROWS] for name in names}
-    pq.write_table(pa.table(columns), parquet)
-    for path in (lines, tsv, parquet):
-        assert list(formats.read_clicks(path)) == CLICKS, path
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"title": "t"}, "one of the fields query"),
-        ({"query": " ", "title": "t"}, "'query'"),
-        ({"query": "q", "dwell": -1}, "'dwell'"),
-        ({"query": "q", "count": 0}, "'count'"),
-        ({"query": "q", "position": "top"}, "'position'"),
-        ({"query": "q", "clicked": "maybe"}, "'clicked'"),
-    ],
-)
-def test_a_bad_click(tmp_path, row, message):
-    path = write(tmp_path / "log.jsonl", json.dumps(ROWS[0]), json.dumps(row))
-    with pytest.raises(DataError, match=rf"log.jsonl:2: .*{message}"):
-        list(formats.read_clicks(path))
-
-
-def test_bad_click_logs(tmp_path):
-    with pytest.raises(DataError, match="header with query"):
-        list(formats.read_clicks(write(tmp_path / "a.tsv", "a,b,c", "1,2,3")))
-    with pytest.raises(DataError, match=r"b.tsv:2: .*3 cells"):
-        path = write(tmp_path / "b.tsv", "query\ttitle\tsummary", "q\tt")
-        list(formats.read_clicks(path))
-    with pytest.raises(DataError, match="not a Parquet file"):
-        list(formats.read_clicks(write(tmp_path / "c.parquet", "no")))
-    with pytest.raises(DataError, match="is .jsonl, .tsv or .parquet"):
-        list(formats.read_clicks(write(tmp_path / "d.xlsx", "no")))
-    with pytest.raises(DataError, match="no such file"):
-        list(formats.read_clicks(tmp_path / "e.parquet"))

@@ -2,9 +2,8 @@ import json
 import pathlib
 
 import pytest
+from loaded import load
 
-from ranker import config
-from ranker.data.beir import load_beir
 from ranker.errors import DataError
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -32,10 +31,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-def load(folder, **fields):
-    return load_beir(config.Data(path=str(folder), **fields))
-
-
 def test_bm25_stands_in_for_missing_runs(folder):
     loaded = load(folder)
     assert {split: len(lists) for split, lists in loaded.lists.items()} == {
@@ -52,7 +47,7 @@ def test_bm25_stands_in_for_missing_runs(folder):
     # A test query without a candidate stays, and will count as 0.
     assert lost.query_id == "q4" and len(lost.documents) == 0
     assert lost.judged_ids == ("d1",)
-    assert loaded.report["clicks, rows read"] == 2  # the positives of train
+    assert loaded.report["clicks"]["rows"] == 2  # the positives of train
     click = loaded.clicks["train"] + loaded.clicks["dev"]
     assert {(one.query, one.title) for one in click} == {
         ("cats", "cats"),
@@ -63,10 +58,16 @@ def test_bm25_stands_in_for_missing_runs(folder):
 def test_candidates_from_a_run_file(folder):
     (folder / "runs").mkdir()
     run = folder / "runs" / "first.test.trec"
-    run.write_text("q2 Q0 d1 2 5 x\nq2 Q0 d3 1 7 x\nq2 Q0 d2 3 1 x\n")
+    lines = "q2 Q0 d1 2 5 x\nq2 Q0 d3 1 7 x\nq2 Q0 d2 3 1 x\n"
+    run.write_text(f"{lines}q4 Q0 d1 1 1 x\n")
     loaded = load(folder, candidates=2)
     assert loaded.lists["test"][0].documents.tolist() == [2, 0]  # by score; d2 is cut
+    assert loaded.report["splits"]["test"]["candidate_recall"] == 0.5
+    run.write_text(lines)
+    loaded = load(folder, candidates=3)
     assert loaded.lists["test"][1].documents.tolist() == []  # q4 is not in the run
+    with pytest.raises(DataError, match=r"first.test.trec.* none of its 2 relevant"):
+        load(folder, candidates=2)
     run.write_text("q2 Q0 d9 1 7 x\n")
     with pytest.raises(DataError, match=r"first.test.trec:1: .*'d9'"):
         load(folder)
@@ -116,12 +117,14 @@ def test_folders_that_cannot_be_used(folder, tmp_path_factory):
 
 
 def test_unknown_ids_can_be_skipped_and_counted(folder):
-    path = folder / "qrels" / "test.tsv"
+    path = folder / "qrels" / "train.tsv"
     path.write_text(path.read_text() + "q9\td1\t1\n")
-    with pytest.raises(DataError, match=r"test.tsv:4: field 'query-id': found 'q9'"):
+    with pytest.raises(DataError, match=r"train.tsv:4: field 'query-id': found 'q9'"):
         load(folder)
-    loaded = load(folder, on_error="skip")
-    assert "1 malformed" in loaded.report["skipped, test.tsv"]
+    with pytest.raises(DataError, match=r"train.tsv: 1 of 3 .*max_skipped 0.01"):
+        load(folder, on_error="skip")
+    loaded = load(folder, on_error="skip", max_skipped=0.4)
+    assert loaded.report["dropped"]["train.tsv"]["records"] == 1
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
@@ -133,7 +136,7 @@ def test_real_folders(name, on_error):
     loaded = load(SHARED / name, on_error=on_error, max_queries=50, candidates=20)
     assert len(loaded.lists["test"]) == 50
     assert sum(one.labels.any() for one in loaded.lists["test"]) > 25
-    assert ("skipped, corpus.jsonl.gz" in loaded.report) == (on_error == "skip")
+    assert ("corpus.jsonl.gz" in loaded.report["dropped"]) == (on_error == "skip")
 
 
 def test_the_held_out_split_can_have_another_name(folder):

@@ -1,0 +1,37 @@
+"""Prepares the data of a pipeline, and tells what it holds, before a teacher is paid.
+
+    python -m ranker.prepare --config configs/beir.py --workdir runs/mine \
+        --config.data.path=FOLDER
+
+Writes WORKDIR/prepare: records, tokenizers, report.json, and the page report.html with
+the same numbers and plots. `python -m ranker.run` does this first as well.
+"""
+
+import pathlib
+import sys
+
+from ranker import cli, config
+
+
+def _call():
+    from ranker.data.prepare import prepare
+
+    def run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
+        prepared = prepare(settings.data, settings.reading, workdir, replace=True)
+        print(f"[prepare] report: {prepared.folder / 'report.json'}", flush=True)
+
+    return run
+
+
+def main(arguments=None) -> None:
+    """Parses the command line, and prepares."""
+    cli.main(
+        config.Pipeline,
+        _call,
+        "Prepares the data of a pipeline and writes a report of what it holds.",
+        arguments,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
