@@ -4,6 +4,9 @@ import os
 
 import jax
 
+# They run in environments of their own; see .ci/run.
+collect_ignore = ["tests/environments"]
+
 PLATFORM = os.environ.get("RANKER_TEST_PLATFORM", "cpu")
 
 jax.config.update("jax_platforms", PLATFORM)

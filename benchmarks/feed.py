@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from ranker import config
 from ranker.data import pipeline
+from ranker.data.pairs import ALL_IN_ONE, ListEncoder
 
 
 def main() -> None:
@@ -38,10 +39,10 @@ def main() -> None:
     lists = setting.prepared.lists("train")
     batch = config.Batch(size=args.size, list_size=args.list_size)
 
-    def feed(encoder: pipeline.ListEncoder) -> tuple[int, float]:
+    def feed(encoder: ListEncoder) -> tuple[int, float]:
         start, tokens = time.perf_counter(), 0
         batches = pipeline.list_batches(
-            lists, encoder, batch=batch, seed=0, shards=pipeline.ALL_IN_ONE
+            lists, encoder, batch=batch, seed=0, shards=ALL_IN_ONE
         )
         with contextlib.closing(batches):
             for _ in range(args.steps):

@@ -23,7 +23,7 @@ from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import losses
 
 from ranker.data import datasets, formats
-from ranker.data.pipeline import draw_documents
+from ranker.data.pairs import draw_documents
 from ranker.data.text import document_text
 from ranker.metrics import ranking, significance
 from ranker.metrics.runs import qrels_of, run_of

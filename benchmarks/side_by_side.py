@@ -16,7 +16,7 @@ import numpy as np
 
 from ranker import config, sharding
 from ranker.data import pipeline
-from ranker.data.pipeline import Source
+from ranker.data.pairs import ListEncoder, Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.models.huggingface import import_params, open_checkpoint
@@ -61,10 +61,10 @@ class Setting:
     dtype: config.DType
 
     @property
-    def encoder(self) -> pipeline.ListEncoder:
+    def encoder(self) -> ListEncoder:
         """Our tokenised texts."""
         tokenizer = self.prepared.tokenizer(self.role)
-        return pipeline.ListEncoder(self.prepared.corpus(), tokenizer, self.length)
+        return ListEncoder(self.prepared.corpus(), tokenizer, self.length)
 
 
 def random_bert(args: argparse.Namespace, vocab: int, pad: int) -> Any:

@@ -11,13 +11,18 @@ from jaxtyping import Array, Bool, Float, Int
 class Rows:
     """R rows of T tokens; a row holds one or several segments, each a text of its own.
 
-    What a model reads, as one argument.
+    What a model reads, as one argument. Where documents share their prompt, it is a
+    segment too, laid once before them: each document sees itself and that prefix, and
+    its positions continue the prefix's.
     """
 
     tokens: Int[Array, "*A R T"]  # token ids
     segments: Int[Array, "*A R T"]  # 0: padding; 1, 2, ...: the segments of a row
     positions: Int[Array, "*A R T"]  # restart at 0 in each segment
     types: Int[Array, "*A R T"]  # 0: query, 1: document (encoders)
+    # The segment, of the same row and before it, that a token sees beside its own; 0:
+    # none. None: no segment is shared.
+    prefixes: Int[Array, "*A R T"] | None = None
 
 
 @jax.tree_util.register_dataclass

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: Any) -> int:
-    from ranker.serving import checking, contract
+    from ranker.serving import checking, contract, readers
 
     promise = contract.load(given.folder)
     served = _read_scores(given.scores, len(promise.golden)) if given.scores else None
@@ -67,10 +67,10 @@ def _check(given: Any) -> int:
             print(f"scores of {folder}:")
         for result in checking.check(folder, promise, tolerance=given.tolerance):
             equal &= _print(result, promise)
-    if checking.num_readers() == 1:
+    if not readers.has_torch():
         print("transformers: not checked, torch is not installed")
     if served is not None:
-        reader = checking.best_reader(given.folder, promise)
+        reader = readers.best_reader(given.folder, promise)
         result = checking.judge(
             reader, promise, None, served, tolerance=given.tolerance
         )

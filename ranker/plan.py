@@ -111,7 +111,11 @@ def plan(
 
     from ranker.planning import chips, estimate, search
     from ranker.planning.job import make_job
+    from ranker.training.imports import check_imports
 
+    named = [one for one in (settings, teacher) if one is not None]
+    for line in check_imports(named, fetch=False):
+        print(f"[models] {line}")
     # A program for chips that are not here cannot be read back from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

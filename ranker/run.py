@@ -30,16 +30,19 @@ def _functions() -> dict[type, Callable]:
 
 
 def _call():
-    import jax
-
-    from ranker.data.prepare import prepare, remember
-    from ranker.training.evaluate import check_measures
-
-    functions = _functions()
+    from ranker.training.imports import check_imports
 
     def run(settings: config.Pipeline, workdir) -> None:
         start = time.monotonic()
         stages = settings.stages()  # checks the settings of all before any work
+        check_imports(stages.values())  # and what is named, before the slow imports
+
+        import jax
+
+        from ranker.data.prepare import prepare, remember
+        from ranker.training.evaluate import check_measures
+
+        functions = _functions()
         check_measures(settings.measures)
         prepared = prepare(settings.data, settings.reading, workdir, replace=True)
         if jax.process_index() == 0:
@@ -56,6 +59,7 @@ def _dry_call():
     from ranker import manifests
     from ranker.data.prepare import predict, prepare
     from ranker.training.evaluate import check_measures
+    from ranker.training.imports import check_imports
 
     functions = _functions()
 
@@ -69,6 +73,8 @@ def _dry_call():
     def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
         stages = settings.stages()
         check_measures(settings.measures)
+        for line in check_imports(stages.values(), fetch=False):
+            print(f"[models] {line}")
         with manifests.dry_run() as planned:
             first = decide(prepare, settings.data, settings.reading, workdir)
             print(f"[prepare] {describe(first)}")

@@ -52,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-body", type=int, default=8 << 20, help="bytes (%(default)s)")
     add("--max-documents", type=int, default=10_000, help="a request (%(default)s)")
     add("--drain", type=float, default=0.0, help="seconds served after SIGTERM")
+    add("--first", type=pathlib.Path, help="folder of a cheaper model before this one")
+    add("--keep", type=int, default=100, help="texts it leaves over (%(default)s)")
     add("--otel", action="store_true", help="trace requests by OpenTelemetry")
     return parser
 
@@ -78,13 +80,15 @@ def _serve(given: argparse.Namespace) -> int:
     problems: list[Exception] = []
 
     def start() -> Any:
-        return starting.start(
-            given.folder,
-            runtime=given.runtime,
-            precision=given.precision,
-            workers=given.workers,
-            limits=limits,
-        )
+        how: dict[str, Any] = {
+            "runtime": given.runtime,
+            "precision": given.precision,
+            "workers": given.workers,
+            "limits": limits,
+        }
+        if given.first is None:
+            return starting.start(given.folder, **how)
+        return starting.start_cascade(given.folder, given.first, given.keep, **how)
 
     def on_problem(error: Exception) -> None:
         problems.append(error)

@@ -174,14 +174,29 @@ def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
 def optimizer_shardings(
     tx: optax.GradientTransformation, abstract: Any, shardings: Any, mesh: Mesh
 ) -> Any:
-    """Shardings of `tx`'s state: moments like their parameters, the rest everywhere."""
+    """Shardings of `tx`'s state: moments like their parameters, the rest everywhere.
+
+    What is kept in another shape, as Adafactor's rows and columns, is small.
+    """
     everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def is_masked(moment: Any) -> bool:
+        """Whether this part of an optimiser leaves the parameter to another."""
+        return isinstance(moment, optax.MaskedNode)
+
+    def one(moment: Any, like: Any, where: NamedSharding) -> Any:
+        if is_masked(moment):
+            return moment
+        return where if moment.shape == like.shape else everywhere
+
     return optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        one,
         jax.eval_shape(tx.init, abstract),
+        abstract,
         shardings,
         transform_non_params=lambda _: everywhere,
+        is_leaf=is_masked,
     )
 
 

@@ -149,13 +149,14 @@ def counting_compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def train(settings, objective, mesh_name, batches):
+OPTIM = config.Optim(learning_rate=1e-2, warmup=1)
+
+
+def train(settings, objective, mesh_name, batches, optimiser=OPTIM):
     mesh = mesh_of(mesh_name)
     made = objectives.make_objective(objective, groups=sharding.num_shards(mesh))
     network = state.make_network(settings, V, made.head, mesh)
-    tx = optim.make_optimizer(
-        config.Optim(learning_rate=1e-2, warmup=1), 10, network.abstract
-    )
+    tx = optim.make_optimizer(optimiser, 10, network.abstract)
     params = weights.complete({}, network, settings, V, made.head, seed=0)
     current = state.init_state(network, params, tx, 0)
     compiled = step.make_step(network, made, tx, current)

@@ -33,8 +33,10 @@ from ranker.config.models import RopeScaling as RopeScaling
 from ranker.config.pipeline import Pipeline as Pipeline
 from ranker.config.pipeline import Recipe as Recipe
 from ranker.config.pipeline import Variant as Variant
+from ranker.config.stages import Cascade as Cascade
 from ranker.config.stages import Evaluate as Evaluate
 from ranker.config.stages import Export as Export
+from ranker.config.stages import Onnx as Onnx
 from ranker.config.stages import Score as Score
 from ranker.config.stages import ScoreFormat as ScoreFormat
 from ranker.config.stages import Stage as Stage
@@ -53,6 +55,8 @@ from ranker.config.training import LoraTarget as LoraTarget
 from ranker.config.training import MarginLoss as MarginLoss
 from ranker.config.training import Objective as Objective
 from ranker.config.training import Optim as Optim
+from ranker.config.training import Optimiser as Optimiser
 from ranker.config.training import Rank as Rank
 from ranker.config.training import RankLoss as RankLoss
+from ranker.config.training import Schedule as Schedule
 from ranker.errors import ConfigError as ConfigError

@@ -120,7 +120,16 @@ class Data:
 
 
 Role = Literal["teacher", "student"]
-TEMPLATES = ("prompt", "pair", "qwen3_reranker", "bge_reranker_gemma")
+TEMPLATES = (
+    "prompt",
+    "pair",
+    "grades",
+    "qwen3_reranker",
+    "bge_reranker_gemma",
+    "mxbai_rerank_v2",
+    "zerank_2",
+    "rankllama",
+)
 TEMPLATE_BAR = "|||"  # between the parts of a template that is written out
 Template = str  # one of TEMPLATES, or "QUERY ||| DOCUMENT ||| END"; see data/text.py
 

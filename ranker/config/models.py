@@ -11,12 +11,43 @@ DType = Literal["float32", "bfloat16"]
 # the results of products with weights and of attention, "attention" the latter alone.
 Remat = Literal["none", "dots", "attention", "full"]
 DecoderFamily = Literal[
-    "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"
+    "llama",
+    "mistral",
+    "ministral",
+    "ministral3",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "phi3",
+    "seed_oss",
+    "eurobert",
 ]
-EncoderFamily = Literal["bert", "roberta", "xlm-roberta", "electra", "modernbert"]
-
-
-RopeScaling = Literal["none", "linear", "dynamic", "llama3", "yarn"]
+EncoderFamily = Literal[
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "data2vec-text",
+    "electra",
+    "distilbert",
+    "modernbert",
+    "modernbert-decoder",
+    "gte",
+    "nomic_bert",
+]
+# What a text is scored by: the first token, the last, the mean over all, or the mean
+# over all of what the head makes of each (late).
+Pooling = Literal["cls", "last", "mean", "late"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+# Between the head's two dense layers; none: it has one alone.
+HeadActivation = Literal["none", "tanh", "gelu", "relu"]
+RopeScaling = Literal["none", "linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,10 +62,23 @@ class Rope:
     high_frequency: float = 4.0  # waves a text; those above are left alone (llama3)
     beta_fast: float = 32.0  # waves a text; those above are left alone (yarn)
     beta_slow: float = 1.0  # waves a text; those below are stretched (yarn)
-    attention_factor: float = 1.0  # on queries and keys (yarn)
+    attention_factor: float = 1.0  # on queries and keys (yarn, longrope)
+    short_factors: tuple[
+        float, ...
+    ] = ()  # of each wavelength, in short texts (longrope)
+    long_factors: tuple[float, ...] = ()  # and in those over original_length (longrope)
 
     def __post_init__(self):
         positive(self, "theta", "factor", "attention_factor")
+        require(
+            (self.scaling == "longrope")
+            == bool(self.short_factors)
+            == bool(self.long_factors)
+            and len(self.short_factors) == len(self.long_factors),
+            f"rope.scaling {self.scaling!r} has {len(self.short_factors)} "
+            f"short_factors and {len(self.long_factors)} long_factors; longrope needs "
+            "as many of both, and the others none",
+        )
         require(
             self.scaling in ("none", "linear") or self.original_length > 0,
             f"rope.scaling {self.scaling!r} needs rope.original_length, in tokens",
@@ -45,8 +89,8 @@ class Rope:
 class Decoder:
     """A causal transformer: RMSNorm, rotary positions, grouped heads, gated MLP.
 
-    With the defaults it is Llama's; the other fields are what Mistral, Qwen and Gemma
-    do differently.
+    With the defaults it is Llama's; the other fields are what other families do
+    differently. With `causal=False` it is an encoder of the same build (EuroBERT).
     """
 
     num_layers: int  # layers
@@ -60,9 +104,24 @@ class Decoder:
     tie_embeddings: bool = True  # the language-model head is the embedding, transposed
     family: DecoderFamily = "llama"  # architecture that an export is written as
     qkv_bias: bool = False  # biases of queries, keys and values
+    o_bias: bool = False  # a bias of what attention gives
+    mlp_bias: bool = False  # biases of the MLP
     qk_norm: bool = False  # each query and key head is normalised
+    wide_qk_norm: bool = False  # with qk_norm: all heads of a token together
+    pre_norms: bool = True  # attention and MLP read the normalised stream
     post_norms: bool = False  # what attention and MLP give is normalised too
-    activation: Literal["silu", "gelu_tanh"] = "silu"  # of the MLP's gate
+    activation: Activation = "silu"  # of the MLP's gate
+    causal: bool = True  # a token sees those before it alone
+    pooling: Pooling = "last"  # what a text is scored by
+    head_activation: HeadActivation = (
+        "none"  # between pooler and score; none: no pooler
+    )
+    grades: int = 0  # tokens whose expected grade is the score; 0: one dense layer
+    residual_scale: float = 1.0  # factor on what attention and MLP add to the stream
+    logit_scale: float = 1.0  # factor on language-model logits
+    query_growth: float = 0.0  # of queries, by ln(1 + position // rope.original_length)
+    rotary_dim: int = 0  # of each head, that turns; 0: all of it
+    unrotated_layers: tuple[int, ...] = ()  # layers, from 0, without positions
     embed_scale: float = 1.0  # factor on the embeddings
     attention_scale: float = 0.0  # factor on attention logits; 0: head_dim ** -0.5
     attention_cap: float = 0.0  # bound on attention logits, by tanh; 0: none
@@ -86,15 +145,32 @@ class Decoder:
             self.head_dim % 2 == 0,
             f"model.head_dim must be even for rotary positions, found {self.head_dim}",
         )
+        require(
+            self.rotary_dim % 2 == 0 and 0 <= self.rotary_dim <= self.head_dim,
+            f"model.rotary_dim {self.rotary_dim} must be even and at most "
+            f"model.head_dim {self.head_dim}",
+        )
+        require(
+            self.pre_norms or self.post_norms,
+            "model.pre_norms and model.post_norms are both off; set one of them",
+        )
+        require(
+            not self.grades or (self.grades > 1 and self.head_activation == "none"),
+            f"model.grades is {self.grades}; two or more grades are needed, and "
+            "model.head_activation 'none'",
+        )
         _check_local(self)
+
+
+_PARTS = ("q", "k", "v", "o", "gate", "up", "down")  # dense layers of an encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A bidirectional transformer with a pooler and a score.
 
-    With the defaults it is BERT; the other fields are what RoBERTa, ELECTRA and
-    ModernBERT do differently.
+    With the defaults it is BERT; the other fields are what other families do
+    differently.
     """
 
     num_layers: int  # layers
@@ -108,15 +184,21 @@ class Encoder:
     family: EncoderFamily = "bert"  # architecture that an export is written as
     table_dim: int = 0  # width of the embeddings, projected; 0: embed_dim
     bias: bool = True  # biases of dense layers and norms
+    unbiased: tuple[str, ...] = ()  # with bias: those of q k v o gate up down without
+    activation: Activation = "gelu"  # of the MLP
+    causal: bool = False  # a token sees those before it alone
     pre_norm: bool = False  # attention and MLP read the normalised stream
     first_norm: bool = True  # before the first attention too (pre_norm)
     gated: bool = False  # the MLP has a gate
-    head_activation: Literal["tanh", "gelu"] = "tanh"  # between pooler and score
+    head_activation: HeadActivation = "tanh"  # between pooler and score
     head_norm: bool = False  # between pooler and score
-    pooling: Literal["cls", "mean"] = "cls"  # first token, or mean over the text
+    pooler_bias: bool = True  # of the pooler
+    head_bias: bool = True  # of the score
+    pooling: Pooling = "cls"  # what a text is scored by
     window: int = 0  # tokens to either side that a local layer sees
     local_layers: tuple[int, ...] = ()  # layers, from 0, that see a window only
     rope_theta: float = 10000.0  # base of the rotary wavelengths
+    rope_factor: float = 1.0  # by which all rotary wavelengths are longer
     local_rope_theta: float = 0.0  # of local layers; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
@@ -133,6 +215,15 @@ class Encoder:
             0 <= self.dropout < 1,
             f"model.dropout must be in [0, 1), found {self.dropout}",
         )
+        wrong = [name for name in self.unbiased if name not in _PARTS]
+        require(
+            not wrong,
+            f"model.unbiased names {', '.join(wrong)}; known are {', '.join(_PARTS)}",
+        )
+        require(
+            self.head_activation != "none" or not self.head_norm,
+            "model.head_norm is of a pooler, and model.head_activation 'none' has none",
+        )
         _check_local(self)
 
     @property
@@ -147,12 +238,14 @@ def _check_local(model: Decoder | Encoder) -> None:
         "model.local_layers names layers that see a window, and model.window is "
         f"{model.window}; set it to a number of tokens",
     )
-    wrong = [i for i in model.local_layers if not 0 <= i < model.num_layers]
-    require(
-        not wrong,
-        f"model.local_layers names {wrong}, and the {model.num_layers} layers are 0 to "
-        f"{model.num_layers - 1}",
-    )
+    for name in ("local_layers", "unrotated_layers"):
+        listed = getattr(model, name, ())
+        wrong = [i for i in listed if not 0 <= i < model.num_layers]
+        require(
+            not wrong,
+            f"model.{name} names {wrong}, and the {model.num_layers} layers are 0 to "
+            f"{model.num_layers - 1}",
+        )
 
 
 _LAYERS = r"\d+(,\d+)*|(-?\d+)?:(-?\d+)?(:\d+)?"
@@ -167,6 +260,8 @@ class Pretrained:
     keep_layers: str = ""  # "0,2,4", or a slice as "::2", "-6:"; empty: all layers
     fresh_head: bool = False  # the score begins anew, whatever the checkpoint has
     score_tokens: tuple[str, ...] = ()  # score: logit of the first less the second's
+    grade_tokens: tuple[str, ...] = ()  # score: expected grade, of these from 0 on
+    pooling: Literal["", "cls", "last", "mean"] = ""  # empty: as the checkpoint has it
     dropout: float = -1.0  # rate of an encoder while training; -1: the checkpoint's
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
@@ -176,6 +271,12 @@ class Pretrained:
         require(
             len(self.score_tokens) <= 2,
             f"model.score_tokens takes one or two tokens, found {self.score_tokens}",
+        )
+        require(
+            len(self.grade_tokens) != 1
+            and not (self.grade_tokens and self.score_tokens),
+            f"model.grade_tokens takes two or more tokens, found {self.grade_tokens}, "
+            f"and no model.score_tokens beside them, found {self.score_tokens}",
         )
         require(
             not self.keep_layers or re.fullmatch(_LAYERS, self.keep_layers) is not None,

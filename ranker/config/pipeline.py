@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ranker.config.data import Data, Mesh, Text
 from ranker.config.models import Model, Pretrained
-from ranker.config.stages import Evaluate, Export, Score, Stage, Train
+from ranker.config.stages import Cascade, Evaluate, Export, Score, Stage, Train
 from ranker.config.training import (
     NO_LORA,
     Batch,
@@ -64,6 +64,8 @@ class Pipeline:
     mesh: Mesh = field(default_factory=Mesh)
     teacher: Model
     student: Model
+    first_student: Model | None = None  # a cheaper one, before it in a cascade
+    keep: int = 100  # candidates that the first student leaves to the other
     cpt: Recipe
     sft: Recipe
     distill: Recipe
@@ -141,6 +143,15 @@ class Pipeline:
         stages["distill"] = train(
             "distill", self.distill, objective=self.distillation, **distils
         )
+        cascades: tuple[Cascade, ...] = ()
+        if self.first_student is not None:
+            first = dict(distils, model=self.first_student)
+            stages["distill_first"] = train(
+                "distill_first", self.distill, objective=self.distillation, **first
+            )
+            cascades = (
+                Cascade(first="distill_first", second="distill", keep=self.keep),
+            )
         systems = [
             name
             for name, stage in stages.items()
@@ -151,9 +162,14 @@ class Pipeline:
             systems=tuple(systems),
             measures=self.measures,
             query_fields=self.query_fields,
+            cascades=cascades,
             relevance=self.relevance,
             rows=self.rows,
             seed=self.seed,
         )
         stages["export"] = Export(**shared)
+        if self.first_student is not None:
+            stages["export_first"] = Export(
+                **shared, stage="distill_first", folder="export_first"
+            )
         return stages

@@ -66,7 +66,7 @@ class Train(Stage):
             "lora.rank to 0",
         )
         require(
-            self.optim.warmup <= self.loop.steps,
+            self.loop.steps == 0 or self.optim.warmup <= self.loop.steps,
             f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
         )
         language = isinstance(self.objective, Language)
@@ -119,6 +119,23 @@ class Score(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Two systems in turn: the first ranks all candidates, the second the best."""
+
+    first: str  # cheap system
+    second: str  # good one
+    keep: int = 100  # candidates of a query that the second sees
+
+    def __post_init__(self):
+        positive(self, "keep")
+
+    @property
+    def name(self) -> str:
+        """Name of the system in tables and of its run."""
+        return f"{self.first}-{self.keep}-{self.second}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Measures systems on held-out queries, against each other and BM25."""
 
@@ -132,9 +149,20 @@ class Evaluate(Stage):
     rows: int = 128  # of the text length a batch, over all devices; CPU: 2,048 tokens
     seed: int = 0  # of the randomisation test
     query_fields: str = ""  # TSV or JSON lines, a field of each query: slices by it
+    cascades: tuple[Cascade, ...] = ()  # systems in turn, measured as one
 
     def __post_init__(self):
         positive(self, "permutations", "rows")
+        unknown = [
+            name
+            for one in self.cascades
+            for name in (one.first, one.second)
+            if name not in (*self.systems, "bm25")
+        ]
+        require(
+            not unknown,
+            f"cascades name {', '.join(unknown)}, and the systems are {self.systems}",
+        )
         require(
             self.reference in (*self.systems, "bm25"),
             f"reference {self.reference!r} is none of the systems "
@@ -143,8 +171,24 @@ class Evaluate(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Onnx:
+    """ONNX files beside an encoder's weights; fewer bits where ranking allows it."""
+
+    # int8 tries bfloat16 and 8 bits, and keeps what is fast and not inferior.
+    precision: Literal["none", "float32", "bfloat16", "int8"] = "float32"
+    measure: str = "NDCG@10"  # of dev queries, that fewer bits are accepted by
+    margin: float = 0.005  # of the measure: a mean loss that must be ruled out
+
+    def __post_init__(self):
+        positive(self, "margin")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Stage):
     """Writes a trained model as a Hugging Face folder."""
 
     stage: str = "distill"  # stage folder
     folder: str = "export"  # in the workdir
+    onnx: Onnx = field(default_factory=Onnx)
+    # Raw scores to probabilities, fitted on dev: two numbers, or any rising curve.
+    calibration: Literal["none", "platt", "isotonic"] = "platt"

@@ -7,31 +7,60 @@ from typing import Literal, get_args
 from ranker.config.checks import not_negative, positive, require
 from ranker.config.models import DType
 
+Optimiser = Literal["adamw", "adafactor", "lion", "muon"]
+Schedule = Literal["cosine", "linear", "constant", "wsd"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
-    """AdamW with linear warm-up and cosine decay."""
+    """An optimiser, and the learning rate of each step and of each parameter."""
 
     learning_rate: float  # at the peak
-    warmup: int  # steps
-    final_fraction: float = 0.1  # of learning_rate, at the last step
-    b1: float = 0.9  # decay of the first moment
-    b2: float = 0.98  # decay of the second moment
+    warmup: int | float  # steps; below 1: share of all steps
+    optimiser: Optimiser = "adamw"
+    schedule: Schedule = "cosine"  # after the warm-up; wsd: constant, then linear
+    final_fraction: float = 0.1  # of learning_rate, at the last step; not of constant
+    decay: float = 0.1  # share of the steps, at the end, over which wsd falls
+    b1: float = 0.9  # decay of the first moment, or momentum; 0: none
+    b2: float = 0.98  # decay of the second moment; lion: of its one moment
     eps: float = 1e-8  # added to the root of the second moment
     weight_decay: float = 0.01  # not applied to norms and biases
     clip_norm: float = 1.0  # global gradient norm; 0: no clipping
     # The second moment is float32: bfloat16 would lose what b2 lets in at each step.
     mu_dtype: DType = "float32"  # of the first moment as it is kept; bfloat16 halves it
+    layer_decay: float = 1.0  # rate of a layer over that of the one above; 1: all alike
+    head_rate: float = 1.0  # rate of a score head over the others'
+    freeze_embeddings: bool = False  # of tokens, positions and types
+    ema: float = 0.0  # decay of the average of weights that is the result; 0: none
 
     def __post_init__(self):
-        positive(self, "learning_rate", "eps")
+        positive(self, "learning_rate", "eps", "layer_decay", "head_rate")
+        not_negative(self, "warmup", "weight_decay", "clip_norm")
         require(
-            self.warmup >= 0, f"optim.warmup must be 0 or more, found {self.warmup}"
+            self.warmup < 1 or self.warmup == int(self.warmup),
+            f"optim.warmup must be a whole number of steps, or a share below 1, found "
+            f"{self.warmup}",
         )
+        for name in ("b1", "b2", "ema"):
+            value = getattr(self, name)
+            require(
+                0 <= value < 1,
+                f"optim.{name} must be 0 or more and below 1, found {value}",
+            )
+        for name in ("final_fraction", "decay"):
+            value = getattr(self, name)
+            require(
+                0 <= value <= 1,
+                f"optim.{name} must be a share from 0 to 1, found {value}",
+            )
         require(
-            self.clip_norm >= 0,
-            f"optim.clip_norm must be 0 (off) or more, found {self.clip_norm}",
+            self.layer_decay <= 1,
+            f"optim.layer_decay must be at most 1, found {self.layer_decay}",
         )
+
+    def warmup_steps(self, steps: int) -> int:
+        """Steps of the warm-up, of a run of so many."""
+        return round(self.warmup * steps) if self.warmup < 1 else int(self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)

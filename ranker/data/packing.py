@@ -9,10 +9,14 @@ loss. How many lists it takes follows from how long they are.
 
         a0 a0 a0 a0 a0 a0 a0 b1 b1 b1 b1  .
         a2 a2 a2 a2 a2 a2 b0 b0 b0 a1 a1 a1
+
+A causal model computes what all documents of a list begin with once a row: a list is a
+tree then, its prefix p laid before those of its documents that are in the row.
+
+        pa pa a0 a0 a0 a1 a1 a2 pb b0 b0  .
 """
 
 import bisect
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,10 +40,14 @@ class Layout:
     rows: int  # rows
     length: int  # tokens a row
     size: int  # documents a list, at most; 0: texts of which none is scored
+    shared: bool = False  # what a list's documents begin with is laid once a row
+    slots: int = 0  # lists, at most; 0: as many as the rows have tokens for
 
     @property
     def lists(self) -> int:
         """Lists, at most."""
+        if self.slots:
+            return self.slots
         return max(self.rows, self.tokens // _SHORTEST) // max(self.size, 1)
 
     @property
@@ -55,11 +63,17 @@ class Example:
     segments: Sequence[Segment]
     labels: np.ndarray  # float32, of each segment; empty for a text
     targets: np.ndarray  # float32, of each segment; empty for a text
+    shared: int = 0  # tokens that all segments begin with, to be laid once a row
 
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each segment."""
         return [len(segment.tokens) for segment in self.segments]
+
+    @cached_property
+    def total(self) -> int:
+        """Tokens in a row that holds them all."""
+        return sum(self.lengths) - self.shared * (len(self.lengths) - 1)
 
 
 def text_example(segment: Segment) -> Example:
@@ -137,13 +151,102 @@ def choose(waiting: Sequence[Sequence[int]], layout: Layout) -> Choice:
     return Choice([places[i] for i in order], [rows[i] for i in order])
 
 
+def common_prefix(segments: Sequence[Segment]) -> int:
+    """Tokens before the document, where they are the same for two segments or more.
+
+    0 where a template puts the document first, or a query was cut for a document.
+    """
+    size = segments[0].document
+    begin = segments[0].tokens[:size]
+    same = all(
+        one.document == size and np.array_equal(one.tokens[:size], begin)
+        for one in segments[1:]
+    )
+    return size if same and len(segments) > 1 else 0
+
+
+def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
+    """As `choose`, for lists whose documents share a prefix.
+
+    The first lists are laid one behind the other; one that does not fit into what is
+    left of a row goes on in the next, behind its prefix again. Then what is left of the
+    rows takes lists that fit as a whole.
+    """
+    free = [layout.length] * layout.rows
+    places, rows, slots = [], [], layout.lists
+    row, behind = 0, []
+    for place, example in enumerate(waiting):
+        found = _unroll(example, free, row)
+        wanted = _slots(example, layout)
+        if found is None or wanted > slots:
+            behind.append(place)
+            if not places:
+                raise AssertionError("a list does not fit into an empty shard")
+            break
+        free, row, its_rows = found
+        places.append(place)
+        rows.append(its_rows)
+        slots -= wanted
+    behind += range(len(places) + len(behind), len(waiting))
+    room = sorted((size, row) for row, size in enumerate(free))
+    for place in sorted(behind, key=lambda i: -waiting[i].total):
+        example = waiting[place]
+        found = bisect.bisect_left(room, (example.total, -1))
+        wanted = _slots(example, layout)
+        if found < len(room) and wanted <= slots:
+            size, row = room.pop(found)
+            bisect.insort(room, (size - example.total, row))
+            places.append(place)
+            rows.append([row] * len(example.segments))
+            slots -= wanted
+    order = sorted(range(len(places)), key=places.__getitem__)
+    return Choice([places[i] for i in order], [rows[i] for i in order])
+
+
+def _slots(example: Example, layout: Layout) -> int:
+    """How many of `layout.lists` an example takes: pairs are lists of one document."""
+    return len(example.segments) if layout.size == 1 else 1
+
+
+def _unroll(
+    example: Example, free: Sequence[int], row: int
+) -> tuple[list[int], int, list[int]] | None:
+    """Lays a list into rows from `row` on: the longest documents that fit, first.
+
+    Returns:
+      What is left of the rows, the row that it ends in, and the row of each document;
+      None when the rows are not enough.
+    """
+    left, rows = list(free), [0] * len(example.segments)
+    waiting = sorted(range(len(rows)), key=lambda i: -example.lengths[i])
+    while True:
+        room, behind = left[row] - example.shared, []
+        for i in waiting:
+            size = example.lengths[i] - example.shared
+            if size <= room:
+                room -= size
+                rows[i] = row
+            else:
+                behind.append(i)
+        if len(behind) < len(waiting):
+            left[row] = room
+        if not behind:
+            return left, row, rows
+        waiting, row = behind, row + 1
+        if row == len(left):
+            return None
+
+
 def empty_batch(layout: Layout, pad: int) -> Batch:
     """A shard of padding: no text, no list; numpy leaves."""
     tokens = (layout.rows, layout.length)
     scores = (layout.lists, layout.size)
-    zeros = (np.zeros(tokens, np.int32) for _ in range(3))
     leaves: dict[str, Any] = dict(  # numpy's, until they are moved to the devices
-        rows=Rows(np.full(tokens, pad, np.int32), *zeros),  # type: ignore[arg-type]
+        rows=Rows(
+            np.full(tokens, pad, np.int32),  # type: ignore[arg-type]
+            *(np.zeros(tokens, np.int32) for _ in range(3)),  # type: ignore[arg-type]
+            prefixes=np.zeros(tokens, np.int32) if layout.shared else None,  # type: ignore[arg-type]
+        ),
         loss_mask=np.zeros(tokens, bool),
         score_index=np.zeros(scores, np.int32),
         labels=np.zeros(scores, np.float32),
@@ -173,65 +276,90 @@ def pack(
     batch = empty_batch(layout, pad)
     # Documents that are padding point at the shard's first token; nobody reads them.
     batch.score_index[...] = first_row * layout.length
-    used = [0] * layout.rows  # tokens
-    count = [0] * layout.rows  # segments
-    segments: list[Segment] = []
-    starts, numbers = [], []  # of each segment: place of its first token, and its id
-    for b, (example, its_rows) in enumerate(zip(examples, rows, strict=True)):
-        for i, (segment, row) in enumerate(
-            zip(example.segments, its_rows, strict=True)
-        ):
-            start = row * layout.length + used[row]
-            used[row] += len(segment.tokens)
-            count[row] += 1
-            segments.append(segment)
-            starts.append(start)
-            numbers.append(count[row])
-            if layout.size:
-                batch.score_index[b, i] += start + segment.score
-        n = len(example.labels)
-        batch.labels[b, :n] = example.labels
-        batch.targets[b, :n] = example.targets
-        batch.where[b, :n] = True
-    _lay(batch, segments, starts, numbers)
+    pieces = _Pieces(layout)
+    slot = 0
+    for example, its_rows in zip(examples, rows, strict=True):
+        shared = example.shared if layout.shared else 0
+        prefixes: dict[int, int] = {}  # of each row, the number of the list's prefix
+        places = []
+        for segment, row in zip(example.segments, its_rows, strict=True):
+            if shared and row not in prefixes:
+                pieces.add(segment, row, 0, shared)
+                prefixes[row] = pieces.count[row]
+            start = pieces.add(segment, row, shared, None, prefixes.get(row, 0))
+            places.append(start + segment.score - shared)
+        if layout.size:
+            n = len(places)
+            # Pairs are lists of one document each.
+            at = np.s_[slot : slot + n, 0] if layout.size == 1 else np.s_[slot, :n]
+            slot += _slots(example, layout)
+            batch.score_index[at] += np.asarray(places, np.int32)
+            batch.labels[at], batch.targets[at] = example.labels, example.targets
+            batch.where[at] = True
+    pieces.lay(batch)
     return batch
 
 
-def _lay(
-    batch: Batch,
-    segments: Sequence[Segment],
-    starts: Sequence[int],
-    numbers: Sequence[int],
-) -> None:
-    """Writes all tokens of `segments` at once, each from its place on."""
-    if not segments:
-        return
-    lengths = np.array([len(segment.tokens) for segment in segments])
-    total = int(lengths.sum())
+class _Pieces:
+    """Parts of segments and their places in the rows of a shard, in the order added."""
 
-    def spread(numbers: Sequence[int] | np.ndarray) -> np.ndarray:
-        """A number a segment, to each of its tokens."""
-        return np.repeat(np.asarray(numbers), lengths)
+    def __init__(self, layout: Layout):
+        self.length = layout.length
+        self.used = [0] * layout.rows  # tokens
+        self.count = [0] * layout.rows  # segments
+        self.tokens: list[Sequence[int] | np.ndarray] = []
+        # Of each piece: length, place of its first token, number of its segment and of
+        # its prefix, position of its first token, and of the document's; token types.
+        self.facts: list[tuple[int, ...]] = []
 
-    tokens = itertools.chain.from_iterable(segment.tokens for segment in segments)
-    positions = np.arange(total) - spread(np.cumsum(lengths) - lengths)
-    document = np.array([segment.document for segment in segments])
-    types = np.array([segment.type_ids for segment in segments])
-    at = spread(starts) + positions
-    for leaf, values in (
-        (batch.rows.tokens, np.fromiter(tokens, np.int32, total)),
-        (batch.rows.segments, spread(numbers)),
-        (batch.rows.positions, positions),
-        (
-            batch.rows.types,
-            np.where(
-                positions < spread(document), spread(types[:, 0]), spread(types[:, 1])
-            ),
-        ),
-        # A segment's first token has nothing before it to be predicted from.
-        (batch.loss_mask, positions >= spread(np.maximum(document, 1))),
-    ):
-        leaf.reshape(-1)[at] = values
+    def add(
+        self, segment: Segment, row: int, begin: int, end: int | None, prefix: int = 0
+    ) -> int:
+        """Puts a segment's tokens from `begin` to `end` behind others of the row."""
+        tokens = segment.tokens[begin:end] if begin or end else segment.tokens
+        start = row * self.length + self.used[row]
+        self.used[row] += len(tokens)
+        self.count[row] += 1
+        self.tokens.append(tokens)
+        self.facts.append(
+            (
+                len(tokens),
+                start,
+                self.count[row],
+                prefix,
+                begin,
+                segment.document,
+                *segment.type_ids,
+            )
+        )
+        return start
+
+    def lay(self, batch: Batch) -> None:
+        """Writes all tokens at once, each piece from its place on."""
+        if not self.tokens:
+            return
+        facts = np.array(self.facts)
+        lengths = facts[:, 0]
+        within = np.arange(lengths.sum()) - np.repeat(
+            np.cumsum(lengths) - lengths, lengths
+        )
+        start, number, prefix, begin, document, first, second = np.repeat(
+            facts[:, 1:], lengths, axis=0
+        ).T
+        at, positions = start + within, begin + within
+        rows = batch.rows
+        leaves = [
+            (rows.tokens, np.concatenate([np.asarray(x) for x in self.tokens])),
+            (rows.segments, number),
+            (rows.positions, positions),
+            (rows.types, np.where(positions < document, first, second)),
+            # A segment's first token has nothing before it to be predicted from.
+            (batch.loss_mask, positions >= np.maximum(document, 1)),
+        ]
+        if rows.prefixes is not None:
+            leaves.append((rows.prefixes, prefix))
+        for leaf, values in leaves:
+            leaf.reshape(-1)[at] = values  # type: ignore[index]
 
 
 def join(shards: Sequence[Batch]) -> Batch:

@@ -7,11 +7,10 @@ it, and an iterator's state is which records of each shard wait to be packed.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 import grain
 import jax
@@ -23,91 +22,27 @@ from ranker.data.packing import (
     Choice,
     Example,
     Layout,
-    choose,
+    common_prefix,
     empty_batch,
     join,
     pack,
     text_example,
 )
+from ranker.data.pairs import (
+    AHEAD,
+    THREADS,
+    WAITING,
+    ListEncoder,
+    Shards,
+    Source,
+    choose_any,
+    draw_documents,
+    share,
+)
 from ranker.data.records import ClickExample, Document, RankedList
-from ranker.data.text import Segment, Tokenizer
+from ranker.data.text import Tokenizer
 
-_CACHED_DOCUMENTS = 1 << 17
-_THREADS = 2  # that read and tokenise
-_AHEAD = 64  # examples a shard that they work ahead of what is packed
-_BATCHES_AHEAD = 2  # batches that are packed while the devices compute
-_WAITING = 8  # shards' worth of tokens that wait, for packing to choose from
-
-Record = TypeVar("Record", covariant=True)
-
-
-class Source(Protocol[Record]):
-    """Records by index, as the data sets give them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
-
-
-@dataclass(frozen=True)
-class Shards:
-    """The data shards of a batch, and which of them this process makes."""
-
-    count: int
-    local: tuple[int, ...]
-
-
-ALL_IN_ONE = Shards(1, (0,))
-
-
-class ListEncoder:
-    """Turns the documents of a list into segments; each document is tokenised once."""
-
-    def __init__(self, corpus: Source[Document], tokenizer: Tokenizer, length: int):
-        self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
-        self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
-
-    @staticmethod
-    def _hold(row: int) -> list[list[int]]:
-        """An empty place for a document's tokens; `__call__` fills it."""
-        del row
-        return []
-
-    def _documents(self, rows: Sequence[int]) -> list[list[int]]:
-        places = [self._document(row) for row in rows]
-        missing = {
-            row: place for row, place in zip(rows, places, strict=True) if not place
-        }
-        if missing:
-            found = self.tokenizer.documents([self.corpus[row] for row in missing])
-            for place, tokens in zip(missing.values(), found, strict=True):
-                # Tokens beyond the length are never seen, so they are not kept either.
-                place[:] = [tokens[: self.length]]
-        return [place[0] for place in places]
-
-    def __call__(self, query: str, rows: Sequence[int] | np.ndarray) -> list[Segment]:
-        """Segments of the documents in corpus rows `rows`, for one query."""
-        [prefix] = self.tokenizer.queries([query])
-        return [
-            self.tokenizer.segment(prefix, document, self.length)
-            for document in self._documents([int(row) for row in rows])
-        ]
-
-
-def draw_documents(
-    labels: np.ndarray, size: int, generator: np.random.Generator
-) -> np.ndarray:
-    """Places of at most `size` documents of a list, in random order.
-
-    A list that is longer is sampled uniformly, but keeps one of its best-labelled
-    documents: a list without a relevant document teaches a rank loss nothing.
-    """
-    order = generator.permutation(len(labels))
-    chosen = order[:size]
-    if len(labels) > size and labels.max() > labels[chosen].max():
-        best = np.flatnonzero(labels == labels.max())
-        chosen[generator.integers(size)] = generator.choice(best)
-    return chosen
+_x = 2  # batches that are packed while the devices compute
 
 
 def _ordered(
@@ -163,28 +98,28 @@ class _Dealt:
         return self._pool.submit(self._source.__getitem__, index)
 
     def _read_ahead(self) -> None:
-        while len(self._reading) < _AHEAD and self._next < len(self._source):
+        while len(self._reading) < AHEAD and self._next < len(self._source):
             self._reading.append((self._next, self._read(self._next)))
             self._next += self._step
 
     def _wait(self) -> None:
         """Lets examples wait until there are enough to choose from."""
-        tokens = sum(sum(example.lengths) for _, example in self._waiting)
+        tokens = sum(example.total for _, example in self._waiting)
         while (
-            tokens < _WAITING * self._layout.tokens
-            and len(self._waiting) < _WAITING * self._layout.lists
+            tokens < WAITING * self._layout.tokens
+            and len(self._waiting) < WAITING * self._layout.lists
         ):
             self._read_ahead()
             if not self._reading:
                 break
             index, future = self._reading.popleft()
             self._waiting.append((index, future.result()))
-            tokens += sum(self._waiting[-1][1].lengths)
+            tokens += self._waiting[-1][1].total
 
     def take(self) -> tuple[list[Example], Choice]:
         """Examples that fill the shard's rows; none when all have been taken."""
         self._wait()
-        choice = choose([one.lengths for _, one in self._waiting], self._layout)
+        choice = choose_any([one for _, one in self._waiting], self._layout)
         taken = [self._waiting[place][1] for place in choice.places]
         gone = set(choice.places)
         self._waiting = [
@@ -222,7 +157,7 @@ class _PackedIterator(grain.DatasetIterator):
     def __init__(self, dataset: _Packed):
         super().__init__()
         self._data = dataset
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="encode")
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="encode")
         self._deal({})
 
     def _deal(self, states: dict[int, list[int]]) -> None:
@@ -299,7 +234,7 @@ def _steps(
         micro, batch_fn=lambda parts: jax.tree.map(lambda *x: np.stack(x), *parts)
     )
     ahead = grain.experimental.ThreadPrefetchIterDataset
-    return iter(ahead(steps, prefetch_buffer_size=_BATCHES_AHEAD))
+    return iter(ahead(steps, prefetch_buffer_size=_x))
 
 
 def make_layout(batch: config.Batch, *, size: int, length: int, shards: int) -> Layout:
@@ -411,14 +346,18 @@ def list_batches(
         segments = encoder(record.query, record.documents[places])
         labels = record.labels[places]
         return Example(
-            segments, labels, labels * 0 if scores is None else scores[places]
+            segments,
+            labels,
+            labels * 0 if scores is None else scores[places],
+            common_prefix(segments) if encoder.shared else 0,
         )
 
+    layout = make_layout(
+        batch, size=batch.list_size, length=encoder.length, shards=shards.count
+    )
     return _steps(
         _ordered(source, encode, seed),
-        make_layout(
-            batch, size=batch.list_size, length=encoder.length, shards=shards.count
-        ),
+        share(layout) if encoder.shared else layout,
         shards=shards,
         micro=batch.accumulate,
         pad=encoder.tokenizer.pad,
@@ -437,87 +376,3 @@ class _Scored:
 
     def __getitem__(self, index: int) -> tuple[RankedList, np.ndarray]:
         return self.lists[index], self.scores[index]
-
-
-def pair_batches(
-    lists: Iterable[RankedList], encoder: ListEncoder, *, rows: int, shards: Shards
-) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Every (query, document) pair once, for scoring: each is a list of one document.
-
-    Lists are dealt to the data shards in turn, and only those of this process are
-    tokenised. A process may end one batch before another.
-
-    Args:
-      lists: records of `RankedList`.
-      encoder: makes segments of their documents.
-      rows: rows a batch, over all data shards, which divide it.
-      shards: which part of the batches this process makes.
-
-    Yields:
-      This process's part of a batch, and which pair each of its lists is, int32 `[B]`:
-      pairs are numbered in the order of `lists`, -1 is padding.
-    """
-    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
-    pad, zero = encoder.tokenizer.pad, np.zeros(1, np.float32)
-    waiting: _Pairs = {shard: [] for shard in shards.local}
-    tokens = dict.fromkeys(shards.local, 0)
-    for shard, first, segments in _read_lists(lists, encoder, shards):
-        for i, segment in enumerate(segments):
-            waiting[shard].append((first + i, Example([segment], zero, zero)))
-            tokens[shard] += len(segment.tokens)
-        if min(tokens.values()) >= _WAITING * layout.tokens:
-            yield _pack_pairs(waiting, layout, pad)
-            tokens = {
-                shard: sum(sum(one.lengths) for _, one in pairs)
-                for shard, pairs in waiting.items()
-            }
-    while any(waiting.values()):
-        yield _pack_pairs(waiting, layout, pad)
-
-
-def no_pairs(
-    encoder: ListEncoder, *, rows: int, shards: Shards
-) -> tuple[Batch, np.ndarray]:
-    """What `pair_batches` yields, of padding alone."""
-    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
-    nothing: _Pairs = {shard: [] for shard in shards.local}
-    return _pack_pairs(nothing, layout, encoder.tokenizer.pad)
-
-
-_Pairs = dict[int, list[tuple[int, Example]]]  # shard -> its pairs and their numbers
-
-
-def _pack_pairs(waiting: _Pairs, layout: Layout, pad: int) -> tuple[Batch, np.ndarray]:
-    """Takes out of `waiting` what fills a batch."""
-    parts, numbers = [], np.full((len(waiting), layout.lists), -1, np.int32)
-    for place, (shard, pairs) in enumerate(waiting.items()):
-        choice = choose([one.lengths for _, one in pairs], layout)
-        taken = [pairs[i] for i in choice.places]
-        gone = set(choice.places)
-        waiting[shard] = [one for i, one in enumerate(pairs) if i not in gone]
-        numbers[place, : len(taken)] = [number for number, _ in taken]
-        examples = [one for _, one in taken]
-        first = shard * layout.rows
-        parts.append(pack(examples, choice.rows, layout, pad=pad, first_row=first))
-    return join(parts), numbers.reshape(-1)
-
-
-def _read_lists(
-    lists: Iterable[RankedList], encoder: ListEncoder, shards: Shards
-) -> Iterator[tuple[int, int, list[Segment]]]:
-    """(shard, number of the first pair, segments) of each of this process's lists."""
-    reading: collections.deque[tuple[int, int, Future[list[Segment]]]]
-    reading = collections.deque()
-    first = 0
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="encode") as pool:
-        for index, record in enumerate(lists):
-            shard = index % shards.count
-            if shard in shards.local:
-                found = pool.submit(encoder, record.query, record.documents)
-                reading.append((shard, first, found))
-            first += len(record.documents)
-            if len(reading) > _AHEAD:
-                shard, number, found = reading.popleft()
-                yield shard, number, found.result()
-        for shard, number, found in reading:
-            yield shard, number, found.result()

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tokenizers
 from tokenizers import (
     decoders,
@@ -27,10 +28,12 @@ from tokenizers import (
 )
 
 from ranker import config
+from ranker.data.backends import load_tokenizer
 from ranker.data.records import Document
 from ranker.errors import DataError
 
 END, PAD = "</s>", "<pad>"
+NO_END = "-"  # third part of a template behind whose document nothing stands
 _WORDPIECE_SPECIALS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -45,7 +48,7 @@ _PRIVATE = 0xF0000  # first of the characters that no text has a meaning for
 class Segment:
     """One text as a model reads it."""
 
-    tokens: list[int]
+    tokens: list[int] | np.ndarray  # of int32
     type_ids: tuple[int, int]  # of the tokens before the document, and from there on
     document: int  # index of the document's first token, where language loss starts
     score: int  # index of the token that the score is read from
@@ -66,16 +69,62 @@ class Words:
     document: str  # {title}, {text}; {both}: those that are not empty
     begin: str = ""  # before the query, with special tokens
     middle: str = ""  # between the two, tokenised on its own
-    # Behind the document, each tokenised on its own; empty: the end token. The score is
-    # read from the last token.
+    # Behind the document, each tokenised on its own; empty: the end token, if `closed`.
+    # The score is read from the last token.
     end: tuple[str, ...] = ()
+    closed: bool = True  # something stands behind the document
     bos: bool = True  # begins with the tokenizer's bos token, if it has one
     # What the model answers: the score is the logit of the first, less the second's.
+    # More than two are grades from 0 on: the score is the expected grade.
     answers: tuple[str, ...] = ()
 
 
+_CHAT_START, _CHAT_END = "<|im_start|>", "<|im_end|>\n"
 TEMPLATES = {
     "prompt": Words("query: {query}\n", "title: {title}\nsummary: {text}"),
+    # Ours: five grades, as judgements have them (see GradeHead in models/heads.py).
+    "grades": Words(
+        query="Rate how well the document answers the query, from 0 (not at all) to 4 "
+        "(perfectly).\nQuery: {query}\n",
+        document="Document: {both}",
+        end=("\nGrade: ",),
+        answers=("0", "1", "2", "3", "4"),
+    ),
+    # https://github.com/texttron/tevatron/tree/main/examples/rankllama: no end token
+    "rankllama": Words(
+        query="query: {query}",
+        middle="<s>",
+        document="document: {title} {text}",
+        closed=False,
+    ),
+    # https://github.com/mixedbread-ai/mxbai-rerank/blob/main/mxbai_rerank
+    "mxbai_rerank_v2": Words(
+        begin=f"{_CHAT_START}system\nYou are Qwen, created by Alibaba Cloud. You are a "
+        f"helpful assistant.{_CHAT_END}{_CHAT_START}user\n",
+        query="query: {query}",
+        middle="\n",
+        document="document: {both}",
+        end=(
+            "\n",
+            "You are a search relevance expert who evaluates how well documents match "
+            "search queries. For each query-document pair, carefully analyze the "
+            "semantic relationship between them, then provide your binary relevance "
+            "judgment (0 for not relevant, 1 for relevant).\nRelevance:",
+            f"{_CHAT_END}{_CHAT_START}assistant\n",
+        ),
+        bos=False,
+        answers=("1", "0"),
+    ),
+    # https://huggingface.co/zeroentropy/zerank-2: the score is divided by 5 there
+    "zerank_2": Words(
+        begin=f"{_CHAT_START}system\n",
+        query="{query}",
+        middle=f"{_CHAT_END}{_CHAT_START}user\n",
+        document="{both}",
+        end=(f"{_CHAT_END}{_CHAT_START}assistant\n",),
+        bos=False,
+        answers=("Yes",),
+    ),
     # https://huggingface.co/Qwen/Qwen3-Reranker-0.6B
     "qwen3_reranker": Words(
         begin="<|im_start|>system\nJudge whether the Document meets the requirements "
@@ -108,10 +157,12 @@ def words_of(template: str) -> Words | None:
 
     A template that has no name is its words, `QUERY ||| DOCUMENT ||| END`: {query} in
     the first part, {title} and {text}, or {both}, in the second; the third may be
-    empty, and stands for the end token then.
+    empty, and stands for the end token then, or `-`, and nothing follows the document.
     """
     if config.TEMPLATE_BAR in template:
         query, document, end = template.split(config.TEMPLATE_BAR)
+        if end.strip() == NO_END:
+            return Words(query, document, closed=False)
         return Words(query, document, end=(end,) if end else ())
     return TEMPLATES.get(template)
 
@@ -139,9 +190,6 @@ class Tokenizer:
         Raises:
           DataError: when it cannot be loaded, or cannot serve the template.
         """
-        # transformers takes seconds to import, and only this line needs it.
-        from transformers import AutoTokenizer
-
         self.template: config.Template = template
         local = pathlib.Path(path).is_dir()
         if not local and str(path).count("/") != 1:
@@ -149,29 +197,16 @@ class Tokenizer:
                 f"{path}: no such folder; a tokenizer is a Hugging Face folder with "
                 "tokenizer.json, or leave the setting empty to have one trained"
             )
-        try:
-            # Code that comes with a tokenizer is never run, nor is it asked about.
-            loaded = AutoTokenizer.from_pretrained(
-                str(path), local_files_only=local, trust_remote_code=False
-            )
-        except Exception as error:  # transformers raises many kinds
-            raise DataError(
-                f"{path}: transformers cannot load a tokenizer from it: {error}"
-            ) from error
-        backend = getattr(loaded, "backend_tokenizer", None)
-        if backend is None:
-            raise DataError(
-                f"{path}: the tokenizer has no tokenizer.json; save it with "
-                "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            )
+        loaded = load_tokenizer(path)
         self.loaded = loaded
-        self.backend: tokenizers.Tokenizer = backend
+        self.backend: tokenizers.Tokenizer = loaded.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
         self.digest = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
-        self.vocab_size = len(loaded)
+        # Ids may have holes, so the largest counts, not how many there are.
+        self.vocab_size = max(self.backend.get_vocab().values(), default=-1) + 1
         words = words_of(template)
-        needed = [] if words and words.end else ["eos"]
+        needed = [] if words and (words.end or not words.closed) else ["eos"]
         for name in ["cls", "sep", "pad"] if words is None else needed:
             if getattr(loaded, f"{name}_token_id") is None:
                 raise DataError(
@@ -188,9 +223,13 @@ class Tokenizer:
             self.head = [] if bos is None else [bos]
             self.head += self._encode([words.begin])[0]
             self.middle = self._encode([words.middle])[0]
-            self.tail = sum(self._encode(words.end), []) or [loaded.eos_token_id]
+            self.tail = sum(self._encode(words.end), [])
+            if words.closed and not self.tail:
+                self.tail = [loaded.eos_token_id]
         pad = loaded.pad_token_id
-        self.pad: int = self.tail[-1] if pad is None else pad
+        if pad is None:  # rows are masked, so that any token does
+            pad = self.tail[-1] if self.tail else (loaded.eos_token_id or 0)
+        self.pad: int = pad
 
     def _pair(
         self, path: str | pathlib.Path
@@ -212,12 +251,9 @@ class Tokenizer:
                 "post-processor is missing from tokenizer.json"
             )
         types = (found.type_ids[0], found.type_ids[-1])
+        if "token_type_ids" not in self.loaded.model_input_names:
+            types = (0, 0)  # stock tools give no types then
         return head, middle, tail, types
-
-    @property
-    def end(self) -> int:
-        """The last token of every segment."""
-        return self.tail[-1]
 
     @property
     def template_digest(self) -> str:

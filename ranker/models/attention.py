@@ -46,6 +46,7 @@ def attend(
     rule: Rule,
     *,
     local: bool | Bool[Array, ""] = False,
+    prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Scaled dot-product attention; N is a multiple of K (grouped heads).
 
@@ -60,6 +61,8 @@ def attend(
       rule: what is computed; its window is that of a local layer.
       local: whether this layer sees the window only; an array where layers that are
         scanned differ.
+      prefixes: the segment that each token sees beside its own, see `make_mask`. All
+        texts are then within the window, which is left out.
 
     Raises:
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
@@ -70,9 +73,12 @@ def attend(
     if kernel == "splash":
         one = partial(one, interpret=platform != "tpu")
     near = replace(rule, scale=rule.scale or q.shape[-1] ** -0.5)
+    texts = (segments,) if prefixes is None else (segments, prefixes)
 
     def run(rule: Rule):
-        compute = partial(one, rule=rule)
+        def compute(q, k, v, segments, *prefixes):
+            return one(q, k, v, segments, rule, *prefixes)
+
         if kernel == "xla":
             return compute
         # The kernels are opaque to the partitioner: each device runs its own part.
@@ -81,16 +87,18 @@ def attend(
         rows = sharding.spec(("batch", None))
         return jax.shard_map(
             compute,
-            in_specs=(inner, keys, keys, rows),
+            in_specs=(inner, keys, keys, *(rows for _ in texts)),
             out_specs=inner,
             check_vma=False,
         )
 
     far = replace(near, window=0)
+    if prefixes is not None:
+        local = False
     if isinstance(local, bool):
-        out = run(near if local else far)(q, k, v, segments)
+        out = run(near if local else far)(q, k, v, *texts)
     else:
-        out = jax.lax.cond(local, run(near), run(far), q, k, v, segments)
+        out = jax.lax.cond(local, run(near), run(far), q, k, v, *texts)
     return checkpoint_name(out, NAME)
 
 
@@ -133,6 +141,7 @@ def splash(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    prefixes: Int[Array, "R T"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "R T N H"]:
@@ -147,6 +156,7 @@ def splash(
       v: values.
       segments: 0: padding.
       rule: what is computed, its scale given.
+      prefixes: as for `attend`; needs a second pass over the keys.
       interpret: runs the kernel's program on any platform, slowly.
     """
     R, T, N, _ = q.shape
@@ -157,7 +167,8 @@ def splash(
     elif rule.causal:
         mask = splash_mask.CausalMask((T, T))
     block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if T % b == 0)
-    kernel = splash_kernel.make_splash_mha(
+    make = partial(
+        splash_kernel.make_splash_mha,
         splash_mask.MultiHeadMask([mask] * N),
         block_sizes=splash_kernel.BlockSizes(
             block_q=block,
@@ -170,15 +181,67 @@ def splash(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=rule.cap or None,
-        residual_checkpoint_name=NAME,
         interpret=interpret,
     )
     # The kernel takes heads in front, and does not scale.
     scaled = q * jnp.asarray(rule.scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
-    ids = splash_kernel.SegmentIds(q=segments, kv=segments)
-    out = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, segment_ids=ids))(q, k, v, ids)
+    own = splash_kernel.SegmentIds(q=segments, kv=segments)
+    if prefixes is None:
+        kernel: Any = make(residual_checkpoint_name=NAME)
+        out = jax.vmap(lambda *row: kernel(*row[:3], segment_ids=row[3]))(q, k, v, own)
+    else:
+        # A token without a prefix finds no key in the second pass.
+        shared = jnp.where(prefixes > 0, prefixes, -1)
+        shared = splash_kernel.SegmentIds(q=shared, kv=segments)
+        kernel = make(save_residuals=True)
+        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+        settings = tuple(kernel.kwargs.items())
+        run = partial(_two_passes, settings, infos)
+        out = jax.vmap(run)(q, k, v, (own, shared))
     return jnp.swapaxes(cast(Array, out), 1, 2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _two_passes(settings: tuple, infos: tuple, q, k, v, segment_ids):
+    """One softmax over the keys that two passes of splash see; see arXiv 2310.01889.
+
+    Args:
+      settings: of a splash kernel that gives its log-sum-exp beside its output.
+      infos: which blocks that kernel computes, forward and backward.
+      q: scaled queries of a row, [N, T, H].
+      k: keys, [K, T, H].
+      v: values, [K, T, H].
+      segment_ids: those of each pass; every query finds a key in the first.
+    """
+    return _two_forward(settings, infos, q, k, v, segment_ids)[0]
+
+
+def _two_forward(settings: tuple, infos: tuple, q, k, v, segment_ids):
+    kernel: Any = splash_kernel.SplashAttentionKernel(*infos, **dict(settings))
+    found = [kernel(q, k, v, segment_ids=ids) for ids in segment_ids]
+    totals = jnp.stack([total for _, (total,) in found])  # [2, N, T]
+    total = jax.nn.logsumexp(totals, axis=0)
+    shares = jnp.exp(totals - total[None])[..., None]
+    out = sum(x * share for (x, _), share in zip(found, shares, strict=True))
+    out = checkpoint_name(cast(Array, out).astype(v.dtype), NAME)
+    total = checkpoint_name(total, NAME)
+    return out, (infos, q, k, v, segment_ids, out, total)
+
+
+def _two_backward(settings: tuple, saved, slope):
+    infos, q, k, v, segment_ids, out, total = saved
+    # Each pass's backward kernel needs the softmax's whole result, and no more.
+    slopes = []
+    for ids in segment_ids:
+        kept = (q, k, v, ids, None, out, total)
+        # There is no public one.
+        backward = partial(splash_kernel._splash_attention_bwd, **dict(settings))
+        slopes.append(backward(res=(*kept, *infos[1:]), do=slope)[3:6])
+    return (None, *jax.tree.map(jnp.add, *slopes), None)
+
+
+_two_passes.defvjp(_two_forward, _two_backward)
 
 
 def cudnn(
@@ -187,11 +250,12 @@ def cudnn(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on one GPU, by cuDNN; the rule's `cap` must be 0."""
     assert not rule.cap, rule
     # Segments and window are a mask; of the causal triangle cuDNN computes one half.
-    mask = make_mask(segments, rule)
+    mask = make_mask(segments, rule, prefixes)
     return jax.nn.dot_product_attention(
         q,
         k,
@@ -209,9 +273,10 @@ def xla(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on any platform, by matrix products."""
-    mask = make_mask(segments, rule)
+    mask = make_mask(segments, rule, prefixes)
     if rule.cap:
         return reference(q, k, v, mask, rule)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)

@@ -1,9 +1,10 @@
 """Attention on a CPU, block by block: what packed rows leave empty is not computed.
 
 A block of queries sees the blocks of keys that its segments reach, and nothing else is
-multiplied, so the cost follows the lengths of the texts, not of the rows. Logits of a
-block stay in the cache; the backward pass makes them anew. XLA compiles a branch for
-each number of key blocks, and a loop picks one at each step, with static shapes.
+multiplied, so the cost follows the lengths of the texts, not of the rows. Where texts
+share a prefix, its blocks are a second range of keys. Logits of a block stay in the
+cache; the backward pass makes them anew. XLA compiles a branch for each number of key
+blocks up to `_AT_ONCE`, and loops pick one at each step, with static shapes.
 """
 
 from functools import partial
@@ -15,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker.models.masks import Rule
 
 BLOCK = 64  # tokens
+_AT_ONCE = 8  # key blocks that are multiplied at a time, at most
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -24,6 +26,7 @@ def attend(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention within segments; T is a multiple of `BLOCK`.
 
@@ -33,33 +36,64 @@ def attend(
       v: values.
       segments: 0: padding, at the end of a row; 1, 2, ...: contiguous and rising.
       rule: what is computed, its scale given; its `cap` must be 0.
+      prefixes: see `make_mask`; 0: none.
     """
     assert not rule.cap, rule
-    first, count = _reach(segments, rule.causal)
-    return _attend(rule, q, k, v, segments, first, count)
+    ranges = [_reach(segments, rule)]
+    ids = [segments]
+    if prefixes is not None:
+        ranges.append(_reach_prefixes(segments, prefixes))
+        ids.append(jnp.where(prefixes > 0, prefixes, -1))
+    first, count = (jnp.stack(x) for x in zip(*ranges, strict=True))
+    return _attend(rule, q, k, v, segments, jnp.stack(ids), first, count)
 
 
-def _reach(
-    segments: Int[Array, "R T"], causal: bool
-) -> tuple[Int[Array, "R I"], Int[Array, "R I"]]:
+Ranges = tuple[Int[Array, "R I"], Int[Array, "R I"]]  # first key block, and how many
+
+
+def _reach(segments: Int[Array, "R T"], rule: Rule) -> Ranges:
     """The first key block that each query block sees, and how many it sees, 1 or more.
 
-    Two blocks see each other where their ranges of segments meet.
+    Two blocks see each other where their ranges of segments meet, within the window.
     """
-    R, T = segments.shape
-    blocks = segments.reshape(R, T // BLOCK, BLOCK)
-    low, high = blocks[:, :, 0], jnp.max(blocks, axis=-1)
+    low, high = _bounds(segments)
     real = high > 0  # a block of padding has no range
     meet = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
     meet = meet & real[:, :, None] & real[:, None]
-    place = jnp.arange(T // BLOCK)
-    if causal:
-        meet = meet & (place[None, :, None] >= place[None, None])
-    own = place[:, None] == place[None]
-    meet = meet | own[None]
+    place = jnp.arange(low.shape[1])
+    back = place[:, None] - place[None]  # blocks
+    if rule.causal:
+        meet = meet & (back >= 0)[None]
+    if rule.window:
+        # The last token of a block and the first of a later one are next to each other.
+        far = rule.window - 1 if rule.causal else rule.window
+        meet = meet & ((jnp.abs(back) - 1) * BLOCK < far)[None]
+    return _range(meet | (back == 0)[None])
+
+
+def _reach_prefixes(segments: Int[Array, "R T"], prefixes: Int[Array, "R T"]) -> Ranges:
+    """The key blocks that hold what each query block's texts begin with; 0: none."""
+    low, high = _bounds(segments)
+    most = jnp.iinfo(prefixes.dtype).max
+    blocks = prefixes.reshape(*low.shape, BLOCK)
+    first = jnp.min(jnp.where(blocks > 0, blocks, most), axis=-1)
+    last = jnp.max(blocks, axis=-1)
+    # Padding behind a text does not move where its block ends.
+    meet = (low[:, None] <= last[:, :, None]) & (high[:, None] >= first[:, :, None])
+    place = jnp.arange(low.shape[1])
+    return _range(meet & (place[:, None] >= place[None])[None])
+
+
+def _bounds(segments: Int[Array, "R T"]) -> tuple[Int[Array, "R I"], Int[Array, "R I"]]:
+    """The least and the greatest segment of each block; 0 and 0 for padding."""
+    blocks = segments.reshape(segments.shape[0], -1, BLOCK)
+    return blocks[:, :, 0], jnp.max(blocks, axis=-1)
+
+
+def _range(meet: Bool[Array, "R I J"]) -> Ranges:
     first = jnp.argmax(meet, axis=-1)
-    last = T // BLOCK - jnp.argmax(meet[:, :, ::-1], axis=-1)
-    return first, last - first
+    last = meet.shape[-1] - jnp.argmax(meet[:, :, ::-1], axis=-1)
+    return first, jnp.where(jnp.any(meet, axis=-1), last - first, 0)
 
 
 def _heads(x: Float[Array, "T N H"], K: int) -> Float[Array, "K G T H"]:
@@ -86,11 +120,16 @@ def _cut_keys(x: Float[Array, "K T H"], first: Array, count: int) -> Array:
 
 
 def _mask(
-    rule: Rule, segments: Int[Array, " T"], i: Array, first: Array, count: int
+    rule: Rule,
+    mine: Int[Array, " Q"],
+    segments: Int[Array, " T"],
+    place: Array,
+    first: Array,
+    count: int,
 ) -> Bool[Array, "Q S"]:
-    queries, keys = i * BLOCK + jnp.arange(BLOCK), first * BLOCK
+    """Which keys of `count` blocks from `first` the block of queries `place` sees."""
+    queries, keys = place * BLOCK + jnp.arange(BLOCK), first * BLOCK
     keys = keys + jnp.arange(count * BLOCK)
-    mine = jax.lax.dynamic_slice(segments, (i * BLOCK,), (BLOCK,))
     theirs = jax.lax.dynamic_slice(segments, (first * BLOCK,), (count * BLOCK,))
     mask = (mine[:, None] == theirs[None]) & (mine[:, None] > 0)
     back = queries[:, None] - keys[None]
@@ -121,17 +160,43 @@ _put = partial(jax.lax.dynamic_update_index_in_dim, axis=0)  # array, entry, pla
 _product = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
+def _pieces(ids, first, count, r, i):
+    """How many products a block of queries takes, and what the n-th one reads.
+
+    That is: the ids that its keys must have, the first key block, and how many.
+    """
+    sizes = count.shape[:1]
+    starts = jax.lax.dynamic_slice(count, (0, r, i), (*sizes, 1, 1)).reshape(sizes)
+    ends = jnp.cumsum(-(-starts // _AT_ONCE))
+
+    def piece(n):
+        which = jnp.sum(n >= ends)
+        done = jnp.where(which > 0, n - ends[which - 1], n) * _AT_ONCE
+        mine = jax.lax.dynamic_slice(_at(ids, which, r), (i * BLOCK,), (BLOCK,))
+        left = jnp.minimum(_at(count, which, r, i) - done, _AT_ONCE)
+        return mine, _at(first, which, r, i) + done, left
+
+    return ends[-1], piece
+
+
+def _is_one_piece(count: Int[Array, "P R I"]) -> bool:
+    """Whether every block of queries takes one product, as in rows that are short."""
+    ranges, _, num_blocks = count.shape
+    return ranges == 1 and num_blocks <= _AT_ONCE
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(rule: Rule, q, k, v, segments, first, count):
-    return _forward(rule, q, k, v, segments, first, count)[0]
+def _attend(rule: Rule, q, k, v, segments, ids, first, count):
+    return _forward(rule, q, k, v, segments, ids, first, count)[0]
 
 
-def _forward(rule: Rule, q, k, v, segments, first, count):
+def _forward(rule: Rule, q, k, v, segments, ids, first, count):
     # Else a scan over layers would take all masks out of it, for all branches at once.
-    q, k, v, segments, first, count = jax.lax.optimization_barrier(
-        (q, k, v, segments, first, count)
+    q, k, v, segments, ids, first, count = jax.lax.optimization_barrier(
+        (q, k, v, segments, ids, first, count)
     )
-    (R, num_blocks), K = count.shape, k.shape[2]
+    (_, R, num_blocks), K = count.shape, k.shape[2]
+    rows = q.shape[2] // K * BLOCK
 
     def row(r, done):
         out, log_totals = done
@@ -140,36 +205,60 @@ def _forward(rule: Rule, q, k, v, segments, first, count):
         texts = _at(segments, r)
 
         def one(i):
-            query, begin = _cut_queries(queries, i), _at(first, r, i)
+            query = _cut_queries(queries, i)
+            pieces, piece = _pieces(ids, first, count, r, i)
 
-            def compute(n: int):
-                mask = _mask(rule, texts, i, begin, n)
+            def compute(n: int, mine, begin):
+                mask = _mask(rule, mine, texts, i, begin, n)
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
                 logits = _product("KQH,KSH->KQS", query, key) * rule.scale
                 logits = _masked(logits, mask, _LOWEST)
                 highest = jnp.max(logits, axis=-1, keepdims=True)
                 weights = jnp.exp(logits - highest)
                 total = jnp.sum(weights, axis=-1, keepdims=True)
-                y = _product("KQS,KSH->KQH", weights.astype(v.dtype), value) / total
-                return y.astype(v.dtype), highest + jnp.log(total)
+                y = _product("KQS,KSH->KQH", weights.astype(v.dtype), value)
+                return y, highest, total
 
-            branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
-            return jax.lax.switch(_at(count, r, i) - 1, branches)
+            def add(n, sums):
+                """Adds a piece to what those before give, on a common scale."""
+                y, highest, total = sums
+                mine, begin, size = piece(n)
+                more, high, part = _branch(compute, num_blocks, size, mine, begin)
+                top = jnp.maximum(highest, high)
+                old, new = jnp.exp(highest - top), jnp.exp(high - top)
+                return y * old + more * new, top, total * old + part * new
+
+            if _is_one_piece(count):
+                mine, begin, size = piece(0)
+                sums = _branch(compute, num_blocks, size, mine, begin)
+            else:
+                zero = jnp.zeros((K, rows, 1), jnp.float32)
+                start = (jnp.zeros(query.shape, jnp.float32), zero + _LOWEST, zero)
+                sums = jax.lax.fori_loop(0, pieces, add, start)
+            y, highest, total = sums
+            return (y / total).astype(v.dtype), highest + jnp.log(total)
 
         blocks, totals = jax.lax.map(one, jnp.arange(num_blocks))
         return _put(out, _tokens(blocks), r), _put(log_totals, totals, r)
 
     # Each row of queries gives way to its output: no array is filled with zeros first.
-    heads = q.shape[2] // K
-    log_totals = jnp.zeros((R, num_blocks, K, heads * BLOCK, 1), jnp.float32)
+    log_totals = jnp.zeros((R, num_blocks, K, rows, 1), jnp.float32)
     out, log_totals = jax.lax.fori_loop(0, R, row, (q, log_totals))
-    return out, (q, k, v, segments, first, count, out, log_totals)
+    return out, (q, k, v, segments, ids, first, count, out, log_totals)
+
+
+def _branch(compute, num_blocks: int, size, *arguments):
+    """`compute` of a static number of key blocks, picked by `size`."""
+    sizes = range(1, min(num_blocks, _AT_ONCE) + 1)
+    branches = [partial(compute, n) for n in sizes]
+    return jax.lax.switch(size - 1, branches, *arguments)
 
 
 def _backward(rule: Rule, saved, gradient):
-    q, k, v, segments, first, count, out, log_totals = saved
+    q, k, v, segments, ids, first, count, out, log_totals = saved
     _, T, _, H = q.shape
-    (R, num_blocks), K = count.shape, k.shape[2]
+    (_, R, num_blocks), K = count.shape, k.shape[2]
+    width = min(num_blocks, _AT_ONCE) * BLOCK
 
     def row(r, done):
         queries = _heads(_at(done[0], r), K)
@@ -182,38 +271,57 @@ def _backward(rule: Rule, saved, gradient):
 
         def one(carry, i):
             query, grad = _cut_queries(queries, i), _cut_queries(gradients, i)
-            total, begin = _cut_queries(given, i), _at(first, r, i)
+            sums, log_total = _cut_queries(given, i), _at(log_totals, r, i)
+            pieces, piece = _pieces(ids, first, count, r, i)
 
-            def compute(n: int, d_keys, d_values):
+            def compute(n: int, mine, begin):
                 key, value = (_cut_keys(x, begin, n) for x in (keys, values))
-                mask = _mask(rule, texts, i, begin, n)
+                mask = _mask(rule, mine, texts, i, begin, n)
                 logits = _product("KQH,KSH->KQS", query, key) * rule.scale
-                weights = _masked(jnp.exp(logits - _at(log_totals, r, i)), mask, 0.0)
+                weights = _masked(jnp.exp(logits - log_total), mask, 0.0)
                 d_weights = _product("KQH,KSH->KQS", grad, value)
-                d_logits = (weights * (d_weights - total) * rule.scale).astype(q.dtype)
-
-                def add(sum_: Float[Array, "K H T"], x: Array) -> Array:
-                    at = begin * BLOCK
-                    x = x + jax.lax.dynamic_slice_in_dim(sum_, at, n * BLOCK, axis=2)
-                    return jax.lax.dynamic_update_slice_in_dim(sum_, x, at, axis=2)
-
+                d_logits = (weights * (d_weights - sums) * rule.scale).astype(q.dtype)
                 # Keys last: the order that is multiplied fastest.
                 d_key = _product("KQS,KQH->KHS", d_logits, query)
                 d_value = _product("KQS,KQH->KHS", weights.astype(q.dtype), grad)
-                d_query = jnp.einsum("KQS,KSH->KQH", d_logits, key)
-                return (add(d_keys, d_key), add(d_values, d_value)), d_query
+                pad = ((0, 0), (0, 0), (0, width - n * BLOCK))
+                d_query = _product("KQS,KSH->KQH", d_logits, key)
+                return d_query, jnp.pad(d_key, pad), jnp.pad(d_value, pad)
 
-            branches = [partial(compute, n) for n in range(1, num_blocks + 1)]
-            return jax.lax.switch(_at(count, r, i) - 1, branches, *carry)
+            def add(n, carry):
+                d_query, *sums = carry
+                mine, begin, size = piece(n)
+                more, *parts = _branch(compute, num_blocks, size, mine, begin)
+                sums = [
+                    _add(x, part, begin) for x, part in zip(sums, parts, strict=True)
+                ]
+                return (d_query + more, *sums)
 
-        zeros = jnp.zeros((K, H, T), jnp.float32)
+            start = (jnp.zeros(query.shape, jnp.float32), *carry)
+            once = _is_one_piece(count)
+            d_query, *carry = (
+                add(0, start) if once else jax.lax.fori_loop(0, pieces, add, start)
+            )
+            return tuple(carry), d_query.astype(q.dtype)
+
+        # Sums end where the widest piece could that begins at the last block.
+        zeros = jnp.zeros((K, H, T + width - BLOCK), jnp.float32)
         sums, blocks = jax.lax.scan(one, (zeros, zeros), jnp.arange(num_blocks))
-        d_keys, d_values = (jnp.transpose(x, (2, 0, 1)).astype(k.dtype) for x in sums)
+        d_keys, d_values = (
+            jnp.transpose(x[:, :, :T], (2, 0, 1)).astype(k.dtype) for x in sums
+        )
         new = (_tokens(blocks).astype(q.dtype), d_keys, d_values)
         return tuple(_put(x, y, r) for x, y in zip(done, new, strict=True))
 
     # Each row gives way to its gradient.
-    return (*jax.lax.fori_loop(0, R, row, (q, k, v)), None, None, None)
+    return (*jax.lax.fori_loop(0, R, row, (q, k, v)), None, None, None, None)
+
+
+def _add(sums: Float[Array, "K H T"], part: Float[Array, "K H S"], first: Array):
+    """Adds a part to sums over keys, from key block `first` on; in place, in a loop."""
+    at, size = first * BLOCK, part.shape[2]
+    part = part + jax.lax.dynamic_slice_in_dim(sums, at, size, axis=2)
+    return jax.lax.dynamic_update_slice_in_dim(sums, part, at, axis=2)
 
 
 _attend.defvjp(_forward, _backward)

@@ -29,10 +29,13 @@ def build(
     rngs = nnx.Rngs(params=key)
     if head == "score":
         model = Ranker(settings, vocab_size, rngs=rngs)
-    elif isinstance(settings, config.Decoder):
+    elif isinstance(settings, config.Decoder) and settings.causal:
         model = LanguageModel(settings, vocab_size, rngs=rngs)
     else:
-        raise config.ConfigError("a language-model head needs a decoder, found encoder")
+        raise config.ConfigError(
+            f"a language-model head needs a decoder, and {settings.family} reads both "
+            "ways"
+        )
     if lora.rank:
         adapters.attach(model, lora, rngs=rngs)
     return model

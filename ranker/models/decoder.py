@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config
 from ranker.batch import Rows
@@ -24,27 +24,53 @@ class DecoderLayers(nnx.Module):
         H, F = c.head_dim, c.mlp_dim
         q_axes = ("layers", "embed", "heads", "head_dim")
         kv_axes = ("layers", "embed", "kv_heads", "head_dim")
-        self.attention_norm = layers.ones((L, D), ("layers", "norm"))
+        if c.pre_norms:
+            self.attention_norm = layers.ones((L, D), ("layers", "norm"))
+            self.mlp_norm = layers.ones((L, D), ("layers", "norm"))
         self.q = layers.weight(rngs, (L, D, N, H), q_axes)
         self.k = layers.weight(rngs, (L, D, K, H), kv_axes)
         self.v = layers.weight(rngs, (L, D, K, H), kv_axes)
         self.o = layers.weight(
             rngs, (L, N, H, D), ("layers", "heads", "head_dim", "embed")
         )
-        self.mlp_norm = layers.ones((L, D), ("layers", "norm"))
         self.gate = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.up = layers.weight(rngs, (L, D, F), ("layers", "embed", "mlp"))
         self.down = layers.weight(rngs, (L, F, D), ("layers", "mlp", "embed"))
-        if c.qkv_bias:
-            for name, heads in (("q", N), ("k", K), ("v", K)):
-                axes = ("layers", q_axes[2] if name == "q" else kv_axes[2], "head_dim")
-                setattr(self, f"{name}_bias", layers.zeros((L, heads, H), axes))
-        if c.qk_norm:
-            self.q_norm = layers.ones((L, H), ("layers", "head_dim"))
-            self.k_norm = layers.ones((L, H), ("layers", "head_dim"))
+        for name, heads, axis in (("q", N, "heads"), ("k", K, "kv_heads")):
+            if c.qk_norm:
+                whole = ((L, heads, H), ("layers", axis, "head_dim"))
+                each = ((L, H), ("layers", "head_dim"))
+                norm = layers.ones(*(whole if c.wide_qk_norm else each))
+                setattr(self, f"{name}_norm", norm)
+        self._biases(c)
         if c.post_norms:
             self.attention_post_norm = layers.ones((L, D), ("layers", "norm"))
             self.mlp_post_norm = layers.ones((L, D), ("layers", "norm"))
+
+    def _biases(self, c: config.Decoder) -> None:
+        L, D, H, F = c.num_layers, c.embed_dim, c.head_dim, c.mlp_dim
+        kinds = (
+            (c.qkv_bias, "q", (L, c.num_heads, H), ("layers", "heads", "head_dim")),
+            (
+                c.qkv_bias,
+                "k",
+                (L, c.num_kv_heads, H),
+                ("layers", "kv_heads", "head_dim"),
+            ),
+            (
+                c.qkv_bias,
+                "v",
+                (L, c.num_kv_heads, H),
+                ("layers", "kv_heads", "head_dim"),
+            ),
+            (c.o_bias, "o", (L, D), ("layers", "norm")),
+            (c.mlp_bias, "gate", (L, F), ("layers", "mlp")),
+            (c.mlp_bias, "up", (L, F), ("layers", "mlp")),
+            (c.mlp_bias, "down", (L, D), ("layers", "norm")),
+        )
+        for wanted, name, shape, axes in kinds:
+            if wanted:
+                setattr(self, f"{name}_bias", layers.zeros(shape, axes))
 
 
 def decoder_layer(
@@ -53,12 +79,13 @@ def decoder_layer(
     x: Float[Array, "R T D"],
     rows: Rows,
     local: bool | Bool[Array, ""],
-    angles: layers.Angles,
+    turns: tuple[layers.Angles, layers.Angles],
     read: layers.Read | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention, then a gated MLP, each on the normalised stream.
 
-    With `read` the output is that of the tokens it picks.
+    `turns` are the angles of queries and of keys. With `read` the output is that of the
+    tokens it picks.
     """
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
@@ -69,24 +96,56 @@ def decoder_layer(
     def project(y: Array, name: str) -> Array:
         return layers.add_bias(adapters.project(y, w, name), w.get(f"{name}_bias"))
 
-    y = norm(x, "attention_norm")
-    q = layers.rotate(norm(project(y, "q"), "q_norm", c.qk_norm), angles)
-    k = layers.rotate(norm(project(y, "k"), "k_norm", c.qk_norm), angles)
+    def turned(y: Array, name: str, angles: layers.Angles) -> Array:
+        z = project(y, name)  # [R, T, N, H]
+        if c.qk_norm and c.wide_qk_norm:
+            whole = rms_norm(_joined(z), w[f"{name}_norm"].reshape(-1), c.norm_eps)
+            z = whole.reshape(z.shape)
+        elif c.qk_norm:
+            z = norm(z, f"{name}_norm")
+        return _rotate(z, angles, c.rotary_dim)
+
+    y = norm(x, "attention_norm", c.pre_norms)
+    q, k = turned(y, "q", turns[0]), turned(y, "k", turns[1])
     rule = Rule(
-        causal=True, window=c.window, scale=c.attention_scale, cap=c.attention_cap
+        causal=c.causal, window=c.window, scale=c.attention_scale, cap=c.attention_cap
     )
-    y = attend(q, k, project(y, "v"), rows.segments, rule, local=local)
+    y = attend(
+        q,
+        k,
+        project(y, "v"),
+        rows.segments,
+        rule,
+        local=local,
+        prefixes=rows.prefixes,
+    )
     if read is not None:
         x, y = read(x), read(y)
-    y = adapters.project(y, w, "o")
-    x = x + norm(y, "attention_post_norm", c.post_norms)
-    y = norm(x, "mlp_norm")
-    gate = adapters.project(y, w, "gate")
-    up = adapters.project(y, w, "up")
+
+    def add(x: Array, y: Array, name: str) -> Array:
+        y = norm(y, name, c.post_norms)
+        return x + (y if c.residual_scale == 1 else y * c.residual_scale)
+
+    x = add(x, project(y, "o"), "attention_post_norm")
+    y = norm(x, "mlp_norm", c.pre_norms)
+    gate, up = project(y, "gate"), project(y, "up")
     y = layers.lean(partial(layers.gated, name=c.activation), c.remat)(gate, up)
-    y = adapters.project(y, w, "down")
-    x = x + norm(y, "mlp_post_norm", c.post_norms)
+    x = add(x, project(y, "down"), "mlp_post_norm")
     return constrain(x, "batch", None, None)
+
+
+def _joined(z: Float[Array, "R T N H"]) -> Float[Array, "R T D"]:
+    return z.reshape(*z.shape[:-2], -1)
+
+
+def _rotate(
+    z: Float[Array, "R T N H"], angles: layers.Angles, rotary_dim: int
+) -> Float[Array, "R T N H"]:
+    """Turns the first `rotary_dim` dimensions of each head; 0: all."""
+    if rotary_dim in (0, z.shape[-1]):
+        return layers.rotate(z, angles)
+    turned = layers.rotate(z[..., :rotary_dim], angles)
+    return jnp.concatenate([turned, z[..., rotary_dim:]], axis=-1)
 
 
 class Decoder(nnx.Module):
@@ -124,24 +183,51 @@ class Decoder(nnx.Module):
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
-        angles = near_angles = layers.rotary(rows.positions, c.head_dim, c.rope)
-        if c.local_layers and c.local_rope_theta:
-            rope = config.Rope(theta=c.local_rope_theta)
-            near_angles = layers.rotary(rows.positions, c.head_dim, rope)
-
+        turns, near = self._turns(rows.positions)
         ready = layers.gathered(self.layers, dtype)
 
         def body(x, layer, read):
-            w, local = layer
+            w, local, still = layer
             w = ready(w)
-            turned = near_angles if c.local_layers else angles
+            turned = near if c.local_layers else turns
             if local is None:  # all layers are alike
                 local = bool(c.local_layers)
             else:
-                turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
+                turned = jax.tree.map(partial(jnp.where, local), near, turns)
+            if still is not None:
+                turned = jax.tree.map(
+                    partial(jnp.where, still), _unturned(turned), turned
+                )
             return decoder_layer(c, w, x, rows, local, turned, read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
-        x = layers.stack(body, x, (stacked, local), c.remat, read)
+        still = layers.listed(c.unrotated_layers, c.num_layers)
+        still = still if c.unrotated_layers else None
+        x = layers.stack(body, x, (stacked, local, still), c.remat, read)
         return rms_norm(x, self.norm[...], c.norm_eps)
+
+    def _turns(self, positions: Int[Array, "R T"]):
+        """Angles of queries and keys, in layers that see all and in local ones."""
+        c = self.config
+        width = c.rotary_dim or c.head_dim
+        far = near = layers.rotary(positions, width, c.rope)
+        if c.local_layers and c.local_rope_theta:
+            near = layers.rotary(
+                positions, width, config.Rope(theta=c.local_rope_theta)
+            )
+        if not c.query_growth:
+            return (far, far), (near, near)
+        period = jnp.floor_divide(positions, c.rope.original_length)
+        growth = 1 + c.query_growth * jnp.log1p(period.astype(jnp.float32))
+        growth = growth[:, :, None, None]  # [R, T, 1, 1]
+
+        def grown(angles: layers.Angles) -> layers.Angles:
+            return angles[0] * growth, angles[1] * growth
+
+        return (grown(far), far), (grown(near), near)
+
+
+def _unturned(turns: tuple[layers.Angles, layers.Angles]):
+    """Angles of the same shape that turn nothing."""
+    return tuple((jnp.ones_like(cos), jnp.zeros_like(sin)) for cos, sin in turns)

@@ -34,12 +34,24 @@ class EncoderLayers(nnx.Module):
         self.down = layers.weight(rngs, (L, F, D), ("layers", "mlp", "embed"))
         self.mlp_norm = layers.ones((L, D), stream)
         if c.bias:
-            for name in ("q", "k", "v"):
-                bias = layers.zeros((L, N, H), ("layers", "heads", "head_dim"))
-                setattr(self, f"{name}_bias", bias)
-            for name in ("o", "attention_norm", "down", "mlp_norm"):
-                setattr(self, f"{name}_bias", layers.zeros((L, D), stream))
-            self.up_bias = layers.zeros((L, F), ("layers", "mlp"))
+            heads = ((L, N, H), ("layers", "heads", "head_dim"))
+            hidden = ((L, F), ("layers", "mlp"))
+            shapes = dict.fromkeys("qkv", heads) | dict(gate=hidden, up=hidden)
+            for name in (
+                "q",
+                "k",
+                "v",
+                "o",
+                "attention_norm",
+                "up",
+                "down",
+                "mlp_norm",
+            ):
+                if name not in c.unbiased:
+                    shape = shapes.get(name, ((L, D), stream))
+                    setattr(self, f"{name}_bias", layers.zeros(*shape))
+            if c.gated and "gate" not in c.unbiased:
+                self.gate_bias = layers.zeros(*hidden)
 
 
 def encoder_layer(
@@ -75,7 +87,7 @@ def encoder_layer(
     q, k, v = (dense(y, name) for name in ("q", "k", "v"))
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
-    rule = Rule(causal=False, window=c.window)
+    rule = Rule(causal=c.causal, window=c.window)
     y = attend(q, k, v, rows.segments, rule, local=local)
     if read is not None:
         x, y = read(x), read(y)
@@ -85,10 +97,10 @@ def encoder_layer(
     y = norm(x, "mlp_norm", c.pre_norm)
     up = dense(y, "up")
     if c.gated:
-        function = layers.lean(partial(layers.gated, name="gelu"), c.remat)
+        function = layers.lean(partial(layers.gated, name=c.activation), c.remat)
         y = function(dense(y, "gate"), up)
     else:
-        y = layers.lean(partial(layers.activate, name="gelu"), c.remat)(up)
+        y = layers.lean(partial(layers.activate, name=c.activation), c.remat)(up)
     y = dense(y, "down")
     x = norm(x + layers.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
     return constrain(x, "batch", None, None)
@@ -160,6 +172,10 @@ class Encoder(nnx.Module):
         angles = near_angles = None
         if not c.max_positions:
             rope = config.Rope(theta=c.rope_theta)
+            if c.rope_factor != 1:
+                rope = config.Rope(
+                    theta=c.rope_theta, scaling="linear", factor=c.rope_factor
+                )
             local_rope = config.Rope(theta=c.local_rope_theta or c.rope_theta)
             angles = layers.rotary(rows.positions, c.head_dim, rope)
             near_angles = layers.rotary(rows.positions, c.head_dim, local_rope)

@@ -4,6 +4,7 @@ Weights are only ever read from safetensors, never from pickles, and no code tha
 with a checkpoint is run.
 """
 
+import functools
 import hashlib
 import json
 import pathlib
@@ -15,15 +16,19 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from ranker.errors import ModelError
-from ranker.models.families import KNOWN
+from ranker.models.encoders import today
+from ranker.models.families import FAMILIES, family_of
+from ranker.models.fields import Json
+from ranker.models.tables import HeadNames
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
-# Second copies of the weights, for other tools.
+# Second copies of the weights, for other tools or in another width.
 _OTHERS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
+_OTHERS += ["*.fp16.safetensors", "*.bf16.safetensors", "*.fp16-*.safetensors"]
 _DTYPES = ("F32", "BF16", "F16", "F64", "I64")  # I64: buffers, which are ignored
 # More would fill the memory with lists of their names.
 _AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
-_SAMPLE = 4096  # numbers of a tensor that its digest is made from, at most
+_SAMPLE = 1024  # numbers of a tensor that its digest is made from, in three places
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,7 @@ class Tensor:
     name: str  # in that file
     shape: tuple[int, ...]
     dtype: str  # as safetensors names it
+    first: int = 0  # row of the file's tensor that this one begins at
 
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A part of the tensor, in its own dtype.
@@ -46,14 +52,33 @@ class Tensor:
         """
         try:
             with safe_open(self.path, framework="np") as file:
-                if not index:
+                if not index and not self.first:
                     return file.get_tensor(self.name)
-                return file.get_slice(self.name)[index]
+                rows, *rest = index or (slice(0, self.shape[0]),)
+                rows = slice(rows.start + self.first, rows.stop + self.first)
+                return file.get_slice(self.name)[(rows, *rest)]
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{self.path}: {self.name}: {error}") from error
 
 
-Tensors = dict[str, Tensor]
+@dataclass(frozen=True)
+class Held:
+    """A small tensor that is made of those in the files, such as a difference."""
+
+    value: np.ndarray
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of a tensor in a file."""
+        return self.value.shape
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """A part of it."""
+        return self.value[index]
+
+
+Tensors = dict[str, Tensor | Held]
 
 
 def resolve_folder(path: str, revision: str = "") -> pathlib.Path:
@@ -98,10 +123,19 @@ def read_json(path: pathlib.Path) -> Any:
         raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
 
 
-def read_fields(folder: pathlib.Path) -> dict[str, Any]:
-    """A folder's config.json with the defaults of its architecture.
+@dataclass(frozen=True)
+class Described:
+    """What a config.json says."""
 
-    Of a model that also reads images, the part that reads text.
+    path: pathlib.Path
+    fields: Json  # with the defaults of its architecture, in today's spelling
+    written: Json  # as in the file; of a model that also reads images, the text part
+    defaults: Json  # of transformers' class
+    notes: list[str]
+
+
+def describe(folder: pathlib.Path) -> Described:
+    """A folder's config.json.
 
     Raises:
       ModelError: when there is none, or its architecture or weights are of no use here.
@@ -112,40 +146,84 @@ def read_fields(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder} holds adapters alone; merge them into the model that they were "
             "trained on (peft's merge_and_unload) and save that"
         )
-    fields = read_json(path)
-    if not isinstance(fields, dict):
+    whole = read_json(path)
+    if not isinstance(whole, dict):
         raise ModelError(f"{path}: is not an object; expected a Hugging Face folder")
-    if fields.get("model_type") == "gemma3":
-        inner = fields.get("text_config")
-        inner = inner if isinstance(inner, dict) else {}
-        fields = {"model_type": "gemma3_text", **inner}
-    if fields.get("quantization_config"):
+    written = today(str(path), _text_part(whole))
+    if whole.get("quantization_config") or written.get("quantization_config"):
         raise ModelError(
             f"{path}: the weights are quantised (quantization_config); use the "
             "checkpoint that they were made from"
         )
-    kind = fields.get("model_type")
-    if not isinstance(kind, str) or kind not in KNOWN:
-        raise ModelError(
-            f"{path}: model_type {kind!r} is unknown; known are {', '.join(KNOWN)}"
-        )
+    kind = written.get("model_type")
+    family = family_of(str(path), kind)
     for name, most in _AT_MOST.items():
-        found = fields.get(name, 0)
+        found = written.get(name, 0)
         if isinstance(found, (int, float)) and not found <= most:
             raise ModelError(f"{path}: {name} is {found:g}, and at most {most} is read")
     # transformers knows the defaults, and the names that older releases used.
     from transformers import AutoConfig
 
     try:
-        kwargs = {k: v for k, v in fields.items() if k not in ("model_type", "dtype")}
-        return AutoConfig.for_model(kind, **kwargs).to_dict()
+        dropped = ("model_type", "dtype", "auto_map")
+        kwargs = {k: v for k, v in written.items() if k not in dropped}
+        fields = AutoConfig.for_model(kind, **kwargs).to_dict()
     except Exception as error:  # transformers raises many kinds
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: transformers cannot read it: {reason}") from error
+    notes = _strange_code(whole, written, family.architecture)
+    return Described(path, fields, written, class_defaults(family.name), notes)
+
+
+@functools.cache
+def class_defaults(kind: str) -> Json:
+    """The fields of transformers' class for a model_type, all at their defaults."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(kind).to_dict()
+
+
+def _text_part(whole: Json) -> Json:
+    """The fields of the model that reads text, inside one that also reads images."""
+    inner = whole.get("text_config")
+    if whole.get("model_type") in FAMILIES or not isinstance(inner, dict):
+        inner = {} if whole.get("model_type") == "gemma3" else None
+    if inner is None:
+        return whole
+    kind = "gemma3_text" if whole.get("model_type") == "gemma3" else None
+    kind = inner.get("model_type", kind)
+    if kind not in FAMILIES:
+        return whole
+    # What the whole says of its text part, in some releases.
+    outer = {
+        name: whole[name]
+        for name in ("tie_word_embeddings", "auto_map", "architectures")
+        if name in whole
+    }
+    return {**outer, **inner, "model_type": kind}
+
+
+def _strange_code(whole: Json, written: Json, architecture: str) -> list[str]:
+    """Notes on code that comes with a checkpoint, which may compute something else."""
+    named = whole.get("architectures") or []
+    named = [str(one) for one in (named if isinstance(named, list) else [named])]
+    strange = [one for one in named if not one.startswith(architecture)]
+    auto = whole.get("auto_map")
+    if written.get("model_type") != whole.get("model_type") and not auto:
+        strange = []  # the class of the whole, which reads images too
+    if not auto and not strange:
+        return []
+    parts = [f"auto_map {json.dumps(auto)}"] if auto else []
+    parts += [f"architectures {', '.join(strange)}"] if strange else []
+    return [
+        f"config.json: {' and '.join(parts)}: code that comes with a checkpoint is not "
+        f"run, and the weights are read as transformers' own {architecture}; compare a "
+        "few scores with the model card's"
+    ]
 
 
 def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
-    """Every tensor of a folder, and a digest of their names, shapes and first numbers.
+    """Every tensor of a folder, and a digest of names, shapes and some numbers of each.
 
     Raises:
       ModelError: for missing, truncated or doubtful files, naming each.
@@ -169,7 +247,7 @@ def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
                         )
                     else:
                         digest.update(repr((name, shape, dtype)).encode())
-                        digest.update(_first_numbers(file, part, name, shape))
+                        digest.update(_some_numbers(file, part, name, shape))
         except (OSError, SafetensorError) as error:
             problems.append(f"{path}: {error}; fetch the file again")
     problems += [
@@ -182,11 +260,17 @@ def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
     return tensors, digest.hexdigest()
 
 
-def _first_numbers(file: Any, part: Any, name: str, shape: tuple[int, ...]) -> bytes:
+def _some_numbers(file: Any, part: Any, name: str, shape: tuple[int, ...]) -> bytes:
+    """Of the first rows, of those in the middle, and of the last."""
     if not shape or 0 in shape:
         return file.get_tensor(name).tobytes()
-    rows = max(1, _SAMPLE // int(np.prod(shape[1:], dtype=np.int64)))
-    return np.ascontiguousarray(part[: min(rows, shape[0])]).tobytes()
+    count = max(1, _SAMPLE // int(np.prod(shape[1:], dtype=np.int64)))
+    starts = sorted({0, max(shape[0] // 2 - count // 2, 0), max(shape[0] - count, 0)})
+    if shape[0] <= 3 * count:
+        starts, count = [0], shape[0]
+    return b"".join(
+        np.ascontiguousarray(part[start : start + count]).tobytes() for start in starts
+    )
 
 
 def _list_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -243,44 +327,148 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 class Head:
     """How sentence-transformers scores with a folder's model, where it says so."""
 
-    tensors: Tensors  # of a dense layer behind the last token, as `score.*`
-    tokens: tuple[int, ...]  # ids: the score is the logit of one, or less another's
+    tensors: Tensors  # under the names below
+    names: HeadNames | None = (
+        None  # None: the head is the family's own, if there is one
+    )
+    tokens: tuple[int, ...] = ()  # ids: the score is the logit of one, less another's
+    pooling: str = ""  # what the dense layers read
+    activation: str = "none"  # between the two
+    normed: bool = False  # behind it
+    biased: tuple[bool, bool] = (False, False)  # the pooler, and the score
+    digest: str = ""  # of the modules' tensors
+
+
+NO_HEAD = Head({})
+# Names of a head's tensors that come from modules of their own.
+_MODULES = HeadNames("modules.pooler", "modules.norm", "modules.score")
+_ACTIVATIONS = {"GELU": "gelu", "Tanh": "tanh", "ReLU": "relu"}
+_POOLINGS = {"cls": "cls", "lasttoken": "last", "mean": "mean"}
+_NORM_EPS = 1e-5  # of sentence-transformers' LayerNorm module, which stores none
 
 
 def read_head(folder: pathlib.Path) -> Head:
     """The head that modules.json describes; without one, nothing.
+
+    Read are a pooling and a dense layer to one score, and in between a dense layer with
+    an activation and a norm, as rerankers trained with sentence-transformers have them.
 
     Raises:
       ModelError: for modules that give no score that this package could give.
     """
     path = folder / "modules.json"
     if not path.is_file():
-        return Head({}, ())
+        return NO_HEAD
     try:
         modules = [
             (m["type"].split(".")[-1], _inside(folder, m["path"]))
             for m in read_json(path)
         ]
-        last, where = modules[-1]
-        described = where / "config.json"
-        # Modules without settings, such as Normalize, come without a folder.
-        fields = read_json(described) if described.is_file() else {}
+        described = [
+            (kind, where, _settings(where))
+            for kind, where in modules
+            if kind != "Dropout"
+        ]
+        last, _, fields = described[-1]
         if last == "LogitScore":
             tokens = (fields["true_token_id"], fields.get("false_token_id"))
-            return Head({}, tuple(token for token in tokens if token is not None))
-        if fields.get("module_output_name") != "scores":
-            return Head({}, ())  # a text encoder
-        pooling = read_json(modules[-2][1] / "config.json").get("pooling_mode")
-        inside = (fields["out_features"], str(fields.get("activation_function")))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+            return Head(
+                {}, tokens=tuple(token for token in tokens if token is not None)
+            )
+        if last == "Transformer" or fields.get("module_output_name") != "scores":
+            return NO_HEAD  # a sequence classifier, or a text encoder
+        return _read_modules(path, described)
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error!r})") from error
-    if pooling != "lasttoken" or inside[0] != 1 or "Identity" not in inside[1]:
+
+
+def _settings(where: pathlib.Path) -> Json:
+    # Modules without settings, such as Normalize, come without a folder.
+    described = where / "config.json"
+    return read_json(described) if described.is_file() else {}
+
+
+def _read_modules(
+    path: pathlib.Path, modules: list[tuple[str, pathlib.Path, Json]]
+) -> Head:
+    kinds = [kind for kind, _, _ in modules]
+    dense = ["Transformer", "Pooling", "Dense"]
+    if kinds not in (dense, [*dense, "Dense"], [*dense, "LayerNorm", "Dense"]):
         raise ModelError(
-            f"{path}: scores by {inside[0]} outputs of {inside[1]} behind pooling by "
-            f"{pooling}; only one output, without an activation, behind the last token "
-            "can be read"
+            f"{path}: scores by {' -> '.join(kinds)}; what can be read is Transformer "
+            "-> Pooling -> Dense, with another Dense, or a Dense and a LayerNorm, "
+            "between"
         )
-    tensors, _ = find_tensors(where)
+    pooling = _pooling_mode(modules[1][2])
+    if pooling not in _POOLINGS:
+        raise ModelError(
+            f"{path}: pools by {pooling}; what can be read is {', '.join(_POOLINGS)}"
+        )
+    last = modules[-1][2]
+    inside = (last["out_features"], str(last.get("activation_function")))
+    if inside[0] != 1 or not inside[1].endswith("Identity"):
+        raise ModelError(
+            f"{path}: scores by {inside[0]} outputs of {inside[1]}; only one output, "
+            "without an activation, can be read"
+        )
+    tensors, activation, digests = {}, "none", []
+
+    def take(where: pathlib.Path, inside: str, name: str) -> Tensors:
+        found, digest = find_tensors(where)
+        digests.append(digest)
+        return {n.replace(inside, f"{name}."): one for n, one in found.items()}
+
+    if len(kinds) > 3:
+        name = str(modules[2][2].get("activation_function")).split(".")[-1]
+        if name not in _ACTIVATIONS:
+            raise ModelError(
+                f"{path}: the Dense in the middle has the activation {name}; what can "
+                f"be read is {', '.join(_ACTIVATIONS)}"
+            )
+        activation = _ACTIVATIONS[name]
+        tensors |= take(modules[2][1], "linear.", _MODULES.pooler)
+    tensors |= take(modules[-1][1], "linear.", _MODULES.dense)
+    normed = "LayerNorm" in kinds
+    if normed:
+        norm = take(modules[3][1], "norm.", _MODULES.norm)
+        tensors |= _fold(tensors, norm.pop(f"{_MODULES.norm}.bias", None))
+        tensors |= norm
     return Head(
-        {name.replace("linear.", "score."): one for name, one in tensors.items()}, ()
+        tensors=tensors,
+        names=_MODULES,
+        pooling=_POOLINGS[pooling],
+        activation=activation,
+        normed=normed,
+        biased=(
+            f"{_MODULES.pooler}.bias" in tensors,
+            f"{_MODULES.dense}.bias" in tensors,
+        ),
+        digest=" ".join(digests),
     )
+
+
+def _pooling_mode(fields: Json) -> str:
+    """One mode, as releases before 6 say it too: a flag for each."""
+    if "pooling_mode" in fields:
+        return str(fields["pooling_mode"])
+    flags = {
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_lasttoken": "lasttoken",
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_max_tokens": "max",
+        "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
+        "pooling_mode_weightedmean_tokens": "weightedmean",
+    }
+    return " and ".join(mode for flag, mode in flags.items() if fields.get(flag))
+
+
+def _fold(tensors: Tensors, bias: Tensor | Held | None) -> Tensors:
+    """The bias of a norm before the score, as a part of the score's own bias."""
+    if bias is None:
+        return {}
+    weight = tensors[f"{_MODULES.dense}.weight"].read().astype(np.float64)  # [1, D]
+    value = weight @ bias.read().astype(np.float64)
+    own = tensors.get(f"{_MODULES.dense}.bias")
+    if own is not None:
+        value = value + own.read().astype(np.float64)
+    return {f"{_MODULES.dense}.bias": Held(value.astype(np.float32))}

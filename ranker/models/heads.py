@@ -27,6 +27,7 @@ class LanguageModel(nnx.Module):
         """Fresh parameters; with tied embeddings the head has none of its own."""
         self.body = Decoder(c, vocab_size, rngs=rngs)
         self.tied, self.cap = c.tie_embeddings, c.logit_cap
+        self.scale = c.logit_scale
         if not self.tied:
             self.head = layers.weight(
                 rngs, (vocab_size, c.embed_dim), ("vocab", "embed")
@@ -61,11 +62,12 @@ class LanguageModel(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         logits = constrain(logits, "batch", None, "vocab")
+        logits = logits if self.scale == 1 else logits * self.scale
         return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
 
 
 class DenseHead(nnx.Module):
-    """A dense layer from the last token's hidden state to a score."""
+    """A dense layer from a hidden state to a score."""
 
     def __init__(self, c: config.Decoder, *, rngs: nnx.Rngs):
         self.config = c
@@ -80,35 +82,71 @@ class DenseHead(nnx.Module):
         return scores + self.bias[...] if self.config.head_bias else scores
 
 
+class GradeHead(nnx.Module):
+    """The expected grade: grades 0, 1, ... weighted by the softmax of their logits.
+
+    A language model that answers with a grade has such logits, of the grades' tokens;
+    trained by a rank loss, the expectation keeps what the answer means (the grades'
+    scale) where one dense layer would not.
+    """
+
+    def __init__(self, c: config.Decoder, *, rngs: nnx.Rngs):
+        self.config = c
+        self.dense = layers.weight(rngs, (c.grades, c.embed_dim), (None, "norm"))
+
+    def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
+        """Scores [*B], from 0 to the highest grade; `key` is not used."""
+        del key
+        c = self.config
+        logits = jnp.einsum("...D,GD->...G", x, self.dense[...], precision=_EXACT)
+        logits = logits * c.logit_scale
+        if c.logit_cap:
+            logits = c.logit_cap * jnp.tanh(logits / c.logit_cap)
+        grades = jnp.arange(c.grades, dtype=jnp.float32)
+        chances = jax.nn.softmax(logits, axis=-1)
+        return jnp.einsum("...G,G->...", chances, grades, precision=_EXACT)
+
+
 class PoolerHead(nnx.Module):
     """BERT's pooler (dense, tanh) and a dense layer to a score, or what others have."""
 
-    def __init__(self, c: config.Encoder, *, rngs: nnx.Rngs):
+    def __init__(self, c: config.Encoder | config.Decoder, *, rngs: nnx.Rngs):
         D = c.embed_dim
         self.config = c
-        self.pooler = layers.weight(rngs, (D, D), ("embed", None))
-        if c.bias:
-            self.pooler_bias = layers.zeros((D,), (None,))
-        if c.head_norm:
+        encoder = c if isinstance(c, config.Encoder) else None
+        self.dropout = encoder.dropout if encoder else 0.0
+        self.normed = encoder is not None and encoder.head_norm
+        if c.head_activation != "none":
+            self.pooler = layers.weight(rngs, (D, D), ("embed", None))
+            if encoder is None or (encoder.bias and encoder.pooler_bias):
+                self.pooler_bias = layers.zeros((D,), (None,))
+        if self.normed:
             self.norm = layers.ones((D,), (None,))
         self.dense = layers.weight(rngs, (D,), (None,))
-        self.bias = layers.zeros((), ())
+        if c.head_bias:
+            self.bias = layers.zeros((), ())
 
     def __call__(self, x: Float[Array, "*B D"], *, key: Array | None) -> Array:
         """Scores [*B]; `key` draws dropout, None: no dropout."""
         c = self.config
-        pooler = gathered(self.pooler[...], "embed", None)
-        x = jnp.einsum("...D,DE->...E", x, pooler, precision=_EXACT)
-        x = layers.add_bias(x, self.pooler_bias[...] if c.bias else None)
-        if c.head_activation == "tanh":
-            x = jnp.tanh(x)
-        else:
-            x = layers.activate(x, "gelu")
-        if c.head_norm:
+        if c.head_activation != "none":
+            pooler = gathered(self.pooler[...], "embed", None)
+            x = jnp.einsum("...D,DE->...E", x, pooler, precision=_EXACT)
+            bias = self.pooler_bias[...] if hasattr(self, "pooler_bias") else None
+            x = layers.add_bias(x, bias)
+            x = _HEAD_ACTIVATIONS[c.head_activation](x)
+        if self.normed:
             x = layer_norm(x, self.norm[...], None, c.norm_eps)
-        x = layers.dropout(x, c.dropout, key)
+        x = layers.dropout(x, self.dropout, key)
         scores = jnp.einsum("...D,D->...", x, self.dense[...], precision=_EXACT)
-        return scores + self.bias[...]
+        return scores + self.bias[...] if c.head_bias else scores
+
+
+_HEAD_ACTIVATIONS = {
+    "tanh": jnp.tanh,
+    "gelu": partial(layers.activate, name="gelu"),
+    "relu": jax.nn.relu,
+}
 
 
 class Ranker(nnx.Module):
@@ -118,14 +156,17 @@ class Ranker(nnx.Module):
         self, c: config.Decoder | config.Encoder, vocab_size: int, *, rngs: nnx.Rngs
     ):
         """Fresh parameters."""
-        if isinstance(c, config.Decoder):
-            self.body = Decoder(c, vocab_size, rngs=rngs)
-            self.head = DenseHead(c, rngs=rngs)
-            self.pooling = "last"
-        else:
+        self.pooling = c.pooling
+        if isinstance(c, config.Encoder):
             self.body = Encoder(c, vocab_size, rngs=rngs)
             self.head = PoolerHead(c, rngs=rngs)
-            self.pooling = c.pooling
+            self.given = "" if c.causal else "cls"
+        else:
+            self.body = Decoder(c, vocab_size, rngs=rngs)
+            kind = GradeHead if c.grades else DenseHead
+            kind = kind if c.head_activation == "none" else PoolerHead
+            self.head = kind(c, rngs=rngs)
+            self.given = "last" if c.causal else ""
 
     def __call__(
         self,
@@ -139,20 +180,43 @@ class Ranker(nnx.Module):
 
         Args:
           rows: of tokens.
-          score_index: r * T + t of the token that a document is scored at.
+          score_index: r * T + t of a token of the document's segment: its first for an
+            encoder, its last for a decoder; any for a decoder that reads both ways.
           groups: data shards; the lists of one point only at rows of the same, so that
             no hidden state crosses devices. A list that does not scores NaN.
           key: of dropout; None: no dropout.
         """
         keys = (None, None) if key is None else jax.random.split(key)
-        read = partial(gather, index=score_index, groups=groups)
-        if self.pooling == "mean":
+        index = score_index
+        if self.pooling in ("cls", "last") and self.pooling != self.given:
+            ends = segment_ends(rows.segments, last=self.pooling == "last")
+            index = gather(ends, score_index, groups)
+        read = partial(gather, index=index, groups=groups)
+        if self.pooling in ("mean", "late"):
             hidden = self.body(rows, key=keys[0])
-            hidden = read(segment_means(hidden, rows.segments))
         else:
             hidden = self.body(rows, read=read, key=keys[0])
         # The scores are float32 whatever the layers compute in.
-        return self.head(hidden.astype(jnp.float32), key=keys[1])
+        hidden = hidden.astype(jnp.float32)
+        if self.pooling == "late":
+            scores = self.head(hidden, key=keys[1])  # [R, T]
+            return read(segment_means(scores[..., None], rows.segments)[..., 0])
+        if self.pooling == "mean":
+            hidden = read(segment_means(hidden, rows.segments))
+        return self.head(hidden, key=keys[1])
+
+
+def segment_ends(segments: Int[Array, "R T"], *, last: bool) -> Int[Array, "R T"]:
+    """At each token the flat index r * T + t of its segment's last, or first, token."""
+    R, T = segments.shape
+    place = jnp.arange(R * T, dtype=jnp.int32).reshape(R, T)
+    change = segments[:, 1:] != segments[:, :-1]
+    edge = jnp.ones((R, 1), bool)
+    if last:
+        ends = jnp.where(jnp.concatenate([change, edge], 1), place, R * T)
+        return jax.lax.cummin(ends, axis=1, reverse=True)
+    ends = jnp.where(jnp.concatenate([edge, change], 1), place, -1)
+    return jax.lax.cummax(ends, axis=1)
 
 
 def segment_means(

@@ -1,15 +1,14 @@
-"""Models in and out of Hugging Face folders: config.json, safetensors, tokenizer.
+"""Models from Hugging Face folders: config.json, safetensors, tokenizer.
 
-What the architectures look like is in families.py, how a folder is read in folder.py.
+What the architectures look like is in families.py, how a folder is read in folder.py,
+and how one is written in exporting.py.
 """
 
 import dataclasses
 import hashlib
-import json
 import math
 import pathlib
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,34 +16,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
-from safetensors.numpy import save_file
 
 from ranker import config
 from ranker.errors import ModelError
-from ranker.models.families import (
-    ABSENT,
-    SAME,
-    Entry,
-    Index,
-    prefix_of,
-    read_config,
-    table_of,
-    write_config,
-)
+from ranker.models.exporting import export_huggingface
+from ranker.models.families import FAMILIES, Family, read_config, table_of
+from ranker.models.fields import check_rest
 from ranker.models.folder import (
+    Described,
+    Head,
+    Held,
+    Tensor,
     Tensors,
+    describe,
     find_tensors,
-    read_fields,
     read_head,
     resolve_folder,
 )
-from ranker.storage import replacing, write_json
+from ranker.models.params import flat
+from ranker.models.tables import Entry, HeadNames, Index, Model
 
-__all__ = ["ModelError", "export_huggingface", "open_checkpoint"]
-
-_SHARD_BYTES = 5_000_000_000  # of one safetensors file that is written
-
+__all__ = ["ModelError", "export_huggingface", "flat", "open_checkpoint"]
 
 # --- import ---
 
@@ -54,19 +46,22 @@ class Checkpoint:
     """A Hugging Face folder whose weights can be read."""
 
     folder: pathlib.Path
-    model: config.Decoder | config.Encoder
-    vocab_size: int
+    model: Model
+    vocab_size: int  # rows of the embeddings
     num_layers: int  # of the source
     kept: tuple[int, ...]  # layers of the source, one for each of the model's
     fresh_head: bool
     score_tokens: tuple[int, ...]  # ids; empty: the score has weights of its own
     tensors: Tensors  # by the names that they have in a whole model
-    digest: str  # of config.json, and of names, shapes and first numbers of tensors
+    names: HeadNames  # of the score's tensors
+    notes: list[str]  # what the fields and the head say that is worth a line
+    digest: str  # of config.json, and of names, shapes and some numbers of tensors
 
     @property
     def halves(self) -> bool:
         """Whether all weights are bfloat16 in the files, so that it loses nothing."""
-        return all(one.dtype in ("BF16", "I64") for one in self.tensors.values())
+        read = [one for one in self.tensors.values() if isinstance(one, Tensor)]
+        return all(one.dtype in ("BF16", "I64") for one in read)
 
     @property
     def gib(self) -> float:
@@ -103,63 +98,82 @@ def open_checkpoint(
     Args:
       settings: where it is, and what is taken of it.
       template_tokens: words that a template asks the model to answer with; they score
-        where neither the settings nor the checkpoint say how.
+        where neither the settings nor the checkpoint say how. One or two are the words
+        of `score_tokens`, more are grades from 0 on.
 
     Raises:
       ModelError: for missing or broken files and unknown architectures, naming them.
     """
     folder = resolve_folder(settings.path, settings.revision)
-    path = folder / "config.json"
-    fields = read_fields(folder)
-    try:
-        model = read_config(str(path), fields)
-    except ModelError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-        raise ModelError(
-            f"{path}: a field has a value that no model of the kind has ({error!r})"
-        ) from error
+    found = describe(folder)
+    path, model, notes = found.path, *_model_of(found)
     head = read_head(folder)
+    family = FAMILIES[model.family]
     tensors, digest = find_tensors(folder)
-    tensors = _whole_names(tensors, prefix_of(model.family)) | head.tensors
-    if isinstance(model, config.Decoder) and "score.bias" in tensors:
-        model = dataclasses.replace(model, head_bias=True)
-    num_layers = model.num_layers
+    tensors = _whole_names(tensors, family) | head.tensors
+    model, names = _with_head(model, family, head)
     try:
-        kept = settings.kept(num_layers)
+        num_layers, kept = model.num_layers, settings.kept(model.num_layers)
         model = _adapted(model, settings, kept)
     except config.ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
-    tokens = head.tokens
-    words = settings.score_tokens
-    silent = not tokens and "score.weight" not in tensors
-    if not words and silent and isinstance(model, config.Decoder):
-        words = template_tokens
-    if words:
-        tokens = _token_ids(folder, words)
-    if tokens:
-        _check_logits(folder, model, tokens)
-    text = path.read_bytes() + repr(head.tokens).encode()
+    scorer = _Scorer(folder, model, tensors, names, settings, head, template_tokens)
+    model, tensors, said, tokens = scorer.found()
+    text = path.read_bytes() + repr((head.tokens, head.digest)).encode()
     return Checkpoint(
         folder=folder,
         model=model,
-        vocab_size=fields["vocab_size"],
+        vocab_size=found.fields["vocab_size"],
         num_layers=num_layers,
         kept=kept,
         fresh_head=settings.fresh_head,
         score_tokens=tokens,
         tensors=tensors,
+        names=names,
+        notes=[*found.notes, *notes, *said],
         digest=hashlib.sha256(text + digest.encode()).hexdigest(),
     )
 
 
-def _adapted(
-    model: config.Decoder | config.Encoder,
-    settings: config.Pretrained,
-    kept: tuple[int, ...],
-) -> config.Decoder | config.Encoder:
-    """The model with the settings' dtype, dropout and layers."""
+def _model_of(found: Described) -> tuple[Model, list[str]]:
+    """The model that a config.json describes, and notes on its fields."""
+    try:
+        model, seen = read_config(str(found.path), found.fields)
+        harmless = FAMILIES[model.family].harmless
+        return model, check_rest(seen, found.written, found.defaults, harmless)
+    except ModelError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"{found.path}: a field has a value that no model of the kind has "
+            f"({error!r})"
+        ) from error
+
+
+def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNames]:
+    """The model with the head that modules.json describes, if it does."""
+    if head.names is None:
+        return model, family.head
+    changes: dict[str, Any] = dict(
+        pooling=head.pooling,
+        head_activation=head.activation,
+        head_bias=head.biased[1],
+    )
+    if isinstance(model, config.Encoder):
+        changes |= dict(head_norm=head.normed, pooler_bias=head.biased[0])
+    elif head.normed or (head.activation != "none" and not head.biased[0]):
+        raise ModelError(
+            f"{family.name}: a head of modules with a LayerNorm, or a Dense without a "
+            "bias, can be read behind an encoder alone"
+        )
+    return dataclasses.replace(model, **changes), head.names
+
+
+def _adapted(model: Model, settings: config.Pretrained, kept: tuple[int, ...]) -> Model:
+    """The model with the settings' dtype, dropout, pooling and layers."""
     changes: dict[str, Any] = dict(dtype=settings.dtype, remat=settings.remat)
+    if settings.pooling:
+        changes["pooling"] = settings.pooling
     if settings.dropout >= 0:
         if isinstance(model, config.Decoder):
             raise config.ConfigError(
@@ -167,51 +181,217 @@ def _adapted(
             )
         changes["dropout"] = settings.dropout
     if len(kept) < model.num_layers:
-        local = [i for i, layer in enumerate(kept) if layer in model.local_layers]
-        changes |= dict(num_layers=len(kept), local_layers=tuple(local))
+
+        def moved(layers: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(i for i, layer in enumerate(kept) if layer in layers)
+
+        local = moved(model.local_layers)
+        changes |= dict(num_layers=len(kept), local_layers=local)
         changes["window"] = model.window if local else 0
+        if isinstance(model, config.Decoder):
+            changes["unrotated_layers"] = moved(model.unrotated_layers)
     return dataclasses.replace(model, **changes)
 
 
-_HEADS = ("score.", "lm_head.", "classifier.", "cls.", "head.", "decoder.")
 # The text model inside one that also reads images, in older and newer files.
 _NESTED = (("language_model.", ""), ("model.language_model.", "model."))
-
-
 # Names that releases before 2019 gave the parameters of a norm.
-_OLD_NAMES = (
+_OLD_NORMS = (
     ("LayerNorm.gamma", "LayerNorm.weight"),
     ("LayerNorm.beta", "LayerNorm.bias"),
 )
 
 
-def _today(name: str) -> str:
-    """The name that a tensor has in files of today."""
-    for old, new in _OLD_NAMES:
-        if name.endswith(old):
-            return name.removesuffix(old) + new
-    return name
-
-
-def _whole_names(tensors: Tensors, prefix: str) -> Tensors:
+def _whole_names(tensors: Tensors, family: Family) -> Tensors:
     """Tensors by the names that they have in a model with a head, of text alone."""
-    tensors = {_today(name): one for name, one in tensors.items()}
     for nested, plain in _NESTED:
         if any(name.startswith(nested) for name in tensors):
             inside = {n: t for n, t in tensors.items() if n.startswith(nested)}
             outside = {n: t for n, t in tensors.items() if n not in inside}
             renamed = {plain + n[len(nested) :]: t for n, t in inside.items()}
-            return outside | renamed
-    if any(name.startswith(prefix) for name in tensors):
-        return tensors
+            tensors = outside | renamed
+            break
+    today: Tensors = {}
+    for name, one in tensors.items():
+        today |= _renamed(name, one, family)
+    if any(name.startswith(family.root) for name in today):
+        return today
     # A bare body is saved without the prefix that it has under a head.
     return {
-        name if name.startswith(_HEADS) else prefix + name: one
-        for name, one in tensors.items()
+        name if family.is_head(name) else family.root + name: one
+        for name, one in today.items()
     }
 
 
-def _token_ids(folder: pathlib.Path, words: tuple[str, ...]) -> tuple[int, ...]:
+def _renamed(name: str, one: Tensor | Held, family: Family) -> Tensors:
+    """A tensor by its name of today; its parts, where they are tensors of their own."""
+    for old, new in _OLD_NORMS:
+        if name.endswith(old):
+            name = name.removesuffix(old) + new
+    split: tuple[str, tuple[str, ...]] | None = None
+    for pattern, names in family.renames:
+        if len(names) == 1:
+            name = re.sub(pattern, names[0], name)
+        elif re.search(pattern, name):
+            split = pattern, names
+    if split is None or not isinstance(one, Tensor):
+        return {name: one}
+    rows = one.shape[0] // len(split[1])
+    shape = (rows, *one.shape[1:])
+    return {
+        re.sub(split[0], part, name): dataclasses.replace(
+            one, shape=shape, first=place * rows
+        )
+        for place, part in enumerate(split[1])
+    }
+
+
+@dataclass(frozen=True)
+class _Scorer:
+    """What a checkpoint scores by: its head, a difference of labels, or its words."""
+
+    folder: pathlib.Path
+    model: Model
+    tensors: Tensors
+    names: HeadNames
+    settings: config.Pretrained
+    head: Head
+    template_tokens: tuple[str, ...]
+
+    def found(self) -> tuple[Model, Tensors, list[str], tuple[int, ...]]:
+        """The model, its tensors with those that score, notes, and ids of words."""
+        model, tensors, notes = _own_words(self.model, self.tensors)
+        ids, grades = self._tokens()
+        if ids:
+            model, made, note = self._from_words(model, tensors, ids, grades)
+            return model, {**tensors, **made}, [*notes, note], ids
+        weight = f"{self.names.dense}.weight"
+        if isinstance(model, config.Decoder) and self.head.names is None:
+            biased = f"{self.names.dense}.bias" in tensors
+            model = dataclasses.replace(model, head_bias=model.head_bias or biased)
+        tensors, said = self._without_bias(model, tensors)
+        notes = [*notes, *said]
+        labels = tensors.get(weight)
+        if labels is None or labels.shape[:1] != (2,) or self.settings.fresh_head:
+            return model, tensors, notes, ()
+        tensors = {**tensors, **self._difference(tensors)}
+        return model, tensors, [*notes, self._say_labels()], ()
+
+    def _tokens(self) -> tuple[tuple[int, ...], bool]:
+        """Ids of the words that score, and whether they are grades."""
+        settings, scored = self.settings, f"{self.names.dense}.weight" in self.tensors
+        if settings.grade_tokens:
+            return _token_ids(self.folder, settings.grade_tokens, "grade_tokens"), True
+        if settings.score_tokens:
+            return _token_ids(self.folder, settings.score_tokens, "score_tokens"), False
+        if self.head.tokens:
+            return self.head.tokens, False
+        silent = not scored and isinstance(self.model, config.Decoder)
+        if silent and self.template_tokens and not settings.fresh_head:
+            words = self.template_tokens
+            return _token_ids(self.folder, words, "score_tokens"), len(words) > 2
+        return (), False
+
+    def _from_words(
+        self, model: Model, tensors: Tensors, ids: tuple[int, ...], grades: bool
+    ) -> tuple[Model, Tensors, str]:
+        """The score's weights are rows of the words' logits."""
+        model = _check_logits(self.folder, model, ids, grades)
+        name = "lm_head.weight"
+        if model.tie_embeddings or name not in tensors:
+            name = "model.embed_tokens.weight"
+        if name not in tensors:
+            raise ModelError(f"{self.folder}: {name}: missing")
+        source = tensors[name]
+        if max(ids) >= source.shape[0]:
+            raise ModelError(
+                f"{self.folder}: the words that score are the tokens {ids}, and {name} "
+                f"has {source.shape[0]} rows"
+            )
+        rows = [
+            source.read((slice(i, i + 1), slice(0, source.shape[1])))[0] for i in ids
+        ]
+        rows = [row.astype(np.float32) for row in rows]
+        said = " less ".join(map(str, ids))
+        if grades:
+            weight = np.stack(rows)
+            model = dataclasses.replace(model, grades=len(ids), head_bias=False)
+            note = f"the score is the expected grade over the tokens {ids}"
+        else:
+            weight = (rows[0] - rows[1] if len(rows) > 1 else rows[0])[None]
+            weight = weight * np.float32(model.logit_scale)
+            model = dataclasses.replace(model, head_bias=False)
+            note = f"the score is the logit of token {said}"
+        return model, {f"{self.names.dense}.weight": Held(weight)}, note
+
+    def _without_bias(self, model: Model, tensors: Tensors) -> tuple[Tensors, list]:
+        """Zeros for a bias that a head without one leaves out."""
+        weight = f"{self.names.dense}.weight"
+        if isinstance(model, config.Decoder) or weight not in tensors:
+            return tensors, []
+        made: Tensors = {}
+        if model.head_bias and f"{self.names.dense}.bias" not in tensors:
+            rows = tensors[weight].shape[:1]
+            made[f"{self.names.dense}.bias"] = Held(np.zeros(rows, np.float32))
+        pooler = f"{self.names.pooler}.weight"
+        biased = model.bias and model.pooler_bias and pooler in tensors
+        if biased and f"{self.names.pooler}.bias" not in tensors:
+            rows = tensors[pooler].shape[:1]
+            made[f"{self.names.pooler}.bias"] = Held(np.zeros(rows, np.float32))
+        return {**tensors, **made}, [f"{name}: not there, read as 0" for name in made]
+
+    def _difference(self, tensors: Tensors) -> Tensors:
+        """Of a classifier of two labels: the second's logit less the first's."""
+        made: Tensors = {}
+        for part in ("weight", "bias"):
+            name = f"{self.names.dense}.{part}"
+            if name in tensors:
+                both = tensors[name].read().astype(np.float32)
+                made[name] = Held(both[1:] - both[:1])
+        return made
+
+    def _say_labels(self) -> str:
+        return (
+            "a head of 2 labels: the score is the second's logit less the first's "
+            "(model.fresh_head=True begins with a new one)"
+        )
+
+
+def _own_words(model: Model, tensors: Tensors) -> tuple[Model, Tensors, list[str]]:
+    """A decoder with the head that its file has, whatever tie_word_embeddings says.
+
+    transformers does not tie two tensors that are both there and differ.
+    """
+    head, table = (
+        tensors.get("lm_head.weight"),
+        tensors.get("model.embed_tokens.weight"),
+    )
+    decoder = isinstance(model, config.Decoder) and model.causal
+    if not decoder or not model.tie_embeddings or head is None or table is None:
+        return model, tensors, []
+    if head.shape == table.shape and _alike(head, table):
+        return model, tensors, []
+    note = (
+        "lm_head.weight differs from the embeddings, so it is read, and "
+        "tie_word_embeddings is not followed, as transformers does it"
+    )
+    return dataclasses.replace(model, tie_embeddings=False), tensors, [note]
+
+
+def _alike(a: Tensor | Held, b: Tensor | Held) -> bool:
+    """Whether some rows of two tensors of one shape are equal."""
+    rows, width = a.shape
+    for start in np.linspace(0, max(rows - 4, 0), 8, dtype=int):
+        index = (slice(int(start), min(int(start) + 4, rows)), slice(0, width))
+        pair = (one.read(index).astype(np.float32) for one in (a, b))
+        if not np.array_equal(*pair):
+            return False
+    return True
+
+
+def _token_ids(
+    folder: pathlib.Path, words: tuple[str, ...], setting: str
+) -> tuple[int, ...]:
     import tokenizers
 
     path = folder / "tokenizer.json"
@@ -226,33 +406,25 @@ def _token_ids(folder: pathlib.Path, words: tuple[str, ...]) -> tuple[int, ...]:
             vocabulary = tokenizer.get_vocab()
             near = [t for t in vocabulary if t.strip("▁Ġ ").lower() == word.lower()]
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise ModelError(f"{path}: model.score_tokens: no token {word!r}{hint}")
+            raise ModelError(f"{path}: model.{setting}: no token {word!r}{hint}")
         ids.append(found)
     return tuple(ids)
 
 
 def _check_logits(
-    folder: pathlib.Path, model: config.Decoder | config.Encoder, ids: tuple[int, ...]
-) -> None:
+    folder: pathlib.Path, model: Model, ids: tuple[int, ...], grades: bool
+) -> config.Decoder:
     if isinstance(model, config.Encoder):
         raise ModelError(
             f"{folder}: the score is the logit of a token (model.score_tokens), which "
             "takes a decoder, and this is an encoder"
         )
-    if model.logit_cap and len(ids) > 1:
+    if model.logit_cap and len(ids) > 1 and not grades:
         raise ModelError(
             f"{folder}: model.score_tokens of two tokens needs plain logits, and this "
             f"model bounds its logits at {model.logit_cap}; name one token"
         )
-
-
-# Buffers of older releases, heads that rank nothing, and what reads images.
-_IGNORED = re.compile(
-    r".*(position_ids|token_type_ids|rotary_emb\.inv_freq)$"
-    r"|^(cls|decoder|discriminator_predictions|generator_predictions|generator_lm_head)\."
-    r"|^(score|classifier|lm_head|head)\.|^(bert|roberta)\.pooler\."
-    r"|^(model\.)?(vision_tower|multi_modal_projector)\."
-)
+    return model
 
 
 def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
@@ -261,21 +433,17 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     Raises:
       ModelError: listing every tensor that is missing, unknown or of another shape.
     """
-    model = checkpoint.model
+    model, family = checkpoint.model, FAMILIES[checkpoint.model.family]
     shapes = {name: one.shape for name, one in checkpoint.tensors.items()}
     entries: dict[str, tuple[Entry, list[str | None]]] = {}
     used: set[str] = set()
-    notes, problems = [], []
-    table = table_of(model, checkpoint.vocab_size, head)
+    notes, problems = list(checkpoint.notes), []
+    table = table_of(model, checkpoint.vocab_size, head, checkpoint.names)
     for entry in table:
         last = entry.ours in ("head.dense", "head.bias")
         if last and checkpoint.fresh_head:
             notes.append(f"{entry.ours}: starts fresh (model.fresh_head)")
             continue
-        if checkpoint.score_tokens and entry.ours == "head.dense":
-            entry = _score_entry(entry, model, checkpoint.vocab_size)
-            chosen = " less ".join(map(str, checkpoint.score_tokens))
-            notes.append(f"the score is the logit of token {chosen}")
         layers = checkpoint.kept if entry.stacked else (0,)
         names = [entry.source.format(i=i) for i in layers]
         found = [name for name in names if name in shapes]
@@ -286,7 +454,7 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
         problems += [
             f"{name}: missing"
             for name in names
-            if name not in shapes and name not in ABSENT
+            if name not in shapes and name not in family.absent
         ]
         problems += [
             _say_shape(name, shapes[name], entry, last)
@@ -297,12 +465,22 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
         entries[entry.ours] = (entry, sources)
     if head == "score":
         notes += _drop_parts(entries, {entry.ours for entry in table})
+    more, unknown = _leftovers(checkpoint, set(shapes) - used)
+    if problems or unknown:
+        said = "; ".join(dict.fromkeys([*problems, *unknown]))
+        raise ModelError(f"{checkpoint.folder}: {said}")
+    return Plan(entries, notes + more)
+
+
+def _leftovers(checkpoint: Checkpoint, names: set[str]) -> tuple[list[str], list[str]]:
+    """Notes on tensors that are not read, and problems with those that are unknown."""
+    family = FAMILIES[checkpoint.model.family]
     in_layer = re.compile(r"\blayers?\.(\d+)\.")
     left_out = set(range(checkpoint.num_layers)) - set(checkpoint.kept)
-    dropped = 0
-    for name in sorted(set(shapes) - used):
+    notes, problems, dropped = [], [], 0
+    for name in sorted(names):
         layer = in_layer.search(name)
-        if _IGNORED.match(name):
+        if family.ignored(name):
             notes.append(f"{name}: ignored")
         elif layer and int(layer[1]) in left_out:
             dropped += 1
@@ -311,9 +489,12 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     if dropped:
         kept = ", ".join(map(str, checkpoint.kept))
         notes.append(f"layers {kept} are kept; {dropped} tensors of others: ignored")
-    if problems:
-        raise ModelError(f"{checkpoint.folder}: {'; '.join(dict.fromkeys(problems))}")
-    return Plan(entries, notes)
+        if family.absent and checkpoint.kept[0] != 0:
+            notes.append(
+                f"layer {checkpoint.kept[0]} comes first, so its attention reads the "
+                "embeddings without the norm before it, as a first layer does here"
+            )
+    return notes, problems
 
 
 def _drop_parts(
@@ -338,13 +519,6 @@ def _say_shape(name: str, found: tuple[int, ...], entry: Entry, last: bool) -> s
             "model.fresh_head=True begins with a new one)"
         )
     return message
-
-
-def _score_entry(entry: Entry, model: Any, vocab_size: int) -> Entry:
-    """The score is a logit, so its dense layer is a row of the language-model head."""
-    tied = model.tie_embeddings
-    source = "model.embed_tokens.weight" if tied else "lm_head.weight"
-    return Entry(source, entry.ours, SAME, (vocab_size, model.embed_dim))
 
 
 def import_params(
@@ -402,12 +576,6 @@ def _place(
     return jax.make_array_from_single_device_arrays(shape, sharding, placed)
 
 
-def flat(params: Any) -> list[tuple[str, Any]]:
-    """(dotted path, leaf) of an `nnx.State`."""
-    leaves = nnx.traversals.flatten_mapping(nnx.to_pure_dict(params)).items()
-    return [(".".join(map(str, path)), leaf) for path, leaf in leaves]
-
-
 def _read_part(
     checkpoint: Checkpoint,
     entry: Entry,
@@ -424,190 +592,9 @@ def _read_part(
         found = entry.read(lambda part: tensor.read(part).astype(np.float32), index)
         return found.astype(leaf.dtype, copy=False)
 
-    if entry.ours == "head.dense" and checkpoint.score_tokens:
-        rows = [
-            of(sources[0], (slice(token, token + 1), *index))[0]
-            for token in checkpoint.score_tokens
-        ]
-        return rows[0] - rows[1] if len(rows) == 2 else rows[0]
     if not entry.stacked:
         return of(sources[0], index)
     result = np.empty([part.stop - part.start for part in index], leaf.dtype)
     for place, name in enumerate(sources[index[0]]):
         result[place] = of(name, index[1:])
     return result
-
-
-# --- export ---
-
-
-def to_tensors(
-    model: config.Decoder | config.Encoder, params: Any, head: str
-) -> dict[str, np.ndarray]:
-    """Our parameters as Hugging Face tensors, float32 on the host."""
-    ours = {path: np.asarray(value, np.float32) for path, value in flat(params)}
-    vocab_size = ours["body.embedding"].shape[0]
-    parts: dict[str, list[np.ndarray]] = {}
-    for entry in table_of(model, vocab_size, head):
-        value = ours.pop(entry.ours)
-        for i, layer in enumerate(value if entry.stacked else [value]):
-            name = entry.source.format(i=i)
-            if name not in ABSENT:
-                parts.setdefault(name, []).append(entry.transform.to_source(layer))
-    assert not ours, f"parameters without a place in the table: {sorted(ours)}"
-    return {
-        name: np.ascontiguousarray(np.concatenate(each) if len(each) > 1 else each[0])
-        for name, each in parts.items()
-    }
-
-
-# Without it CrossEncoder applies a sigmoid to a single label.
-_RAW_SCORES = {"activation_fn": "torch.nn.modules.linear.Identity"}
-
-
-def export_huggingface(
-    folder: pathlib.Path,
-    model: config.Decoder | config.Encoder,
-    params: Any,
-    *,
-    head: str,
-    tokenizer: pathlib.Path,
-    length: int,
-) -> None:
-    """Writes a model that stock tools load as it is, with one raw score.
-
-    Args:
-      folder: target; made if missing. config.json is written last, so that a folder
-        that has one is whole.
-      model: its config; `family` says which architecture is written.
-      params: its parameters.
-      head: "score", or "language" for a decoder after continued pre-training.
-      tokenizer: its Hugging Face folder.
-      length: tokens that stock tools are to cut a pair to.
-
-    Raises:
-      ModelError: when the family cannot express the model.
-    """
-    tensors = to_tensors(model, params, head)
-    rows = next(v for k, v in tensors.items() if "embed" in k).shape[0]
-    described = write_config(model, rows, length, head)
-    _check_family(model, described)
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in ("config.json", "model.safetensors.index.json"):
-        (folder / stale).unlink(missing_ok=True)
-    _save(folder, tensors)
-    for file in sorted(tokenizer.iterdir()):
-        described_elsewhere = file.name in ("config.json", "generation_config.json")
-        if file.suffix in (".json", ".txt", ".model") and not described_elsewhere:
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, folder / file.name)
-    amended = _amend_tokenizer(folder / "tokenizer_config.json", length, model)
-    tokens = _token_fields(tokenizer, amended)
-    pad = tokens.get("pad_token_id")
-    if pad is None and head == "score":
-        raise ModelError(
-            f"{tokenizer}: the tokenizer has no padding and no end token, by which "
-            "stock tools find the last token; set pad_token in tokenizer_config.json "
-            "to one of its tokens"
-        )
-    if described.get("pad_token_id", pad) != pad:
-        raise ModelError(
-            f"{tokenizer}: the padding token is {pad}, and {model.family!r} counts "
-            f"positions from {described['pad_token_id']}; set model.family to 'bert', "
-            "which does not"
-        )
-    described |= {"dtype": "float32", **tokens}
-    if head == "score":
-        described |= {
-            "id2label": {"0": "score"},
-            "label2id": {"score": 0},
-            "sentence_transformers": _RAW_SCORES,
-        }
-    write_json(folder / "config.json", described, indent=2)
-
-
-def _check_family(
-    model: config.Decoder | config.Encoder, described: dict[str, Any]
-) -> None:
-    """Refuses to write a config.json that would be read as another model."""
-    from transformers import AutoConfig
-
-    fields = {k: v for k, v in described.items() if k != "model_type"}
-    full = AutoConfig.for_model(described["model_type"], **fields).to_dict()
-    again = read_config("config.json", full)
-    ours = config.to_dict(model)
-    theirs = config.to_dict(again) | {name: ours[name] for name in ("dtype", "remat")}
-    differing = [
-        f"{name} {ours[name]!r} would be {theirs[name]!r}"
-        for name in ours
-        if not _alike(ours[name], theirs[name])
-    ]
-    if differing:
-        raise ModelError(
-            f"the family {model.family!r} cannot express this model: "
-            f"{'; '.join(differing)}; set model.family or these fields so that they fit"
-        )
-
-
-def _alike(a: Any, b: Any) -> bool:
-    if isinstance(a, float) and isinstance(b, int | float):
-        return abs(a - b) <= 1e-6 * max(abs(a), 1e-30)
-    return a == b
-
-
-def _save(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-    """One safetensors file, or several with an index where it would be large."""
-    groups: list[dict[str, np.ndarray]] = [{}]
-    for name, value in tensors.items():
-        size = sum(one.nbytes for one in groups[-1].values())
-        if groups[-1] and size + value.nbytes > _SHARD_BYTES:
-            groups.append({})
-        groups[-1][name] = value
-    for stale in folder.glob("model*.safetensors"):
-        stale.unlink()
-    metadata = {"format": "pt"}
-    if len(groups) == 1:
-        with replacing(folder / "model.safetensors") as path:
-            save_file(tensors, path, metadata=metadata)
-        return
-    where = {}
-    for number, group in enumerate(groups, start=1):
-        name = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        with replacing(folder / name) as path:
-            save_file(group, path, metadata=metadata)
-        where |= dict.fromkeys(group, name)
-    total = sum(value.nbytes for value in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    write_json(folder / "model.safetensors.index.json", index, indent=2)
-
-
-def _amend_tokenizer(
-    path: pathlib.Path, length: int, model: config.Decoder | config.Encoder
-) -> dict[str, Any]:
-    """Stock tokenizers must cut where we do and pass token types to who has them."""
-    described = json.loads(path.read_text()) if path.is_file() else {}
-    described["model_max_length"] = length
-    names = ["input_ids", "attention_mask"]
-    if isinstance(model, config.Encoder) and model.num_types > 1:
-        names.insert(1, "token_type_ids")
-    described["model_input_names"] = names
-    write_json(path, described, indent=2)
-    return described
-
-
-def _token_fields(tokenizer: pathlib.Path, described: dict[str, Any]) -> dict[str, int]:
-    """Ids of special tokens, which stock models read from config.json."""
-    import tokenizers
-
-    backend = tokenizers.Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-    fields = {}
-    for name in ("pad", "bos", "eos", "cls", "sep"):
-        token = described.get(f"{name}_token")
-        token = token.get("content") if isinstance(token, dict) else token
-        found = backend.token_to_id(token) if token else None
-        if found is not None:
-            fields[f"{name}_token_id"] = found
-    # A decoder's last real token is found by the padding behind it.
-    if "pad_token_id" not in fields and "eos_token_id" in fields:
-        fields["pad_token_id"] = fields["eos_token_id"]
-    return fields

@@ -74,8 +74,11 @@ def rotary(
     positions: Int[Array, "R T"], head_dim: int, rope: config.Rope
 ) -> tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]:
     """Cosine and sine of each position's angles; bfloat16 would blur positions."""
-    if rope.scaling == "dynamic":
-        waves = dynamic_frequencies(text_lengths(positions), head_dim, rope)
+    if rope.scaling in ("dynamic", "longrope"):
+        by_length = (
+            dynamic_frequencies if rope.scaling == "dynamic" else long_frequencies
+        )
+        waves = by_length(text_lengths(positions), head_dim, rope)
         waves = waves[:, :, None]  # [R, T, 1, H/2]
     else:
         waves = frequencies(head_dim, rope).reshape(1, 1, 1, -1)
@@ -137,6 +140,23 @@ def dynamic_frequencies(
     return (rope.theta * grown)[:, :, None] ** -exponent.reshape(1, 1, -1)
 
 
+def long_frequencies(
+    lengths: Int[Array, "R T"], head_dim: int, rope: config.Rope
+) -> Float[Array, "R T H/2"]:
+    """`frequencies` with a factor for each wavelength (LongRoPE, arXiv 2402.13753).
+
+    There is one set for texts as short as those trained on, another for longer ones.
+    The length is each text's own, where transformers takes the longest of a batch.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+    radians = rope.theta**-exponent  # [H/2]
+    short, far = (
+        jnp.asarray(radians / np.asarray(factors, np.float32)).reshape(1, 1, -1)
+        for factors in (rope.short_factors, rope.long_factors)
+    )
+    return jnp.where((lengths > rope.original_length)[:, :, None], far, short)
+
+
 def rotate(
     x: Float[Array, "R T N H"],
     angles: tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]],
@@ -170,6 +190,7 @@ _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
 }
 
 

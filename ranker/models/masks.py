@@ -16,7 +16,11 @@ class Rule:
     cap: float = 0.0  # bound on the logits, cap * tanh(logits / cap); 0: none
 
 
-def make_mask(segments: Int[Array, "R T"], rule: Rule) -> Bool[Array, "R 1 T T"]:
+def make_mask(
+    segments: Int[Array, "R T"],
+    rule: Rule,
+    prefixes: Int[Array, "R T"] | None = None,
+) -> Bool[Array, "R 1 T T"]:
     """Which key (column) each query (row) sees: its own segment, never padding.
 
     For segments [1, 1, 1, 2, 0]: full, causal, and causal with a window of 2:
@@ -27,15 +31,32 @@ def make_mask(segments: Int[Array, "R T"], rule: Rule) -> Bool[Array, "R 1 T T"]
         . . . 1 .        . . . 1 .        . . . 1 .
         . . . . .        . . . . .        . . . . .
 
+    Segments [1, 1, 2, 2, 3, 0] of which 2 and 3 have the prefix 1, causal:
+
+        1 . . . . .
+        1 1 . . . .
+        1 1 1 . . .
+        1 1 1 1 . .
+        1 1 . . 1 .
+        . . . . . .
+
     A row of padding sees nothing; `attend` gives it finite values.
 
     Args:
       segments: 0: padding; 1, 2, ...: the segments of a row, each contiguous.
       rule: `causal`: only tokens up to the query's own. `window`: where causal, how
         many tokens are seen, the query's own included; else how many to either side.
+      prefixes: the segment that each token sees beside its own, 0: none. The window is
+        counted in places of the row, so there must be none with prefixes.
     """
-    same = segments[:, :, None] == segments[:, None, :]
-    mask = same & (segments > 0)[:, :, None]  # [R, T, T]
+    assert prefixes is None or not rule.window, rule
+
+    def same(ids: Int[Array, "R T"]) -> Bool[Array, "R T T"]:
+        return (ids[:, :, None] == segments[:, None, :]) & (ids > 0)[:, :, None]
+
+    mask = same(segments)
+    if prefixes is not None:
+        mask = mask | same(prefixes)
     place = jnp.arange(segments.shape[1])
     back = place.reshape(1, -1, 1) - place.reshape(1, 1, -1)  # [1, T, T]
     if rule.causal:

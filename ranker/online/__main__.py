@@ -420,11 +420,239 @@ def _texts(path: pathlib.Path, runs: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def _clickmodel_flags(parser: argparse.ArgumentParser) -> None:
+    from ranker.online.clickmodels import MODELS
+
+    add = parser.add_argument
+    _inputs(parser)
+    add(
+        "--model",
+        nargs="+",
+        choices=[*MODELS, "all"],
+        default=["pbm"],
+        help="to fit; default %(default)s",
+    )
+    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add(
+        "--held-out",
+        type=float,
+        default=0.2,
+        help="share of the users whose pages measure the fit; default %(default)s",
+    )
+    add(
+        "--prior",
+        type=float,
+        default=2.0,
+        help="trials seen before the data, of every parameter, with the mean of all; "
+        "default %(default)s",
+    )
+    add("--iterations", type=int, default=200, help="at most; default %(default)s")
+    _file(add, "--out", "write the looking chances by rank there (JSON)")
+    _file(add, "--attraction", "write query, document and attraction there (TSV)")
+    _rules(parser)
+
+
+def _clickmodel(given: argparse.Namespace) -> Summary:
+    from ranker import storage
+    from ranker.online import attraction, results
+
+    settings = attraction.Settings(
+        models=tuple(given.model),
+        depth=given.depth,
+        held_out=given.held_out,
+        prior=given.prior,
+        iterations=given.iterations,
+        rules=_make_rules(given),
+    )
+    with _read(given, results.FIELDS) as log:
+        summary, pairs = attraction.analyse(log, settings)
+    if given.out:
+        storage.write_json(given.out, attraction.as_file(summary))
+    if given.attraction:
+        lines = ["query\tdocument_id\tattraction\tshown"]
+        lines += [f"{q}\t{d}\t{a:.6f}\t{n}" for q, d, a, n in pairs]
+        given.attraction.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return summary
+
+
+def _counterfactual_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _inputs(parser)
+    add(
+        "--run",
+        nargs="+",
+        required=True,
+        action="extend",
+        metavar="NAME=FILE",
+        help="rankings to value (TREC)",
+    )
+    _file(add, "--queries", "texts of the runs' queries, if the log has texts")
+    _file(add, "--propensities", "looking chances by rank, of clickmodel --out")
+    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add("--clip", type=float, default=10.0, help="largest weight; default %(default)s")
+    _level(parser)
+    _rules(parser)
+
+
+def _counterfactual(given: argparse.Namespace) -> Summary:
+    from ranker.online import attraction, counterfactual
+
+    looks = attraction.read_file(given.propensities) if given.propensities else ()
+    settings = counterfactual.Settings(
+        depth=given.depth,
+        clip=given.clip,
+        level=given.level,
+        looks=looks,
+        rules=_make_rules(given),
+    )
+    texts = _queries(given.queries)
+    runs = {
+        name: {
+            key: order
+            for query, scores in run.items()
+            for order in [sorted(scores, key=lambda d: (scores[d], d), reverse=True)]
+            for key in {query, texts.get(query, query)}
+        }
+        for name, run in _load_runs(given.run, "--run").items()
+    }
+    with _read(given, counterfactual.FIELDS) as log:
+        return counterfactual.analyse(log, runs, settings)
+
+
+def _simulate_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _file(add, "--log", "log to write, .tsv or .jsonl", required=True)
+    add(
+        "--design",
+        choices=["ab", "interleave", "explore"],
+        default="ab",
+        help="users split between systems, pages shared by them, or the first system's "
+        "pages shuffled now and then (with propensities); default %(default)s",
+    )
+    add(
+        "--noise",
+        nargs="+",
+        default=["A=6", "B=4"],
+        metavar="SYSTEM=NOISE",
+        help="systems that order the synthetic collection's documents by grade plus so "
+        "much uniform noise; default %(default)s",
+    )
+    add("--run", nargs="+", metavar="SYSTEM=FILE", help="systems: TREC runs instead")
+    _file(add, "--qrels", "grades of the runs' documents")
+    add("--model", choices=["pbm", "cascade", "dbn"], default="pbm", help="of clicks")
+    add("--users", type=int, default=2000, help="default %(default)s")
+    add("--days", type=int, default=14, help="default %(default)s")
+    add("--pages", type=float, default=5.0, help="of a user; default %(default)s")
+    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add(
+        "--explore", type=float, default=0.5, help="share shuffled; default %(default)s"
+    )
+    add("--seed", type=int, default=0, help="of everything; default %(default)s")
+
+
+def _simulate(given: argparse.Namespace) -> Summary:
+    from ranker.online import simulate
+
+    if given.log.suffix not in (".tsv", ".jsonl"):
+        raise ConfigError(f"--log {given.log}: expected a name in .tsv or .jsonl")
+    for flag in ("users", "days", "pages", "depth"):
+        if getattr(given, flag) < 1:
+            raise ConfigError(f"--{flag} {getattr(given, flag)}: expected 1 or more")
+    if not 0 < given.explore <= 1:
+        raise ConfigError(f"--explore {given.explore}: expected above 0, at most 1")
+    systems = _systems(given)
+    if len(systems) < 2 and given.design != "explore":
+        raise ConfigError(
+            f"--design {given.design} needs two systems, found {len(systems)}"
+        )
+    behaviour = simulate.Behaviour(model=given.model)
+    first = next(iter(systems.values()))
+    designs = {
+        "ab": lambda: simulate.split(systems),
+        "interleave": lambda: simulate.mix(systems, length=given.depth),
+        "explore": lambda: simulate.explore(first, share=given.explore),
+    }
+    traffic = simulate.Traffic(
+        users=given.users, days=given.days, pages=given.pages, seed=given.seed
+    )
+    rows = simulate.make_rows(designs[given.design](), len(first), traffic, behaviour)
+    count = simulate.write_rows(given.log, rows)
+    asked = simulate.popularity(len(first))
+    ctr = {
+        name: simulate.page_ctr(pages, behaviour, asked)
+        for name, pages in systems.items()
+    }
+    clicks = {
+        name: simulate.clicks_a_page(pages, behaviour, asked)
+        for name, pages in systems.items()
+    }
+    base = next(iter(ctr.values()))
+    return {
+        "command": "simulate",
+        "out": str(given.log),
+        "rows": count,
+        "design": given.design,
+        "model": given.model,
+        "queries": len(first),
+        "examination": list(behaviour.examination[: given.depth]),
+        "systems": {
+            name: {
+                "PageCTR": ctr[name],
+                "clicks_per_page": clicks[name],
+                "lift": ctr[name] / base - 1,
+            }
+            for name in systems
+        },
+        "notes": ["simulated: users, clicks and dwell are made up"],
+    }
+
+
+def _systems(given: argparse.Namespace) -> dict[str, list[Any]]:
+    """Pages of each system, of the same queries."""
+    from ranker.online import simulate
+
+    if given.run:
+        if not given.qrels:
+            raise ConfigError("--run needs --qrels: users like documents by grade")
+        from ranker.data import trec
+
+        return simulate.pages_of_runs(
+            _load_runs(given.run, "--run"), trec.load_qrels(given.qrels), given.depth
+        )
+    from ranker import config
+    from ranker.data.world import SearchWorld, grade
+
+    settings = config.World()
+    world = SearchWorld(settings)
+    listed = []
+    for index in world.splits()["test"]:
+        rows = world.candidates(index)
+        grades = [grade(world.meaning(index), world.content(row)) for row in rows]
+        listed.append((world.query(index).text, [f"d{row}" for row in rows], grades))
+    return {
+        name: simulate.rank_by_grade(
+            listed, _number("--noise", noise), depth=given.depth, seed=given.seed
+        )
+        for name, noise in _pairs(given.noise, "--noise").items()
+    }
+
+
 COMMANDS: dict[str, tuple[str, Callable[..., None], Callable[..., Summary]]] = {
     "ab": ("compare arms of an A/B test", _ab_flags, _ab),
     "interleave": ("which ranker users prefer", _interleave_flags, _interleave),
     "power": ("users and days that a lift needs", _power_flags, _power),
     "aa": ("false positives of each measure on this log", _aa_flags, _aa),
+    "clickmodel": (
+        "who looks where: click models and propensities",
+        _clickmodel_flags,
+        _clickmodel,
+    ),
+    "counterfactual": (
+        "what users would have clicked in other rankings",
+        _counterfactual_flags,
+        _counterfactual,
+    ),
+    "simulate": ("a log with a known truth", _simulate_flags, _simulate),
     "gsb": ("a blind side-by-side sheet, and its verdicts", _gsb_flags, _gsb),
 }
 
@@ -443,7 +671,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=_LOG if name != "gsb" else None,
+            epilog=_LOG if name not in ("gsb", "simulate") else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )

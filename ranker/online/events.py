@@ -591,12 +591,13 @@ def _stage(
         raise _explain(connection, sources, error) from error
     optional = [name for name in fields if not FIELDS.get(name, Field("", "")).required]
     counts = ", ".join(f"count({_column(name)})" for name in optional)
+    results = "count(position) FILTER (NOT click)" if "position" in fields else "0"
     found = connection.execute(
-        f"SELECT count(*), max(bad), min(time), max(time), count(*) FILTER (click)"
-        f"{', ' + counts if counts else ''} FROM {everything}"
+        "SELECT count(*), max(bad), min(time), max(time), count(*) FILTER (click), "
+        f"{results}{', ' + counts if counts else ''} FROM {everything}"
     ).fetchone()
     assert found
-    rows, bad, first, last, clicks, *given = found
+    rows, bad, first, last, clicks, shown_results, *given = found
     if rows == 0:
         raise DataError(f"{sources[0].files[0]}: holds no row below its header")
     if bad:
@@ -605,6 +606,7 @@ def _stage(
         "files": [str(path) for one in sources for path in one.files],
         "rows": rows,
         "clicks": clicks,
+        "results": shown_results,  # page rows that are a result at a position
         "first": first,
         "last": last,
     }

@@ -62,6 +62,7 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
         log,
         settings.rules,
         found,
+        arms=arms,
         before=settings.before,
         segments=settings.segments,
         triggers=triggers,
@@ -69,7 +70,7 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
     measures.make_users(
         log,
         buckets,
-        pre_period=has_before,
+        arms=arms,
         slow=slow,
         segments=settings.segments,
         days_of=primary,
@@ -520,13 +521,10 @@ def _differing(log: Log) -> None:
         "document IS NOT NULL AND arm IS NOT NULL GROUP BY u, p"
     )
     for bucket in range(log.buckets):
-        measures._append(
-            log.connection,
-            "shown",
-            "SELECT DISTINCT query, arm, digest FROM ("
-            + shown.format(log.rows(bucket))
-            + ")",
-            first=bucket == 0,
+        verb = "INSERT INTO" if bucket else "CREATE OR REPLACE TABLE"
+        log.connection.execute(
+            f"{verb} shown {'' if bucket else 'AS'} SELECT DISTINCT query, arm, digest "
+            f"FROM ({shown.format(log.rows(bucket))})"
         )
     log.connection.execute(
         "CREATE OR REPLACE TABLE differing AS SELECT query FROM (SELECT query, digest, "

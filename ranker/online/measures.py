@@ -4,16 +4,18 @@ The paper reports PageCTR, UserCTR, change rate and dwell time and gives no form
 these are our readings, and docs/online.md says so.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 
 from ranker.errors import ConfigError
 from ranker.online.estimates import Moments
 from ranker.online.events import Log
-from ranker.online.pages import Bucket
+from ranker.online.pages import Bucket, Columns
 
 
 @dataclass(frozen=True)
@@ -85,33 +87,45 @@ MEASURES = {
     ),
 }
 
-# Sums over a user's pages.
-_SUMS = {
-    "pages": "count(*)",
-    "clicked": "count(*) FILTER (clicks > 0)",
-    "unclicked": "count(*) FILTER (clicks = 0)",
-    "clicks": "sum(clicks)",
-    "has_click": "(sum(clicks) > 0)::INTEGER",
-    "days": "count(DISTINCT day)",
-    "clicked_days": "count(DISTINCT day) FILTER (clicks > 0)",
-    "changed": "count(*) FILTER (changed)",
-    "dwell": "coalesce(sum(dwell), 0)",
-    "known": "sum(known)",
-    "satisfied": "sum(satisfied)",
-    "sessions": "count(DISTINCT session)",
-    "abandoned": "count(DISTINCT session) - "
-    "count(DISTINCT session) FILTER (clicks > 0)",
-    "reciprocal": "coalesce(sum(1.0 / top), 0)",
-    "placed_clicked": "count(top)",
-    "wait": "coalesce(sum(wait), 0)",
-    "waited": "count(wait)",
-    "latency": "coalesce(sum(latency), 0)",
-    "timed": "count(latency)",
-    "slow": "count(*) FILTER (latency > {slow})",
-    "triggered": "count(*) FILTER (triggered)",
-    "triggered_clicked": "count(*) FILTER (triggered AND clicks > 0)",
+# Sums over a user's pages: what each page adds.
+_ADDS: dict[str, Callable[[Columns], np.ndarray]] = {
+    "pages": lambda page: np.ones(len(page["u"])),
+    "clicked": lambda page: page["clicks"] > 0,
+    "unclicked": lambda page: page["clicks"] == 0,
+    "clicks": lambda page: page["clicks"],
+    "days": lambda page: _first(page, "day"),
+    "clicked_days": lambda page: _first(page, "day", clicked=True),
+    "changed": lambda page: page["changed"],
+    "dwell": lambda page: page["dwell"],
+    "known": lambda page: page["known"],
+    "satisfied": lambda page: page["satisfied"],
+    "sessions": lambda page: _first(page, "session"),
+    "abandoned": lambda page: (
+        _first(page, "session") ^ _first(page, "session", clicked=True)
+    ),
+    "reciprocal": lambda page: np.nan_to_num(1 / page["top"]),
+    "placed_clicked": lambda page: ~np.isnan(page["top"]),
+    "wait": lambda page: np.nan_to_num(page["wait"]),
+    "waited": lambda page: ~np.isnan(page["wait"]),
+    "latency": lambda page: np.nan_to_num(page["latency"]),
+    "timed": lambda page: ~np.isnan(page["latency"]),
+    "slow": lambda page: page["latency"] > page["limit"],
+    "triggered": lambda page: page["triggered"],
+    "triggered_clicked": lambda page: (
+        page["triggered"].astype(bool) & (page["clicks"] > 0)
+    ),
 }
-SUMS = tuple(_SUMS)
+SUMS = (*_ADDS, "has_click")
+
+
+def _first(page: Columns, key: str, *, clicked: bool = False) -> np.ndarray:
+    """True at the first page of each user's run of `key`, if it has a click."""
+    changes = np.ones(len(page["u"]), bool)
+    changes[1:] = (page["u"][1:] != page["u"][:-1]) | (page[key][1:] != page[key][:-1])
+    if clicked and len(changes):
+        starts = np.flatnonzero(changes)
+        changes[starts] = np.add.reduceat(page["clicks"], starts) > 0
+    return changes
 
 
 def available(log: Log) -> list[str]:
@@ -144,7 +158,7 @@ def make_users(
     log: Log,
     buckets: Iterator[Bucket],
     *,
-    pre_period: bool,
+    arms: Sequence[str] = (),
     slow: float = 0.0,
     segments: Sequence[str] = (),
     days_of: str = "",
@@ -152,74 +166,96 @@ def make_users(
     """Makes the table `users`, a row a user of the test, and `user_days`.
 
     A user's row has arm, the sums of `SUMS` in the test period, the same with `before_`
-    of the pre-period, the segments of its first page, and `one`. `user_days` has the
+    of the pre-period, the segments of one of its pages, and `one`. `user_days` has the
     sums that the measure `days_of` needs, by user and day.
 
     Args:
       log: whose connection gets the tables.
       buckets: of `pages.walk`.
-      pre_period: there are pages before the test.
+      arms: their names, in the order given to `pages.walk`.
       slow: milliseconds above which a page is slow.
       segments: columns of the log.
       days_of: measure of the curve over days, or "".
     """
-    sums = {name: sql.format(slow=slow) for name, sql in _SUMS.items()}
-    now = ", ".join(
-        f"coalesce({_filtered(sql, 'in_test')}, 0)::DOUBLE AS {name}"
-        for name, sql in sums.items()
-    )
-    before = "".join(
-        f", coalesce({_filtered(sql, 'NOT in_test')}, 0)::DOUBLE AS before_{name}"
-        if pre_period
-        else f", 0::DOUBLE AS before_{name}"
-        for name, sql in sums.items()
-    )
-    more = "".join(
-        f', arg_min("{name}", time) FILTER (in_test) AS "{name}"' for name in segments
-    )
-    select = (
-        f"SELECT u, min(arm) FILTER (in_test) AS arm, 1::DOUBLE AS one, {now}{before}, "
-        f"1::DOUBLE AS before_one{more}, min(day) FILTER (in_test) AS first_day "
-        "FROM kept GROUP BY u HAVING count(*) FILTER (in_test) > 0"
-    )
-    measure = MEASURES.get(days_of)
     for bucket in buckets:
-        _append(log.connection, "users", select, first=bucket.number == 0)
-        if measure:
-            day_sums = ", ".join(
-                f"({sums[name]})::DOUBLE AS {name}"
-                for name in {measure.numerator, measure.denominator}
-                if name in sums
-            )
-            _append(
-                log.connection,
-                "user_days",
-                f"SELECT u, day, min(arm) AS arm, {day_sums or '0 AS nothing'} "
-                "FROM kept WHERE in_test GROUP BY u, day",
-                first=bucket.number == 0,
-            )
-
-
-def _filtered(sql: str, condition: str) -> str:
-    """An aggregate over those rows alone."""
-    if "FILTER (" in sql:
-        return sql.replace("FILTER (", f"FILTER ({condition} AND ").replace(
-            "count(DISTINCT session) -",
-            f"count(DISTINCT session) FILTER ({condition}) -",
+        page = {**bucket.pages, "limit": np.full(len(bucket.pages["u"]), slow)}
+        tested = page["in_test"].astype(bool)
+        now, before = (
+            {name: column[rows] for name, column in page.items()}
+            for rows in (tested, ~tested)
         )
-    if sql.startswith("(sum(clicks)"):
-        return f"(sum(clicks) FILTER ({condition}) > 0)::INTEGER"
-    if sql.startswith("coalesce("):
-        inner = sql.removeprefix("coalesce(").removesuffix(", 0)")
-        return f"{inner} FILTER ({condition})"
-    return f"{sql} FILTER ({condition})"
+        first = bucket.number == 0
+        users = _sums(now, _starts(now, "u"))
+        users |= _before(users["u"], before)
+        if arms:
+            users["arm"] = pa.DictionaryArray.from_arrays(
+                users["arm"].astype(np.int32), list(arms)
+            )
+        else:
+            users["arm"] = pa.nulls(len(users["u"]), pa.string())
+        more = "".join(
+            f', (SELECT min("{name}") FROM page WHERE page.u = new.u) AS "{name}"'
+            for name in segments
+        )
+        _append(log, "users", users, first, more)
+        if days_of:
+            days = _sums(now, _starts(now, "u", "day"))
+            wanted = {MEASURES[days_of].numerator, MEASURES[days_of].denominator}
+            kept = {"u", "day", *wanted} & days.keys()
+            named = {"arm": users["arm"].take(_places(days["u"], users["u"]))}
+            _append(log, "user_days", named | {k: days[k] for k in kept}, first)
+
+
+def _starts(page: Columns, *keys: str) -> np.ndarray:
+    """Where another user, or another day of one, begins."""
+    changes = np.ones(len(page["u"]), bool)
+    changes[1:] = np.logical_or.reduce([page[k][1:] != page[k][:-1] for k in keys])
+    return np.flatnonzero(changes)
+
+
+def _places(wanted: np.ndarray, users: np.ndarray) -> np.ndarray:
+    return np.searchsorted(users, wanted)
+
+
+def _sums(page: Columns, starts: np.ndarray) -> dict[str, Any]:
+    """Sums over pages between `starts`, and what the first of them says."""
+    found: dict[str, Any] = {
+        name: np.add.reduceat(add(page).astype(np.float64), starts)
+        if len(starts)
+        else np.zeros(0)
+        for name, add in _ADDS.items()
+    }
+    found["has_click"] = (found["clicks"] > 0).astype(np.float64)
+    found["one"] = np.ones(len(starts))
+    for name in ("u", "arm", "day"):
+        found[name] = page[name][starts]
+    found["first_day"] = found["day"]
+    return found
+
+
+def _before(users: np.ndarray, page: Columns) -> dict[str, np.ndarray]:
+    """The sums of the pre-period, for the users of the test; 0 where there are none."""
+    names = [*SUMS, "one"]
+    if not len(page["u"]):
+        nothing = np.zeros(len(users))
+        return {f"before_{name}": nothing for name in SUMS} | {
+            "before_one": np.ones(len(users))
+        }
+    sums = _sums(page, _starts(page, "u"))
+    at = np.minimum(_places(users, sums["u"]), len(sums["u"]) - 1)
+    here = sums["u"][at] == users
+    found = {f"before_{name}": np.where(here, sums[name][at], 0.0) for name in names}
+    found["before_one"] = np.ones(len(users))
+    return found
 
 
 def _append(
-    connection: duckdb.DuckDBPyConnection, table: str, select: str, *, first: bool
+    log: Log, table: str, columns: Mapping[str, Any], first: bool, more: str = ""
 ) -> None:
+    log.connection.register("new", pa.table(dict(columns)))
     verb = f"CREATE OR REPLACE TABLE {table} AS" if first else f"INSERT INTO {table}"
-    connection.execute(f"{verb} {select}")
+    log.connection.execute(f"{verb} SELECT *{more} FROM new")
+    log.connection.unregister("new")
 
 
 def moments(

@@ -4,9 +4,12 @@ Works bucket by bucket (see `events`). Every rule that leaves something out coun
 gives the first example, and says what was done.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from ranker.errors import ConfigError
 from ranker.online.events import Log
@@ -141,7 +144,7 @@ KINDS = {
 }
 
 _EVENTS = """
-CREATE OR REPLACE TEMP TABLE event AS
+CREATE OR REPLACE TEMP VIEW event AS
 SELECT u, p, {session} AS s, click, time, {arm} AS arm, {query} AS query,
   {position} AS position, {document} AS document, {latency} AS latency,
   {triggered} AS triggered, {more}
@@ -153,6 +156,15 @@ _NEXT = (
     "CASE WHEN click THEN CASE WHEN lead(time) OVER last_ - time <= {gap} "
     "THEN lead(time) OVER last_ - time END END"
 )
+_PLACES = """
+  count(*) FILTER (NOT click AND position BETWEEN 1 AND 62) AS placed,
+  bit_count(bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
+    THEN 1::BIGINT << position ELSE 0 END)) AS places,
+  bit_or(CASE WHEN click AND position BETWEEN 1 AND 62
+    THEN 1::BIGINT << position ELSE 0 END)
+  & ~bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
+    THEN 1::BIGINT << position ELSE 0 END) AS misplaced,"""
+_NO_PLACES = "0 AS placed, 0 AS places, 0 AS misplaced,"
 _PAGES = """
 CREATE OR REPLACE TEMP TABLE page AS
 SELECT u, p, any_value(s) AS s, min(time) FILTER (NOT click) AS time,
@@ -163,14 +175,7 @@ SELECT u, p, any_value(s) AS s, min(time) FILTER (NOT click) AS time,
   max(latency) FILTER (NOT click) AS latency,
   count(*) FILTER (click) AS clicks,
   min(time) FILTER (click) AS first_click, max(time) FILTER (click) AS last_click,
-  min(position) FILTER (click) AS top,
-  count(*) FILTER (NOT click AND position BETWEEN 1 AND 62) AS placed,
-  bit_count(bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
-    THEN 1::BIGINT << position ELSE 0 END)) AS places,
-  bit_or(CASE WHEN click AND position BETWEEN 1 AND 62
-    THEN 1::BIGINT << position ELSE 0 END)
-  & ~bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
-    THEN 1::BIGINT << position ELSE 0 END) AS misplaced,
+  min(position) FILTER (click) AS top, {places}
   count(*) FILTER (click AND dwell < 0) AS negative,
   count(dwell) FILTER (click AND dwell >= 0) AS known,
   coalesce(sum(least(dwell, {cap})) FILTER (click AND dwell >= 0), 0) AS dwell,
@@ -183,32 +188,38 @@ SELECT p FROM page WHERE places < placed UNION
 SELECT p FROM event WHERE position IS NOT NULL AND document IS NOT NULL
 GROUP BY p, position HAVING min(document) <> max(document)
 """
-# In the order of a user's time; before it, what comes next.
-_ORDERED = """
-CREATE OR REPLACE TEMP TABLE ordered AS
-SELECT * EXCLUDE (next_query, next_time, last_seen),
-  next_time - time <= {refresh} AND next_query = lower(trim(query)) AND clicks = 0
-    AS reloaded,
-  next_time - time <= {gap} AND next_query <> lower(trim(query)) AND satisfied = 0
-    AND (list_has_any(string_split(next_query, ' '),
-                      string_split(lower(trim(query)), ' '))
-      OR levenshtein(next_query, lower(trim(query)))
-        <= (1 - {similarity}) * greatest(length(next_query), length(trim(query))))
-    AS changed,
-  (last_seen IS NULL OR time - last_seen > {gap}) AS opens,
-  floor(time / 86400)::INTEGER AS day
-FROM (SELECT *, lead(lower(trim(query))) OVER w AS next_query,
-    lead(time) OVER w AS next_time, lag(time) OVER w AS last_seen
-  FROM page WHERE time IS NOT NULL WINDOW w AS (PARTITION BY u ORDER BY time, p))
+# In the order of each user's time.
+_SORTED = """
+SELECT rowid AS row, u, p, time, coalesce(s, 0) AS s, coalesce(arm, -1) AS arm,
+  coalesce(other_arm, -1) AS other_arm, triggered, clicks, negative, known, dwell,
+  satisfied, top, latency, hash(lower(trim(query))) AS query,
+  CASE WHEN first_click >= time AND first_click - last_time <= 86400
+    THEN first_click - time END AS wait
+FROM page WHERE time IS NOT NULL ORDER BY u, time, p
 """
+_ALIKE = """
+SELECT list_has_any(string_split(x, ' '), string_split(y, ' '))
+    OR levenshtein(x, y) <= (1 - {similarity}) * greatest(length(x), length(y))
+FROM (SELECT c.i, lower(trim(a.query)) AS x, lower(trim(b.query)) AS y
+  FROM candidate c JOIN page a ON a.rowid = c.a JOIN page b ON b.rowid = c.b)
+ORDER BY i
+"""
+Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """One bucket's pages, in the table `kept` of the log's connection."""
+    """One bucket's good pages, in the order of each user's time.
+
+    `pages` has, by page: row (of the table `page`), u, p, time, day, in_test, arm (its
+    place in the names given, -1 for none), clicks, satisfied, known (clicks with a
+    dwell), dwell (seconds, capped), top (position of the highest click), wait (seconds
+    to the first click), latency, changed, session, triggered; NaN for what is not
+    known.
+    """
 
     number: int
-    has_dwell: bool  # as logged, not taken from the next event
+    pages: Columns
 
 
 def walk(
@@ -216,160 +227,223 @@ def walk(
     rules: Rules,
     found: Contradictions,
     *,
-    needs_arm: bool = True,
+    arms: Sequence[str] | None = None,
     before: float | None = None,
-    segments: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
+    segments: tuple[str, ...] = (),
     triggers: str = "",
 ) -> Iterator[Bucket]:
-    """Makes the tables of each bucket in turn: `event`, and `kept`, its good pages.
-
-    `kept` has, by page: u, s, time, day, arm, query, clicks, satisfied, known (clicks
-    with a dwell), dwell (seconds, capped), top (position of the highest click), wait
-    (seconds to the first click), latency, changed, session (number within the user),
-    triggered, in_test, and the segments.
+    """Makes each bucket's tables `event` and `page`, and its good pages.
 
     Args:
       log: as read.
       rules: what counts as what.
       found: contradictions are added to it.
-      needs_arm: pages of the test period without an arm are left out.
+      arms: names of the arms; None where arms do not matter.
       before: time at which the test begins; earlier pages are the pre-period.
-      segments: columns of the log.
       extra: fields that `event` has beside.
-      triggers: SQL that joins a boolean by the page's query, or "" for the log's own.
+      segments: columns of the log that `page` has beside.
+      triggers: SQL of a boolean by the page's query, or "" for the log's own.
     """
-    connection = log.connection
-    start = "-1" if before is None else repr(float(before))
+    start = -1.0 if before is None else float(before)
+    for number in range(log.buckets):
+        _make_tables(log, rules, number, arms or (), extra, segments, triggers)
+        columns = log.connection.execute(_SORTED).fetchnumpy()
+        pages = {name: _plain(column) for name, column in columns.items()}
+        _order(log, rules, pages, start)
+        _note(log, found, arms, start, int(pages["reloaded"].sum()), pages)
+        yield Bucket(number, _keep(log, rules, found, pages, arms is not None))
+
+
+def _plain(column: np.ndarray) -> np.ndarray:
+    """Without a mask: NaN in its place."""
+    if not isinstance(column, np.ma.MaskedArray):
+        return column
+    if column.dtype == np.uint64:  # a query that is not known is like no other
+        return np.asarray(column.filled(0))
+    return np.asarray(column.astype(np.float64).filled(np.nan))
+
+
+def _make_tables(
+    log: Log,
+    rules: Rules,
+    number: int,
+    arms: Sequence[str],
+    extra: tuple[str, ...],
+    segments: tuple[str, ...],
+    triggers: str,
+) -> None:
     has_dwell = "dwell" in log.has
 
     def column(name: str, kind: str) -> str:
         return f'"{name}"' if name in log.has else f"NULL::{kind}"
 
+    names = ", ".join("'" + arm.replace("'", "''") + "'" for arm in arms)
+    arm = f'(list_position([{names}], "arm") - 1)::INTEGER' if arms else "NULL::INTEGER"
     kinds = {"score": "DOUBLE", "propensity": "DOUBLE"}
-    segment = "".join(f'"{name}", ' for name in segments) + "".join(
+    more = "".join(f'"{name}", ' for name in segments) + "".join(
         f'{column(name, kinds.get(name, "VARCHAR"))} AS "{name}", ' for name in extra
     )
-    for number in range(log.buckets):
-        dwell = '"dwell"' if has_dwell else _NEXT.format(gap=rules.gap)
-        sql = _EVENTS.format(
-            session="s" if "session" in log.has else "NULL::UBIGINT",
-            arm=column("arm", "VARCHAR"),
-            query=column("query", "VARCHAR"),
-            position=column("position", "INTEGER"),
-            document=column("document", "UBIGINT"),
-            latency=column("latency", "FLOAT"),
-            triggered=triggers or column("triggered", "BOOLEAN"),
-            more=segment,
-            dwell=dwell,
-            rows=log.rows(number),
+    sql = _EVENTS.format(
+        session="s" if "session" in log.has else "NULL::UBIGINT",
+        arm=arm,
+        query=column("query", "VARCHAR"),
+        position=column("position", "INTEGER"),
+        document=column("document", "UBIGINT"),
+        latency=column("latency", "FLOAT"),
+        triggered=triggers or column("triggered", "BOOLEAN"),
+        more=more,
+        dwell='"dwell"' if has_dwell else _NEXT.format(gap=rules.gap),
+        rows=log.rows(number),
+    )
+    if not has_dwell:
+        sql += " WINDOW last_ AS (PARTITION BY u ORDER BY time, click)"
+    log.connection.execute(sql)
+    log.connection.execute(
+        _PAGES.format(
+            cap=rules.dwell_cap,
+            satisfied=rules.satisfied,
+            places=_PLACES if log.facts["results"] else _NO_PLACES,
+            more="".join(
+                f'any_value("{name}") FILTER (NOT click) AS "{name}", '
+                for name in segments
+            ),
         )
-        if not has_dwell:
-            sql += " WINDOW last_ AS (PARTITION BY u ORDER BY time, click)"
-        connection.execute(sql)
-        connection.execute(
-            _PAGES.format(
-                cap=rules.dwell_cap,
-                satisfied=rules.satisfied,
-                more="".join(
-                    f'any_value("{name}") FILTER (NOT click) AS "{name}", '
-                    for name in segments
-                ),
-            )
-        )
-        connection.execute(_TWICE)
-        connection.execute(
-            _ORDERED.format(
-                refresh=rules.refresh, gap=rules.gap, similarity=rules.similarity
-            )
-        )
-        _note(log, found, start, needs_arm)
-        _keep(log, rules, found, start, needs_arm)
-        yield Bucket(number, has_dwell)
+    )
+    log.connection.execute(_TWICE)
 
 
-def _count(
-    log: Log, found: Contradictions, kind: str, sql: str, column: str = "page"
+def _order(log: Log, rules: Rules, pages: Columns, start: float) -> None:
+    """What follows from a page's neighbours in the user's time."""
+    u, time = pages["u"], pages["time"]
+    count = len(u)
+    pages["day"] = np.floor(time / 86400).astype(np.int64)
+    pages["in_test"] = time >= start
+    after = np.zeros(count, bool)  # the next page is of the same user
+    after[:-1] = u[1:] == u[:-1]
+    wait = np.full(count, np.inf)
+    wait[:-1] = np.where(after[:-1], time[1:] - time[:-1], np.inf)
+    query = pages["query"]
+    same = np.zeros(count, bool)
+    same[:-1] = (query[1:] == query[:-1]) & (query[1:] != 0)
+    pages["reloaded"] = (wait <= rules.refresh) & same & (pages["clicks"] == 0)
+    asked = np.zeros(count, bool)  # both queries are known
+    asked[:-1] = (query[1:] != 0) & (query[:-1] != 0)
+    changed = (wait <= rules.gap) & asked & ~same & (pages["satisfied"] == 0)
+    at = np.flatnonzero(changed)
+    if len(at):
+        changed[at] = _alike(log, rules, pages["row"][at], pages["row"][at + 1])
+    pages["changed"] = changed
+    opens = np.ones(count, bool)
+    opens[1:] = ~after[:-1] | (wait[:-1] > rules.gap)
+    if "session" in log.has:
+        _, pages["session"] = np.unique(pages["s"], return_inverse=True)
+    else:
+        pages["session"] = np.cumsum(opens)
+
+
+def _alike(log: Log, rules: Rules, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Whether the queries of pairs of pages share a word, or most letters."""
+    candidate = pa.table({"i": np.arange(len(a)), "a": a, "b": b})
+    log.connection.register("candidate", candidate)
+    found = log.connection.execute(_ALIKE.format(similarity=rules.similarity))
+    alike = next(iter(found.fetchnumpy().values()))
+    log.connection.unregister("candidate")
+    return np.asarray(alike, bool)
+
+
+def _note(
+    log: Log,
+    found: Contradictions,
+    arms: Sequence[str] | None,
+    start: float,
+    reloads: int,
+    pages: Columns,
 ) -> None:
-    """Counts what a query yields, `(id, number)` a row."""
-    row = log.connection.execute(
-        f"SELECT coalesce(sum(n), 0)::BIGINT, min(i) FROM ({sql})"
-    ).fetchone()
-    assert row
-    count, example = row
-    found.add(kind, count, lambda: f"{column} {log.name(column, example)!r}")
-
-
-def _note(log: Log, found: Contradictions, start: str, needs_arm: bool) -> None:
     """Counts the contradictions within pages."""
-    pages = {
-        "click_without_page": "SELECT p AS i, clicks AS n FROM page WHERE time IS NULL",
-        "position_twice": "SELECT p AS i, 1 AS n FROM twice",
-        "page_twice": "SELECT p AS i, 1 AS n FROM page WHERE last_time - time > 60",
-        "click_not_shown": "SELECT p AS i, 1 AS n FROM page "
-        "WHERE time IS NOT NULL AND placed > 0 AND misplaced <> 0",
-        "negative_dwell": "SELECT p AS i, negative AS n FROM page WHERE negative > 0",
-        "clock_jump": "SELECT p AS i, 1 AS n FROM page WHERE time IS NOT NULL AND "
-        "clicks > 0 AND (first_click < time OR last_click - last_time > 86400)",
-        "refresh": "SELECT p AS i, 1 AS n FROM ordered WHERE reloaded",
+    conditions = {
+        "click_without_page": ("clicks", "time IS NULL"),
+        "position_twice": ("1", "p IN (FROM twice)"),
+        "page_twice": ("1", "last_time - time > 60"),
+        "click_not_shown": ("1", "time IS NOT NULL AND placed > 0 AND misplaced <> 0"),
+        "negative_dwell": ("negative", "negative > 0"),
+        "clock_jump": (
+            "1",
+            "time IS NOT NULL AND clicks > 0 AND (first_click < time OR last_click - "
+            "last_time > 86400)",
+        ),
     }
-    if needs_arm:
-        pages["page_without_arm"] = (
-            f"SELECT p AS i, 1 AS n FROM page WHERE time >= {start} AND arm IS NULL"
-        )
-    for kind, sql in pages.items():
-        _count(log, found, kind, sql)
+    if arms is not None:
+        conditions["page_without_arm"] = ("1", f"time >= {start!r} AND arm IS NULL")
+    for kind, (count, where) in conditions.items():
+        row = log.connection.execute(
+            f"SELECT coalesce(sum({count}), 0)::BIGINT, min(p) FROM page WHERE {where}"
+        ).fetchone()
+        assert row
+        _add(log, found, kind, "page", row[0], row[1])
+    first = pages["p"][pages["reloaded"]]
+    _add(log, found, "refresh", "page", reloads, first.min() if reloads else None)
+
+
+def _add(
+    log: Log, found: Contradictions, kind: str, what: str, count: int, example: Any
+) -> None:
+    found.add(kind, count, lambda: f"{what} {log.name(what, int(example))!r}")
 
 
 def _keep(
-    log: Log, rules: Rules, found: Contradictions, start: str, needs_arm: bool
-) -> None:
+    log: Log, rules: Rules, found: Contradictions, pages: Columns, needs_arm: bool
+) -> Columns:
     """Leaves out users and pages by the rules."""
-    connection = log.connection
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE bot AS SELECT DISTINCT u FROM ordered "
-        f"GROUP BY u, day HAVING count(*) > {rules.bot_pages}"
-    )
-    _count(log, found, "bot", "SELECT u AS i, 1 AS n FROM bot", "user")
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE contaminated AS SELECT u FROM ordered "
-        f"WHERE time >= {start} GROUP BY u HAVING min(arm) <> max(other_arm)"
-    )
+    u, day = pages["u"], pages["day"]
+    new_user = np.concatenate([[True], u[1:] != u[:-1]])[: len(u)]
+    new_day = new_user.copy()
+    new_day[1:] |= day[1:] != day[:-1]
+    user = np.cumsum(new_user) - 1
+    bots = np.zeros(int(new_user.sum()), bool)
+    of_day = np.bincount(np.cumsum(new_day) - 1) if len(u) else np.zeros(0, int)
+    bots[user[new_day][of_day > rules.bot_pages]] = True
+    left_out = bots.copy()
+    names = u[new_user]
+    _add(log, found, "bot", "user", int(bots.sum()), _least(names[bots]))
+    keep = ~pages["reloaded"]
     if needs_arm:
-        _count(
-            log,
-            found,
-            "user_in_two_arms",
-            "SELECT u AS i, 1 AS n FROM contaminated",
-            "user",
-        )
-    arm = f"AND (time < {start} OR arm IS NOT NULL)" if needs_arm else ""
-    two = "AND u NOT IN (FROM contaminated)" if needs_arm else ""
+        tested = pages["in_test"] & (pages["arm"] >= 0)
+        low = np.full(len(bots), 1 << 30)
+        high = np.full(len(bots), -1)
+        np.minimum.at(low, user[tested], pages["arm"][tested])
+        np.maximum.at(high, user[tested], pages["other_arm"][tested])
+        two = (low < high) & (high >= 0)
+        _add(log, found, "user_in_two_arms", "user", int(two.sum()), _least(names[two]))
+        left_out |= two
+        keep &= ~pages["in_test"] | (pages["arm"] >= 0)
+    keep &= ~left_out[user]
+    twice = log.connection.execute("SELECT p FROM twice").fetchnumpy()["p"]
+    if len(twice):
+        keep &= ~np.isin(pages["p"], twice)
+    kept = {name: column[keep] for name, column in pages.items()}
     if rules.censored == "cap":
         # A stay whose end is not known counts as a long one.
-        unknown = "(clicks - known - negative)"
-        dwell = f"dwell + {unknown} * {rules.dwell_cap}"
-        known, satisfied = f"known + {unknown}", f"satisfied + {unknown}"
-    else:
-        dwell, known, satisfied = "dwell", "known", "satisfied"
-    connection.execute(
-        f"""
-CREATE OR REPLACE TEMP TABLE kept AS
-SELECT * REPLACE ({dwell} AS dwell, {known} AS known, {satisfied} AS satisfied),
-  time >= {start} AS in_test, clicks - known - negative AS censored,
-  CASE WHEN first_click >= time AND first_click - last_time <= 86400
-    THEN first_click - time END AS wait,
-  {"s" if "session" in log.has else _SESSION} AS session
-FROM ordered
-WHERE p NOT IN (FROM twice) AND NOT coalesce(reloaded, false) {arm} {two}
-  AND u NOT IN (FROM bot)"""
+        unknown = kept["clicks"] - kept["known"] - kept["negative"]
+        kept["dwell"] = kept["dwell"] + unknown * rules.dwell_cap
+        kept["known"] = kept["known"] + unknown
+        kept["satisfied"] = kept["satisfied"] + unknown
+    return kept
+
+
+def _least(names: np.ndarray) -> int | None:
+    return int(names.min()) if len(names) else None
+
+
+def make_kept(log: Log, bucket: Bucket) -> None:
+    """Makes the table `kept` of a bucket's good pages: u, p, query, day, in_test."""
+    columns = {name: bucket.pages[name] for name in ("row", "day", "in_test")}
+    log.connection.register("good", pa.table(columns))
+    log.connection.execute(
+        "CREATE OR REPLACE TEMP TABLE kept AS SELECT page.u, page.p, page.query, "
+        "good.day, good.in_test FROM page JOIN good ON good.row = page.rowid"
     )
-
-
-_SESSION = (
-    "sum(opens::INTEGER) OVER (PARTITION BY u ORDER BY time, p ROWS UNBOUNDED "
-    "PRECEDING)::UBIGINT"
-)
+    log.connection.unregister("good")
 
 
 def describe(rules: Rules, has_dwell: bool) -> Mapping[str, str]:

@@ -139,11 +139,8 @@ def forecast(log: Log, settings: Settings) -> dict[str, Any]:
 
 def _make_users(log: Log, settings: Settings) -> Contradictions:
     found = Contradictions()
-    has_before = settings.before is not None and log.facts["first"] < settings.before
-    walked = pages.walk(
-        log, settings.rules, found, needs_arm=False, before=settings.before
-    )
-    measures.make_users(log, walked, pre_period=has_before)
+    walked = pages.walk(log, settings.rules, found, before=settings.before)
+    measures.make_users(log, walked)
     row = log.connection.execute("SELECT count(*) FROM users").fetchone()
     assert row
     if row[0] < 2:

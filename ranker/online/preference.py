@@ -149,9 +149,8 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
         )
     found = Contradictions()
     chunks, named = [], set()
-    for _ in pages.walk(
-        log, settings.rules, found, needs_arm=False, extra=("team", "score")
-    ):
+    for bucket in pages.walk(log, settings.rules, found, extra=("team", "score")):
+        pages.make_kept(log, bucket)
         log.connection.execute(
             "CREATE OR REPLACE TEMP TABLE shown AS SELECT u, p, document, position, "
             "any_value(team) AS team, any_value(score) AS score FROM event "

@@ -1,14 +1,20 @@
 """Logs with a known truth: users, pages and clicks made up from a click model."""
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
+from ranker.errors import DataError
+from ranker.online.interleaving import make_key, multileave
+
 DAY = 86_400.0
 START = 1_767_225_600.0  # 2026-01-01, UTC
+_SKEW = 1.3  # how much more often the first queries are asked
 EXAMINATION = tuple(1 / (rank + 1) ** 0.7 for rank in range(10))
 
 
@@ -118,8 +124,19 @@ class Page:
     grades: Sequence[int]
 
 
-def page_ctr(pages: Sequence[Page], behaviour: Behaviour) -> float:
-    """The true chance that a page is clicked, for users who ask queries alike often.
+def _look(rank: int, behaviour: Behaviour) -> float:
+    return behaviour.examination[min(rank, len(behaviour.examination) - 1)]
+
+
+def page_ctr(
+    pages: Sequence[Page], behaviour: Behaviour, asked: np.ndarray | None = None
+) -> float:
+    """The true chance that a page is clicked.
+
+    Args:
+      pages: of a system.
+      behaviour: of the users.
+      asked: share of each page in the traffic; None for equal ones.
 
     >>> one = Page("q", ["a"], [4])
     >>> page_ctr([one], Behaviour())
@@ -127,61 +144,220 @@ def page_ctr(pages: Sequence[Page], behaviour: Behaviour) -> float:
     """
     values = []
     for page in pages:
-        none = 1.0
-        for k, grade in enumerate(page.grades):
-            look = 1.0  # of who has not clicked yet
-            if behaviour.model == "pbm":
-                look = behaviour.examination[min(k, len(behaviour.examination) - 1)]
-            elif behaviour.model == "dbn":
-                look = behaviour.continuation**k
+        unclicked, found = 1.0, 0.0
+        for rank, grade in enumerate(page.grades):
+            look = _look(rank, behaviour) if behaviour.model == "pbm" else 1.0
             if behaviour.model == "dbn":
-                # A first click at k needs k continuations and k refusals before.
-                before = math.prod(1 - behaviour.attraction[g] for g in page.grades[:k])
-                none -= look * before * behaviour.attraction[grade]
+                look = behaviour.continuation**rank
+            chance = behaviour.attraction[grade]
+            if behaviour.model == "pbm":
+                found += unclicked * look * chance
+                unclicked *= 1 - look * chance
+            else:  # a first click: the user came so far, and liked nothing before
+                found += look * unclicked * chance
+                unclicked *= 1 - chance
+        values.append(found)
+    return round(float(np.average(values, weights=asked)), 12)
+
+
+def clicks_a_page(
+    pages: Sequence[Page], behaviour: Behaviour, asked: np.ndarray | None = None
+) -> float:
+    """The true number of clicks on a page; arguments as for `page_ctr`.
+
+    >>> one = Page("q", ["a", "b"], [4, 4])
+    >>> clicks_a_page([one], Behaviour(examination=(1.0, 0.5)))
+    1.35
+    """
+    values = []
+    for page in pages:
+        look, found = 1.0, 0.0
+        for rank, grade in enumerate(page.grades):
+            chance = behaviour.attraction[grade]
+            if behaviour.model == "pbm":
+                found += _look(rank, behaviour) * chance
+                continue
+            found += look * chance
+            if behaviour.model == "cascade":
+                look *= 1 - chance
             else:
-                none *= 1 - look * behaviour.attraction[grade]
-        values.append(1 - none)
-    return round(float(np.mean(values)), 12)
+                stays = 1 - chance * behaviour.satisfaction[grade]
+                look *= stays * behaviour.continuation
+        values.append(found)
+    return round(float(np.average(values, weights=asked)), 12)
 
 
-def experiment_rows(
-    systems: Mapping[str, Sequence[Page]],
+def popularity(queries: int) -> np.ndarray:
+    """Share of each query in the traffic that `make_rows` makes."""
+    ends = (np.arange(queries + 1) / queries) ** (1 / _SKEW)
+    return np.diff(ends)
+
+
+def rank_by_grade(
+    listed: Sequence[tuple[str, Sequence[str], Sequence[int]]],
+    noise: float,
     *,
-    users: int,
-    days: int,
-    pages: float,
-    behaviour: Behaviour,
+    depth: int,
     seed: int,
-) -> list[dict[str, object]]:
-    """Rows of an A/B log: users split evenly, every shown result a row.
+) -> list[Page]:
+    """Pages of a system that orders by grade plus uniform noise.
 
     Args:
-      systems: arm -> its pages, the same queries in the same order for all.
-      users: in all arms together.
-      days: of the log.
-      pages: mean of a user.
-      behaviour: of the users.
-      seed: of everything.
+      listed: query, documents and their grades.
+      noise: in grades; 0 is the ideal order.
+      depth: results of a page.
+      seed: of the noise; the same for systems whose noise is to go together.
     """
-    generator = np.random.default_rng(seed)
+    pages = []
+    for at, (query, documents, grades) in enumerate(listed):
+        drawn = np.random.default_rng([seed, at]).random(len(documents))
+        order = np.argsort(-np.asarray(grades) - noise * drawn, kind="stable")[:depth]
+        pages.append(
+            Page(query, [documents[o] for o in order], [grades[o] for o in order])
+        )
+    return pages
+
+
+def pages_of_runs(
+    runs: Mapping[str, Mapping[str, Mapping[str, float]]],
+    qrels: Mapping[str, Mapping[str, int]],
+    depth: int,
+) -> dict[str, list[Page]]:
+    """Pages of TREC runs, of the queries that all have and that are judged.
+
+    Grades above 4 count as 4, unjudged documents as 0.
+
+    Raises:
+      DataError: where no query is left.
+    """
+    shared = [q for q in qrels if all(q in run for run in runs.values())]
+    if not shared:
+        raise DataError(
+            f"the runs {', '.join(runs)} and the judgements have no query in common"
+        )
+
+    def page(query: str, scores: Mapping[str, float]) -> Page:
+        order = sorted(scores, key=lambda d: (scores[d], d), reverse=True)[:depth]
+        judged = qrels[query]
+        return Page(query, order, [min(max(judged.get(d, 0), 0), 4) for d in order])
+
+    return {name: [page(q, run[q]) for q in shared] for name, run in runs.items()}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one user is shown: a page, the arm, and fields of each result."""
+
+    page: Page
+    arm: str = ""
+    fields: tuple[Mapping[str, object], ...] = ()
+
+
+Show = Callable[[str, int, str, np.random.Generator], Shown]  # user, query, day
+
+
+def split(systems: Mapping[str, Sequence[Page]]) -> Show:
+    """An A/B test: a user sees one system, drawn by a digest of the user's id."""
     arms = list(systems)
-    activity = generator.lognormal(-0.5, 1.0, users)
-    counts = 1 + generator.poisson(np.maximum(pages - 1, 0) * activity)
-    of_user = generator.integers(0, len(arms), users)
-    rows: list[dict[str, object]] = []
-    for user in range(users):
-        arm = arms[of_user[user]]
-        chosen = generator.integers(0, len(systems[arm]), counts[user])
-        times = np.sort(generator.uniform(0, days * DAY, counts[user])) + START
-        for number, (at, time) in enumerate(zip(chosen, times, strict=True)):
-            base = {
-                "user": f"u{user}",
-                "page": f"u{user}-{number}",
-                "query": systems[arm][at].query,
-                "arm": arm,
+
+    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+        arm = arms[int.from_bytes(make_key("", user, "")[:8], "big") % len(arms)]
+        return Shown(systems[arm][query], arm)
+
+    return show
+
+
+def mix(systems: Mapping[str, Sequence[Page]], *, length: int = 10) -> Show:
+    """Team-draft interleaving of two systems, multileaving of more."""
+
+    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+        pages = {name: one[query] for name, one in systems.items()}
+        grades = {
+            document: grade
+            for page in pages.values()
+            for document, grade in zip(page.documents, page.grades, strict=True)
+        }
+        text = next(iter(pages.values())).query
+        drawn = multileave(
+            {name: page.documents for name, page in pages.items()},
+            make_key(text, user, day),
+            length=length,
+        )
+        page = Page(text, drawn.documents, [grades[one] for one in drawn.documents])
+        return Shown(page, "", tuple({"team": team} for team in drawn.teams))
+
+    return show
+
+
+def explore(pages: Sequence[Page], *, share: float) -> Show:
+    """A logger that shuffles a share of its pages, and logs what it did by chance.
+
+    The propensity of a result at its place is 1 - share where it is the ranking's own,
+    and share / K more, as a shuffled page has it anywhere alike.
+    """
+
+    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+        own = pages[query]
+        count = len(own.documents)
+        order = np.arange(count)
+        if generator.random() < share:
+            order = generator.permutation(count)
+        fields = tuple(
+            {"propensity": round((1 - share) * (at == k) + share / count, 9)}
+            for k, at in enumerate(order.tolist())
+        )
+        page = Page(
+            own.query,
+            [own.documents[at] for at in order],
+            [own.grades[at] for at in order],
+        )
+        return Shown(page, "", fields)
+
+    return show
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Who comes, how often and for how long."""
+
+    users: int = 2000
+    days: int = 14
+    pages: float = 5.0  # mean of a user
+    seed: int = 0
+
+
+def make_rows(
+    show: Show, queries: int, traffic: Traffic, behaviour: Behaviour
+) -> Iterator[dict[str, object]]:
+    """Rows of a log, user by user, every shown result and every click one.
+
+    Args:
+      show: what a user sees.
+      queries: that are asked, the first ones more often.
+      traffic: of the log.
+      behaviour: of the users.
+    """
+    generator = np.random.default_rng(traffic.seed)
+    activity = generator.lognormal(-0.5, 1.0, traffic.users)
+    extra = np.maximum(traffic.pages - 1, 0)
+    counts = 1 + generator.poisson(extra * activity)
+    for number, count in enumerate(counts.tolist()):
+        user = f"u{number}"
+        asked = (generator.random(count) ** _SKEW * queries).astype(int)
+        times = np.sort(generator.uniform(0, traffic.days * DAY, count)) + START
+        for at, (query, time) in enumerate(zip(asked.tolist(), times, strict=True)):
+            day = str(np.datetime64(int(time // DAY), "D"))
+            shown = show(user, query, day, generator)
+            base: dict[str, object] = {
+                "user": user,
+                "page": f"{user}-{at}",
+                "query": shown.page.query,
             }
-            rows += page_rows(systems[arm][at], base, float(time), behaviour, generator)
-    return rows
+            if shown.arm:
+                base["arm"] = shown.arm
+            yield from page_rows(
+                shown.page, base, float(time), behaviour, generator, shown.fields
+            )
 
 
 def page_rows(
@@ -190,7 +366,7 @@ def page_rows(
     time: float,
     behaviour: Behaviour,
     generator: np.random.Generator,
-    more: Sequence[Mapping[str, object]] | None = None,
+    more: Sequence[Mapping[str, object]] = (),
 ) -> list[dict[str, object]]:
     """The rows of one page view: its results, then its clicks with their dwell.
 
@@ -238,27 +414,37 @@ def page_rows(
     return rows
 
 
-def write_rows(path: object, rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes rows as an event log: .tsv, .jsonl or .parquet by the path's name."""
-    import json
-    import pathlib
+COLUMNS = (
+    "time",
+    "user",
+    "page",
+    "event",
+    "query",
+    "arm",
+    "document_id",
+    "position",
+    "dwell",
+    "team",
+    "propensity",
+)
 
-    where = pathlib.Path(str(path))
-    where.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    if where.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
-        arrays = {name: [row.get(name) for row in rows] for name in columns}
-        pq.write_table(pa.table(arrays), where)
-        return
-    with where.open("w", encoding="utf-8") as file:
-        if where.suffix == ".tsv":
-            file.write("\t".join(columns) + "\n")
+def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, object]]) -> int:
+    """Writes rows as an event log, .tsv or .jsonl by the path's name; their number.
+
+    A TSV has all `COLUMNS` and those of the first row.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, columns = 0, list(COLUMNS)
+    with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            if where.suffix == ".tsv":
+            if path.suffix == ".tsv":
+                if not count:
+                    columns += [name for name in row if name not in columns]
+                    file.write("\t".join(columns) + "\n")
                 cells = ("" if row.get(c) is None else str(row[c]) for c in columns)
                 file.write("\t".join(cells) + "\n")
             else:
                 file.write(json.dumps(dict(row), ensure_ascii=False) + "\n")
+            count += 1
+    return count

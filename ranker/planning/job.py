@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ranker import config, sharding
 from ranker.batch import Batch
 from ranker.data.packing import Layout, empty_batch
+from ranker.data.pairs import can_share, share
 from ranker.data.pipeline import make_layout
 from ranker.losses.reduction import WeightedSum
 from ranker.models.huggingface import open_checkpoint
@@ -165,11 +166,14 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
         length=settings.text.of(role_of(settings), "length"),
         shards=shards,
     )
+    rows = settings.batch.accumulate * shards * layout.rows
+    length = layout.length
+    if not language and _shares(settings, model):
+        layout = share(layout)
     batch = _batch(mesh, layout, micro=settings.batch.accumulate)
     arguments: tuple[Any, ...] = (state, batch)
     if settings.lora.rank:
         arguments += (placed(network.frozen, network.frozen_shardings),)
-    rows = settings.batch.accumulate * shards * layout.rows
     everything = jax.tree.leaves((network.abstract, network.frozen))
     return Job(
         kind=KINDS[type(settings.objective)],
@@ -177,12 +181,12 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
         arguments=arguments,
         mesh=mesh,
         parameters=sum(_size(leaf.shape) for leaf in everything),
-        tokens=rows * layout.length,
+        tokens=rows * length,
         flops=model_flops(
             model,
             vocab_size=vocab_size,
             rows=rows,
-            length=layout.length,
+            length=length,
             scored=rows,
             language=language,
             train=True,
@@ -200,7 +204,7 @@ def _evaluation(
     params = placed(network.abstract, network.shardings)
     params = nnx.merge_state(params, placed(network.frozen, network.frozen_shardings))
     if not language:
-        one = dataclasses.replace(layout, size=1)
+        one = dataclasses.replace(layout, size=1, slots=0)
         return make_score(network), (params, _batch(mesh, one, micro=0))
 
     def loss(params: Any, batch: Batch) -> WeightedSum:
@@ -208,6 +212,14 @@ def _evaluation(
         return objective.parts(model, batch, None)["language"]
 
     return jax.jit(loss), (params, _batch(mesh, layout, micro=0))
+
+
+def _shares(settings: config.Train, model: config.Decoder | config.Encoder) -> bool:
+    """Whether rows hold trees: prompts that a list's documents share."""
+    role = role_of(settings)
+    text = settings.text
+    template, length = text.of(role, "template"), text.of(role, "length")
+    return can_share(model, template, length)[0]
 
 
 def _score(
@@ -219,6 +231,8 @@ def _score(
     rows = -(-settings.rows // shards) * shards
     length = settings.text.of(role_of(teacher), "length")
     layout = Layout(rows=rows // shards, length=length, size=1)
+    if _shares(teacher, model):
+        layout = share(layout)
     if pairs is None and not settings.data.path:
         world = settings.data.world
         queries = {"train": world.labelled_queries}

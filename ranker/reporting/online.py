@@ -319,12 +319,85 @@ def _gsb(summary: Summary) -> list[Grid]:
     return [Grid(f"{summary['judged']} queries judged", header, [row], left=0)]
 
 
+def _clickmodel(summary: Summary) -> list[Grid]:
+    models = summary["models"]
+    rows = [
+        [
+            name,
+            f"{one['perplexity']:.4f}",
+            f"{one['conditional_perplexity']:.4f}",
+            *(f"{value:.3f}" for value in one["perplexity_by_rank"]),
+        ]
+        for name, one in models.items()
+    ]
+    depth = summary["depth"]
+    ranks = [str(rank) for rank in range(1, depth + 1)]
+    held = Grid(
+        f"perplexity on {summary['held_out_pages']:,} held-out pages, and by rank",
+        ["model", "all", "given clicks above", *ranks],
+        rows,
+        strong=summary["best"],
+    )
+    looks = Grid(
+        f"chance of being looked at by rank, of {summary['pages']:,} pages",
+        ["model", *ranks],
+        [
+            [name, *(f"{value:.3f}" for value in one["propensities"])]
+            for name, one in models.items()
+        ],
+        strong=summary["best"],
+    )
+    return [held, looks]
+
+
+def _counterfactual(summary: Summary) -> list[Grid]:
+    found = []
+    for name, one in summary["systems"].items():
+        rows = [
+            [
+                key,
+                f"{one[key]['value']:.4f}",
+                f"[{one[key]['interval'][0]:.4f}, {one[key]['interval'][1]:.4f}]",
+            ]
+            for key in ("logged", "ips", "clipped", "snips", "dr")
+            if key in one
+        ]
+        title = (
+            f"{name}: clicks on the first {summary['depth']} results a page, by "
+            f"{summary['by']}; {one['pages']:,} pages, effective sample "
+            f"{one['effective_size']:,.0f} results, {one['coverage']:.0%} covered"
+        )
+        found.append(Grid(title, ["estimate", "clicks a page", "interval"], rows))
+    return found
+
+
+def _simulate(summary: Summary) -> list[Grid]:
+    rows = [
+        [
+            name,
+            f"{one['PageCTR']:.4f}",
+            f"{one['clicks_per_page']:.4f}",
+            percent(one["lift"]),
+        ]
+        for name, one in summary["systems"].items()
+    ]
+    title = (
+        f"the truth of {summary['out']}: {summary['rows']:,} events, "
+        f"{summary['design']}, {summary['model']} users, {summary['queries']:,} queries"
+    )
+    header = ["system", "PageCTR", "clicks a page", "lift of PageCTR"]
+    return [Grid(title, header, rows)]
+
+
 _GRIDS: dict[str, Callable[[Summary], list[Grid]]] = {
     "ab": _ab,
     "interleave": _interleave,
     "power": _power,
     "aa": _aa,
     "gsb": _gsb,
+    "clickmodel": _clickmodel,
+    "counterfactual": _counterfactual,
+    "simulate": _simulate,
 }
 
 
@@ -487,9 +560,40 @@ def _aa_plots(summary: Summary) -> str:
     return f'<div class="cards">{cards}</div>'
 
 
+def _clickmodel_plots(summary: Summary) -> str:
+    names = list(summary["models"])
+    ranks = [float(rank) for rank in range(1, summary["depth"] + 1)]
+    cards = ""
+    for key, label, said in (
+        ("propensities", "chance of looking", "The first rank's is 1."),
+        ("perplexity_by_rank", "perplexity", "On held-out pages; 1 is best."),
+    ):
+        series = [
+            charts.Series(name, ranks, summary["models"][name][key], at)
+            for at, name in enumerate(names)
+        ]
+        cards += page.figure(charts.lines(series, "rank", label), said)
+    return page.legend(names) + f'<div class="cards">{cards}</div>'
+
+
+def _counterfactual_plots(summary: Summary) -> str:
+    rows = [
+        charts.Interval(
+            f"{name} ({key})", one[key]["value"], *one[key]["interval"], key != "logged"
+        )
+        for name, one in summary["systems"].items()
+        for key in ("logged", "ips", "clipped", "snips", "dr")
+        if key in one
+    ]
+    chart = charts.forest(rows, "clicks a page")
+    return page.figure(chart, "Estimates with their intervals, by user.")
+
+
 _PLOTS: dict[str, Callable[[Summary], str]] = {
     "ab": _ab_plots,
     "interleave": _interleave_plots,
     "power": _power_plots,
     "aa": _aa_plots,
+    "clickmodel": _clickmodel_plots,
+    "counterfactual": _counterfactual_plots,
 }

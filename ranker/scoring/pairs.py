@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ranker import config
-from ranker.data.pipeline import Source
+from ranker.data.pairs import Source
 from ranker.data.records import Document, RankedList
 from ranker.data.world import SearchWorld
 

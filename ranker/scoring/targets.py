@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ranker.data.pipeline import Source
+from ranker.data.pairs import Source
 from ranker.data.records import RankedList
 from ranker.errors import DataError
 from ranker.scoring.job import Job, load_job, read_chunk

@@ -5,7 +5,6 @@ query costs once for all its documents, and the ids of a document can be kept.
 """
 
 import hashlib
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -214,27 +213,3 @@ class PairEncoder:
     def digest(self) -> str:
         """Digest of the tokenizer, as training's manifests have it."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()
-
-
-def load_backend(folder: pathlib.Path) -> Any:
-    """The folder's tokenizer, by transformers, which knows its special tokens.
-
-    Raises:
-      DataError: when there is none, or none with a tokenizer.json.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        loaded = AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises many kinds
-        raise DataError(
-            f"{folder}: transformers cannot load a tokenizer from it: {error}"
-        ) from error
-    if getattr(loaded, "backend_tokenizer", None) is None:
-        raise DataError(
-            f"{folder}: the tokenizer has no tokenizer.json; save it with "
-            "transformers' AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-        )
-    return loaded

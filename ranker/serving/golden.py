@@ -11,11 +11,12 @@ import tokenizers
 
 import ranker
 from ranker import config, storage
+from ranker.data.backends import choose_padding, load_tokenizer
 from ranker.data.text import Segment
 from ranker.errors import DataError
 from ranker.serving import contract
 from ranker.serving.contract import Contract, Golden
-from ranker.serving.frame import Frame, PairEncoder, Texts, load_backend
+from ranker.serving.frame import Frame, PairEncoder, Texts
 
 TRUNCATION = (
     "the last tokens of the second text are cut; never the first text, nor the suffix"
@@ -83,6 +84,7 @@ def frame_pairs(folder: pathlib.Path, frame: Frame) -> None:
         "pair": sum(map(item, pair), []),
         "special_tokens": special,
     }
+    backend = tokenizers.Tokenizer.from_str(json.dumps(described))
     storage.write_json(path, described, indent=None)
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text())
@@ -94,8 +96,8 @@ def frame_pairs(folder: pathlib.Path, frame: Frame) -> None:
     model = json.loads(model_path.read_text())
     end = frame.suffix[-1] if frame.suffix else None
     if model.get("pad_token_id") == end:
-        size = backend.get_vocab_size()
-        pad = next(i for i in range(size) if i != end)
+        pad = choose_padding(backend, frame.suffix, model["vocab_size"])
+        backend.save(str(folder / "tokenizer.json"))
         model["pad_token_id"] = pad
         storage.write_json(model_path, model, indent=2)
         described["pad_token"] = backend.id_to_token(pad)
@@ -115,7 +117,7 @@ def write_contract(
       score: raw scores of rows, in float32.
     """
     frame = about.frame
-    encoder = PairEncoder(frame, load_backend(folder).backend_tokenizer)
+    encoder = PairEncoder(frame, load_tokenizer(folder).backend_tokenizer)
     described = json.loads((folder / "config.json").read_text())
     padding = encoder.backend.id_to_token(described["pad_token_id"]) or ""
     if described["model_type"] in _COUNT_PADDING:
@@ -169,9 +171,12 @@ def write_contract(
 
 
 def _pooling(model: config.Decoder | config.Encoder) -> str:
-    if isinstance(model, config.Decoder):
-        return "last token"
-    return "first token" if model.pooling == "cls" else "mean of all tokens"
+    return {
+        "cls": "first token",
+        "last": "last token",
+        "mean": "mean of all tokens",
+        "late": "mean of what the head makes of all tokens",
+    }[model.pooling]
 
 
 # --- pairs ----------------------------------------------------------------------------

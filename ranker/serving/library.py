@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ranker import config
+from ranker.data.backends import load_tokenizer
 from ranker.data.text import Tokenizer, answers_of
 from ranker.errors import DataError, ModelError, shown
 from ranker.models.folder import resolve_folder
@@ -25,7 +26,6 @@ from ranker.serving.frame import (
     PairEncoder,
     Texts,
     contract_frame,
-    load_backend,
     own_frame,
     tokenizer_frame,
 )
@@ -181,7 +181,7 @@ def load(
         )
     answers = answers_of(promise.template if promise else template or "pair")
     checkpoint = open_checkpoint(config.Pretrained(path=str(folder)), answers)
-    loaded = load_backend(folder)
+    loaded = load_tokenizer(folder)
     if promise:
         frame = contract_frame(promise)
     elif template:

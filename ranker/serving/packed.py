@@ -1,5 +1,6 @@
 """A model of this package scores pairs: packed into rows of few static shapes."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ranker.models.huggingface import Checkpoint, flat, import_params
 
 _CPU_TOKENS, _TOKENS = 2048, 32768  # a batch, on a CPU and on other devices
 _WINDOW = 8  # batches' worth of pairs that packing chooses from
+_LOG = logging.getLogger("ranker")
 _LENGTHS = (32, 64, 96, 128, 192, 256, 384, 512)  # of rows; beyond: multiples of 512
 
 
@@ -111,6 +113,8 @@ def place(checkpoint: Checkpoint) -> PackedModel:
       ModelError: when they cannot be read, or give no score.
     """
     model = checkpoint.model
+    for note in checkpoint.notes:
+        _LOG.warning("%s: %s", checkpoint.folder, note)
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     whole = build.abstract(model, checkpoint.vocab_size, "score")
     graphdef, abstract = nnx.split(whole, nnx.Param)

@@ -29,6 +29,8 @@ Precision = Literal["float32", "bfloat16", "int8", "int8_dynamic"]
 RUNTIMES: tuple[Name, ...] = ("jax", "onnxruntime", "openvino")
 EXTRA = {"onnxruntime": "export", "openvino": "openvino"}
 
+_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8")
+_FLAGS += ("amx_bf16", "asimddp", "bf16", "i8mm")
 _STEP = 32  # tokens: rows of JAX are padded to multiples, so that few are compiled
 _OPENVINO_STEP = 16  # tokens: OpenVINO prepares each new length, which takes as long
 _BATCH_TOKENS = 16384  # a batch of JAX on a GPU or TPU
@@ -84,7 +86,7 @@ def grouped(
     return runs
 
 
-def _arrays(segments: Sequence[Segment], rows: int, padded: int) -> list[np.ndarray]:
+def arrays(segments: Sequence[Segment], rows: int, padded: int) -> list[np.ndarray]:
     """Ids, mask and types [rows, padded], int64; id 0 pads, and is not attended to."""
     shape = (rows, padded)
     ids, mask, types = (np.zeros(shape, np.int64) for _ in range(3))
@@ -138,8 +140,8 @@ class Jax:
     ) -> Float[np.ndarray, " rows"]:
         """Raw float32 scores."""
         rows = self.rows(padded)
-        arrays = [x.astype(np.int32) for x in _arrays(segments, rows, padded)]
-        ids, mask, types = arrays
+        made = arrays(segments, rows, padded)
+        ids, mask, types = (array.astype(np.int32) for array in made)
         positions = np.broadcast_to(np.arange(padded, dtype=np.int32), ids.shape) * mask
         first = np.arange(rows, dtype=np.int32)[:, None] * padded
         first[: len(segments), 0] += [one.score for one in segments]
@@ -196,7 +198,12 @@ class Onnx:
         self, segments: Sequence[Segment], padded: int
     ) -> Float[np.ndarray, " rows"]:
         """Raw float32 scores."""
-        ids, mask, types = _arrays(segments, len(segments), padded)
+        return self.feed(*arrays(segments, len(segments), padded))
+
+    def feed(
+        self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray
+    ) -> Float[np.ndarray, " rows"]:
+        """Raw float32 scores of arrays [rows, tokens]."""
         fields = {"input_ids": ids, "attention_mask": mask}
         if self._types:
             fields["token_type_ids"] = types
@@ -262,14 +269,30 @@ class OpenVino:
         self, segments: Sequence[Segment], padded: int
     ) -> Float[np.ndarray, " rows"]:
         """Raw float32 scores."""
+        return self.feed(*arrays(segments, len(segments), padded))
+
+    def feed(
+        self, ids: np.ndarray, mask: np.ndarray, types: np.ndarray
+    ) -> Float[np.ndarray, " rows"]:
+        """Raw float32 scores of arrays [rows, tokens]."""
         if not hasattr(self._own, "request"):
             self._own.request = self._compiled.create_infer_request()
-        ids, mask, types = _arrays(segments, len(segments), padded)
         fields = {"input_ids": ids, "attention_mask": mask}
         if self._types:
             fields["token_type_ids"] = types
         found = self._own.request.infer(fields)
         return np.array(found["logits"], np.float32)[:, 0]
+
+
+def cpu_flags() -> list[str]:
+    """What makes a CPU fast in few bits, as Linux names it; empty elsewhere."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
+    found = set(line.partition(":")[2].split())
+    return [flag for flag in _FLAGS if flag in found]
 
 
 def installed(name: Name) -> bool:

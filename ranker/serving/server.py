@@ -13,7 +13,7 @@ import pathlib
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 import ranker
 from ranker.errors import DataError
+from ranker.metrics import cascade
 from ranker.serving import forms, openapi
 from ranker.serving.batching import Batcher, Full, Limits
 from ranker.serving.contract import Contract
@@ -43,6 +44,9 @@ class Served:
     runtime: Runtime
     encoder: TextEncoder
     calibration: Calibration | None = None
+    first: "Served | None" = None  # a cheaper model that sees all candidates
+    keep: int = 0  # candidates that it leaves to this one
+    batcher: Batcher | None = None  # of the first model; the state has this one's
 
     @property
     def kind(self) -> str:
@@ -148,13 +152,37 @@ def _rows(served: Served, request: Request) -> Rows:
 
 
 async def _score(state: State, request: Request) -> Scored:
-    """Scores a request: takes room in the queue, tokenises, waits.
+    """Scores a request, by two models in turn where it has more texts than are kept.
 
     Raises:
       Full, Refused: with what to tell the client.
     """
     served, batcher = state.served, state.batcher
     assert served and batcher
+    if not served.first or len(request.groups) > 1 or request.count <= served.keep:
+        return await _score_by(state, served, batcher, request)
+    assert served.first.batcher
+    [(query, documents)] = request.groups
+    cheap = await _score_by(state, served.first, served.first.batcher, request)
+    kept = forms.order(cheap.raw)[: served.keep]
+    best = (query, tuple(documents[i] for i in kept))
+    good = await _score_by(state, served, batcher, replace(request, groups=(best,)))
+    second = np.full(len(documents), np.inf)
+    second[kept] = good.raw
+    raw = cascade.merge(cheap.raw.astype(np.float64), second, served.keep)
+    scores = raw.tolist() if request.raw else probabilities(raw, served.calibration)
+    tokens, truncated = cheap.tokens + good.tokens, cheap.truncated
+    return Scored(raw, scores, f"cascade, {good.kind}", tokens, truncated)
+
+
+async def _score_by(
+    state: State, served: Served, batcher: Batcher, request: Request
+) -> Scored:
+    """Scores a request by one model: takes room in the queue, tokenises, waits.
+
+    Raises:
+      Full, Refused: with what to tell the client.
+    """
     estimate = sum(
         served.encoder.estimate(query, documents) for query, documents in request.groups
     )
@@ -402,8 +430,10 @@ def make_app(
         task = asyncio.create_task(load())
         yield
         task.cancel()
-        if state.batcher:
-            await asyncio.to_thread(state.batcher.stop)
+        first = state.served.first if state.served else None
+        for batcher in (state.batcher, first.batcher if first else None):
+            if batcher:
+                await asyncio.to_thread(batcher.stop)
 
     app = Starlette(
         routes=_routes(),

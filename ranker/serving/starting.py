@@ -1,5 +1,6 @@
 """From a folder to a model that is served: which runtime, and is it still right."""
 
+import dataclasses
 import os
 import pathlib
 import time
@@ -47,7 +48,7 @@ def choose(
         for key, one in fast:
             runtime = one["runtime"]
             fits = name in ("auto", runtime) and runtimes.installed(runtime)
-            same_cpu = set(one["cpu_flags"]) <= set(cpu_flags())
+            same_cpu = set(one["cpu_flags"]) <= set(runtimes.cpu_flags())
             if fits and same_cpu and (folder / runtimes.FILES[key]).is_file():
                 return runtime, key
     if name != "auto":
@@ -80,19 +81,6 @@ def _accepted(
             f"{path} is not the file that was accepted; export the stage again"
         )
     return one["runtime"], precision  # type: ignore[return-value]
-
-
-def cpu_flags() -> list[str]:
-    """What makes a CPU fast in few bits, as Linux names it; empty elsewhere."""
-    wanted = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni")
-    wanted += ("amx_int8", "amx_bf16", "asimddp", "bf16", "i8mm")
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    line = next((x for x in lines if x.startswith(("flags", "Features"))), "")
-    found = set(line.split())
-    return [flag for flag in wanted if flag in found]
 
 
 def check_golden(promise: Contract, runtime: Runtime, segments: list[Segment]) -> None:
@@ -164,7 +152,22 @@ def start(
         f"{batcher.tokens_per_second:,.0f} tokens/s",
         flush=True,
     )
-    return Served(promise, opened, TextEncoder(encoder), _calibration(promise)), batcher
+    made = Served(promise, opened, TextEncoder(encoder), _calibration(promise))
+    return made, batcher
+
+
+def start_cascade(
+    folder: pathlib.Path, first: pathlib.Path, keep: int, **how: Any
+) -> tuple[Served, Batcher]:
+    """Starts two folders: `first` sees all candidates, `folder` the `keep` best.
+
+    Raises:
+      UserError: when one of them cannot be served.
+    """
+    cheap, waiting = start(first, **how)
+    good, batcher = start(folder, **how)
+    cheap = dataclasses.replace(cheap, batcher=waiting)
+    return dataclasses.replace(good, first=cheap, keep=keep), batcher
 
 
 def _calibration(promise: Contract) -> Any:

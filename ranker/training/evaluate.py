@@ -12,11 +12,12 @@ import numpy as np
 from ranker import config, errors, manifests, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
-from ranker.data.pipeline import Source
+from ranker.data.pairs import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
 from ranker.metrics import comparison
+from ranker.metrics.cascade import merge_runs
 from ranker.metrics.measures import parse_measure
 from ranker.metrics.ranking import Rules
 from ranker.metrics.runs import agreements, qrels_of, run_of
@@ -81,6 +82,7 @@ def evaluate(
             "permutations": settings.permutations,
             "seed": settings.seed,
             "query_fields": storage.digest(fields) if fields else "",
+            "cascades": [one.name for one in settings.cascades],
         },
         inputs={
             **prepared.inputs("corpus", f"lists/{settings.split}"),
@@ -133,6 +135,9 @@ def _measure(
                 progress=_now_and_then(reporter),
             )
         runs[name] = run_of(lists, corpus, scores)
+    for cascade in settings.cascades:
+        pair = runs[cascade.first], runs[cascade.second]
+        runs[cascade.name] = merge_runs(*pair, cascade.keep)
     if jax.process_index() == 0:
         for name, run in runs.items():
             formats.write_run(folder / f"{name}.trec", run, tag=name)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from ranker.models.huggingface import export_huggingface
 from ranker.serving import contract, golden
 from ranker.serving.frame import tokenizer_frame
 from ranker.training.scorer import make_score, score_lists
+from ranker.training.served import add_served
 from ranker.training.state import make_network
 from ranker.training.trained import Trained, load_trained
 
@@ -43,7 +45,10 @@ def export(
     folder = workdir / settings.folder
     manifest = manifests.Manifest(
         kind="export",
-        settings={},
+        settings={
+            "onnx": dataclasses.asdict(settings.onnx),
+            "calibration": settings.calibration,
+        },
         inputs={
             **prepared.inputs("corpus", *(f"lists/{one}" for one in _SPLITS)),
             settings.stage: parent.key,
@@ -56,6 +61,10 @@ def export(
                 workdir, settings.stage, prepared, mesh, kinds=kinds, by=by
             )
             write_folder(folder, trained, prepared, mesh)
+            if trained.manifest.kind != "cpt":
+                tokenizer = prepared.tokenizer(trained.role)
+                score = partial(_score, trained=trained, tokenizer=tokenizer, mesh=mesh)
+                add_served(folder, settings, trained, prepared, score)
             manifest.finish(
                 folder,
                 stage=settings.stage,

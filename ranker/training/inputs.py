@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from ranker import config, errors, manifests
 from ranker.batch import Batch
-from ranker.data import pipeline
+from ranker.data import pairs, pipeline
 from ranker.data.prepare import Prepared
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
@@ -64,7 +64,11 @@ def make_batches(
         return Batches(
             batches, settings.seed, len(clicks), lambda row: clicks[row].query
         )
-    encoder = _encoder(settings, role, prepared)
+    encoder = _encoder(settings, role, prepared, network)
+    template = encoder.tokenizer.template
+    _, why = pairs.can_share(network.model, template, encoder.length)
+    if why and jax.process_index() == 0:
+        print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
         lists, common["targets"] = scored_lists(settings, prepared, workdir)
     else:
@@ -157,10 +161,11 @@ class Batches:
 
 
 def _encoder(
-    settings: config.Train, role: config.Role, prepared: Prepared
-) -> pipeline.ListEncoder:
-    tokens = settings.text.of(role, "length")
-    return pipeline.ListEncoder(prepared.corpus(), prepared.tokenizer(role), tokens)
+    settings: config.Train, role: config.Role, prepared: Prepared, network: Network
+) -> pairs.ListEncoder:
+    tokens, tokenizer = settings.text.of(role, "length"), prepared.tokenizer(role)
+    shared, _ = pairs.can_share(network.model, tokenizer.template, tokens)
+    return pairs.ListEncoder(prepared.corpus(), tokenizer, tokens, shared=shared)
 
 
 def scored_lists(
@@ -235,7 +240,7 @@ def make_evaluate(
     """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
     if isinstance(settings.objective, config.Language):
         return _language_evaluate(settings, role, prepared, network, objective)
-    encoder, dev = _encoder(settings, role, prepared), prepared.lists("dev")
+    encoder, dev = _encoder(settings, role, prepared, network), prepared.lists("dev")
     score = make_score(network)
     rows = settings.batch.size * _SCORED_AT_ONCE
 

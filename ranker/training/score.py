@@ -22,7 +22,7 @@ from jax.experimental import multihost_utils
 
 import ranker
 from ranker import config, manifests, sharding
-from ranker.data.pipeline import ListEncoder
+from ranker.data.pairs import can_share
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.text import Tokenizer
@@ -303,6 +303,9 @@ class _Scorer:
     def __init__(self, settings: config.Score, teacher: Trained, tokenizer: Tokenizer):
         self.settings, self.teacher, self.tokenizer = settings, teacher, tokenizer
         self.score = make_score(teacher.network)
+        _, why = can_share(teacher.model, tokenizer.template, teacher.length)
+        if why:
+            print(f"[{settings.name}] {why}", flush=True)
 
     def __call__(
         self, job: jobs.Job, number: int, content: Content, progress: "_Progress"
@@ -340,7 +343,7 @@ class _Scorer:
 
     def _scores(self, content: Content, lists, progress=None) -> np.ndarray:
         network = self.teacher.network
-        encoder = ListEncoder(content.corpus, self.tokenizer, self.teacher.length)
+        encoder = self.teacher.encoder_of(content.corpus, self.tokenizer)
         return score_lists(
             self.score,
             self.teacher.params,

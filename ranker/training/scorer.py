@@ -1,5 +1,6 @@
 """A trained ranker scores every (query, document) pair of many lists."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from jax.experimental import multihost_utils
 
 from ranker import sharding
 from ranker.batch import Batch
-from ranker.data.pipeline import ListEncoder, Shards, Source, no_pairs, pair_batches
+from ranker.data.pairs import ListEncoder, Shards, Source, ahead, no_pairs, pair_batches
 from ranker.data.records import RankedList
 from ranker.training.state import Network
 
@@ -78,6 +79,7 @@ def score_lists(
     rows: int,
     progress: Callable[[int, int], None] | None = None,
     finite: bool = True,
+    waits: list[float] | None = None,
 ) -> np.ndarray:
     """Scores of all candidates of all lists, in order, float32 [pairs].
 
@@ -94,6 +96,7 @@ def score_lists(
         several that are shorter.
       progress: called with the pairs done and the real tokens of each batch.
       finite: stop at a score that is not finite; else the caller looks for them.
+      waits: takes the seconds that each batch was waited for.
 
     Raises:
       FloatingPointError: at the first batch with a score that is not finite.
@@ -120,12 +123,19 @@ def score_lists(
 
     waiting: tuple[jax.Array, jax.Array, int] | None = None
     records = (lists[i] for i in range(len(lists)))
-    batches = pair_batches(records, encoder, rows=rows, shards=shards)
+    batches = ahead(pair_batches(records, encoder, rows=rows, shards=shards))
     nothing = no_pairs(encoder, rows=rows, shards=shards)
     if network.mesh.is_multi_process:
         batches = together(batches, nothing)
     with jax.set_mesh(network.mesh):
-        for batch, numbers in batches:
+        while True:
+            start = time.perf_counter()
+            found = next(batches, None)
+            if waits is not None:
+                waits.append(time.perf_counter() - start)
+            if found is None:
+                break
+            batch, numbers = found
             # Exact where one process holds all shards, an estimate elsewhere.
             tokens = int((batch.rows.segments > 0).sum())
             tokens = tokens * shards.count // len(shards.local)

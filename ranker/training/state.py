@@ -38,6 +38,7 @@ class Network:
     mesh: Mesh
     frozen: Any  # as `abstract`, of what does not train; empty without adapters
     frozen_shardings: Any
+    model: config.Decoder | config.Encoder
 
 
 def make_network(
@@ -68,6 +69,7 @@ def make_network(
         mesh,
         frozen,
         sharding.parameter_shardings(frozen, mesh),
+        model,
     )
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from ranker.batch import Batch
 from ranker.training.objectives import Objective
+from ranker.training.optim import gradient_params
 from ranker.training.state import Network, TrainState
 
 Metrics = dict[str, Array]
@@ -55,11 +56,12 @@ def make_step(
         weights = jax.tree.map(jnp.sum, jax.vmap(objective.weights)(batch))
         key = jax.random.fold_in(state.key, state.step)
         num_micro = batch.rows.tokens.shape[0]
+        trained = gradient_params(state.opt_state, state.params)
 
         def accumulate(carry, micro):
             batch, key = micro
             (total, means), grads = jax.value_and_grad(loss, has_aux=True)(
-                state.params, frozen, batch, weights, key
+                trained, frozen, batch, weights, key
             )
             return jax.tree.map(jnp.add, carry, (total, means, grads)), None
 

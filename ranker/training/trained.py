@@ -11,9 +11,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, errors, manifests
-from ranker.data.pipeline import ListEncoder
+from ranker.data.pairs import ListEncoder, Source, can_share
 from ranker.data.prepare import Prepared
-from ranker.data.text import answers_of
+from ranker.data.records import Document
+from ranker.data.text import Tokenizer, answers_of
 from ranker.models import adapters
 from ranker.models.build import Head
 from ranker.models.huggingface import flat, import_params, open_checkpoint
@@ -40,7 +41,12 @@ class Trained:
     def encoder(self, prepared: Prepared) -> ListEncoder:
         """Makes this model's segments from the prepared data."""
         tokenizer = prepared.tokenizer(self.role)
-        return ListEncoder(prepared.corpus(), tokenizer, self.length)
+        return self.encoder_of(prepared.corpus(), tokenizer)
+
+    def encoder_of(self, corpus: Source[Document], tokenizer: Tokenizer) -> ListEncoder:
+        """Makes this model's segments from other documents."""
+        shared, _ = can_share(self.model, tokenizer.template, self.length)
+        return ListEncoder(corpus, tokenizer, self.length, shared=shared)
 
 
 def load_trained(

@@ -10,10 +10,10 @@ from flax import nnx
 
 from ranker import config
 from ranker.data.prepare import Prepared
-from ranker.data.text import answers_of
 from ranker.models import build
 from ranker.models.build import Head
 from ranker.models.huggingface import Checkpoint, flat, import_params, open_checkpoint
+from ranker.training.imports import template_answers
 from ranker.training.reporter import Reporter
 from ranker.training.state import Network
 from ranker.training.trained import freeze, inherit, unflat
@@ -38,9 +38,9 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
     """
     model, checkpoint = settings.model, None
     if isinstance(model, config.Pretrained):
-        checkpoint = open_checkpoint(model, _answers(settings))
+        checkpoint = open_checkpoint(model, template_answers(settings))
         model = checkpoint.model
-    decoder = isinstance(model, config.Decoder)
+    decoder = isinstance(model, config.Decoder) and model.causal
     role = settings.role
     if role == "auto":
         role = "teacher" if decoder else "student"
@@ -50,7 +50,8 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
             f"{stage}: the language objective needs a decoder, found an encoder"
         )
     template = settings.text.of(role, "template")
-    if decoder == (template == "pair"):
+    either = model.causal != isinstance(model, config.Decoder)  # EuroBERT and the like
+    if not either and decoder == (template == "pair"):
         fitting = "another than 'pair'" if decoder else "'pair'"
         raise config.ConfigError(
             f"{stage}: text.{role}_template is {template!r}, and "
@@ -78,13 +79,6 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
             "of that checkpoint"
         )
     return Origin(model, role, rows, checkpoint)
-
-
-def _answers(settings: config.Train) -> tuple[str, ...]:
-    """The words that the teacher's template asks for; a language model needs none."""
-    if settings.role == "student" or isinstance(settings.objective, config.Language):
-        return ()
-    return answers_of(settings.text.teacher_template)
 
 
 def check_scores(settings: config.Train, origin: Origin) -> None:

@@ -8,11 +8,12 @@ import pytest
 
 from ranker import config
 from ranker.data import pipeline
+from ranker.data.pairs import ListEncoder, Shards, draw_documents, pair_batches
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
 from ranker.scoring.targets import Joined
 
-ONE = pipeline.Shards(1, (0,))
+ONE = Shards(1, (0,))
 CORPUS = [Document(f"d{i}", f"word{i}", "text") for i in range(40)]
 
 
@@ -40,7 +41,7 @@ def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("t") / "encoder"
     texts = [f"{d.title} {d.text}" for d in CORPUS] + [one.query for one in LISTS]
     train_wordpiece(iter(texts), 300, folder)
-    return pipeline.ListEncoder(CORPUS, Tokenizer(folder, "pair"), 16)
+    return ListEncoder(CORPUS, Tokenizer(folder, "pair"), 16)
 
 
 def stream(encoder, n, *, size=4, accumulate=1, seed=0, shards=ONE, list_size=3):
@@ -78,7 +79,7 @@ def test_shapes_are_static(encoder):
 def test_lists_are_whole_and_scored_at_their_first_token(encoder):
     batches, _ = stream(encoder, 6, list_size=6)
     known = {
-        tuple(s.tokens): (one.query_id, row)
+        tuple(s.tokens.tolist()): (one.query_id, row)
         for one in LISTS
         for s, row in zip(encoder(one.query, one.documents), one.documents, strict=True)
     }
@@ -139,9 +140,9 @@ def test_goes_on_with_another_number_of_shards(encoder):
             if one
         ]
 
-    seen, batches = stream(encoder, 2, list_size=6, shards=pipeline.Shards(2, (0, 1)))
+    seen, batches = stream(encoder, 2, list_size=6, shards=Shards(2, (0, 1)))
     state = batches.get_state()
-    four = pipeline.Shards(4, (0, 1, 2, 3))
+    four = Shards(4, (0, 1, 2, 3))
     _, again = stream(encoder, 0, list_size=6, shards=four)
     again.set_state(state)
     seen = taken(seen)
@@ -166,11 +167,9 @@ def test_an_epoch_shows_every_list_once(encoder):
 
 
 def test_processes_make_what_one_process_makes(encoder):
-    whole, _ = stream(
-        encoder, 4, size=4, accumulate=2, shards=pipeline.Shards(2, (0, 1))
-    )
+    whole, _ = stream(encoder, 4, size=4, accumulate=2, shards=Shards(2, (0, 1)))
     halves = [
-        stream(encoder, 4, size=4, accumulate=2, shards=pipeline.Shards(2, (i,)))[0]
+        stream(encoder, 4, size=4, accumulate=2, shards=Shards(2, (i,)))[0]
         for i in range(2)
     ]
     for batch, *parts in zip(whole, *halves, strict=True):
@@ -184,10 +183,10 @@ def test_processes_make_what_one_process_makes(encoder):
 def test_drawing_keeps_a_best_document():
     labels = np.array([0, 0, 0, 2, 0, 0, 0, 0, 1, 0], np.float32)
     generator = np.random.default_rng(0)
-    draws = [pipeline.draw_documents(labels, 3, generator) for _ in range(200)]
+    draws = [draw_documents(labels, 3, generator) for _ in range(200)]
     assert all(len(set(draw)) == 3 and 3 in draw for draw in draws)
     assert len({tuple(draw) for draw in draws}) > 50
-    short = pipeline.draw_documents(labels[:2], 3, generator)
+    short = draw_documents(labels[:2], 3, generator)
     assert sorted(short) == [0, 1]
 
 
@@ -226,12 +225,10 @@ def test_every_text_once(encoder):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_every_pair_is_scored_once(encoder, shards):
     local = tuple(range(shards))
-    pairs = list(
-        pipeline.pair_batches(
-            LISTS, encoder, rows=8, shards=pipeline.Shards(shards, local)
-        )
-    )
-    expected = [s.tokens for one in LISTS for s in encoder(one.query, one.documents)]
+    pairs = list(pair_batches(LISTS, encoder, rows=8, shards=Shards(shards, local)))
+    expected = [
+        s.tokens.tolist() for one in LISTS for s in encoder(one.query, one.documents)
+    ]
     seen = {}
     for batch, numbers in pairs:
         assert batch.rows.tokens.shape == (8, 16)
@@ -247,8 +244,8 @@ def test_every_pair_is_scored_once(encoder, shards):
 
 def test_two_processes_share_the_rows_of_each_batch(encoder):
     def batches(local):
-        shards = pipeline.Shards(2, local)
-        return list(pipeline.pair_batches(LISTS, encoder, rows=8, shards=shards))
+        shards = Shards(2, local)
+        return list(pair_batches(LISTS, encoder, rows=8, shards=shards))
 
     # A process ends when its lists do, so the numbers of batches may differ by one.
     for whole, *halves in zip(
@@ -259,7 +256,7 @@ def test_two_processes_share_the_rows_of_each_batch(encoder):
 
 
 def test_sizes_that_do_not_divide(encoder):
-    shards = pipeline.Shards(3, (0, 1, 2))
+    shards = Shards(3, (0, 1, 2))
     with pytest.raises(config.ConfigError, match="micro-batch of 4 .* 3 data shards"):
         stream(encoder, 1, shards=shards)
     with pytest.raises(config.ConfigError, match="no example"):

@@ -2,7 +2,7 @@
 
 import json
 
-from ranker.models.folder import Head, read_head
+from ranker.models.folder import NO_HEAD, read_head
 
 
 def test_a_text_encoder_has_no_head(tmp_path):
@@ -13,4 +13,4 @@ def test_a_text_encoder_has_no_head(tmp_path):
         for name, path in modules
     ]
     (tmp_path / "modules.json").write_text(json.dumps(described))
-    assert read_head(tmp_path) == Head({}, ())
+    assert read_head(tmp_path) == NO_HEAD

@@ -30,13 +30,13 @@ def _pages(noise, seed=0):
 @pytest.fixture(scope="module")
 def log(tmp_path_factory):
     path = tmp_path_factory.mktemp("log") / "log.tsv"
-    rows = simulate.experiment_rows(
-        {"A": _pages(12.0), "B": _pages(1.0)},
-        users=500,
-        days=6,
-        pages=4.0,
-        behaviour=simulate.Behaviour(),
-        seed=1,
+    rows = list(
+        simulate.make_rows(
+            simulate.split({"A": _pages(12.0), "B": _pages(1.0)}),
+            40,
+            simulate.Traffic(users=500, days=6, pages=4.0, seed=1),
+            simulate.Behaviour(),
+        )
     )
     for row in rows:
         row["device"] = "phone" if str(row["user"])[-1] in "135" else "desk"
@@ -284,6 +284,97 @@ def test_gsb(tmp_path):
     sheet.write_text(sheet.read_text().replace("\tleft\n", "\tbetter\n", 1))
     stop = _run("gsb", "--judged", "--sheet", sheet, "--key", key, code=1)
     assert "field 'verdict': found 'better'" in str(stop)
+
+
+def test_simulate_clickmodel_and_counterfactual(tmp_path):
+    """An exploring logger; its looking chances, and the value of another ranking."""
+    log, out, looks = (tmp_path / name for name in ("e.tsv", "o.json", "looks.json"))
+    for name, scores in (("first", (3, 2, 1)), ("last", (1, 2, 3))):
+        lines = [f"q{q} Q0 d{d} 1 {scores[d]} t" for q in range(4) for d in range(3)]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    grades = [f"q{q} 0 d{d} {2 - d + q % 2}" for q in range(4) for d in range(3)]
+    (tmp_path / "qrels").write_text("\n".join(grades) + "\n")
+    runs = [f"{name}={tmp_path / name}" for name in ("first", "last")]
+    flags = ("--design", "explore", "--qrels", tmp_path / "qrels", "--depth", 3)
+    more = ("--users", 900, "--explore", 0.6, "--json", out)
+    _run("simulate", "--log", log, "--run", *runs, *flags, *more)
+    truth = json.loads(out.read_text())["systems"]
+    examination = json.loads(out.read_text())["examination"]
+
+    page, attraction = tmp_path / "o.html", tmp_path / "a.tsv"
+    flags = ("--model", "all", "--depth", 3, "--html", page, "--attraction", attraction)
+    _run("clickmodel", "--log", log, "--json", out, "--out", looks, *flags)
+    found = json.loads(out.read_text())["models"]
+    np.testing.assert_allclose(found["pbm"]["propensities"], examination, atol=0.06)
+    assert found["pbm"]["perplexity"] < found["cascade"]["conditional_perplexity"]
+    assert len(attraction.read_text().splitlines()) == 13
+
+    flags = ("--run", *runs, "--depth", 3, "--json", out)
+    _run("counterfactual", "--log", log, *flags, "--html", page)
+    for name, one in json.loads(out.read_text())["systems"].items():
+        for kind in ("ips", "snips", "dr"):
+            low, high = one[kind]["interval"]
+            slack = (high - low) / 2
+            assert low - slack < truth[name]["clicks_per_page"] < high + slack
+    _run("counterfactual", "--log", log, *flags, "--propensities", looks)
+    systems = json.loads(out.read_text())["systems"]
+    assert systems["first"]["ips"]["value"] > systems["last"]["ips"]["value"]
+
+    stop = _run("counterfactual", "--log", log, *flags, "--propensities", out, code=1)
+    assert "holds no looking chances" in str(stop)
+    other = tmp_path / "other"
+    other.write_text("x9 Q0 d0 1 1.0 t\n")
+    stop = _run("counterfactual", "--log", log, "--run", f"o={other}", code=1)
+    assert "no page has a query of the run" in str(stop)
+
+
+def test_counterfactual_refuses_what_was_hardly_shown(tmp_path):
+    log, run = tmp_path / "l.tsv", tmp_path / "run"
+    run.write_text("q Q0 d1 1 1.0 t\n")
+    rows = [
+        {
+            "time": 1e9 + n,
+            "user": f"u{n}",
+            "page": f"p{n}",
+            "event": "page",
+            "query": "q",
+            "document_id": "d1" if n < 20 else "d2",
+            "position": 1,
+            "propensity": 0.02 if n < 20 else 0.98,
+        }
+        for n in range(1000)
+    ]
+    simulate.write_rows(log, rows)
+    stop = _run("counterfactual", "--log", log, "--run", f"r={run}", code=1)
+    assert "effective sample of 'r' is 20.0" in str(stop)
+    for row in rows[:20]:
+        row["propensity"] = 1e-6
+    simulate.write_rows(log, rows)
+    stop = _run("counterfactual", "--log", log, "--run", f"r={run}", code=1)
+    assert "below 0.0001" in str(stop)
+    for row in rows:
+        row["propensity"] = None
+    simulate.write_rows(log, rows)
+    stop = _run("counterfactual", "--log", log, "--run", f"r={run}", code=1)
+    assert "1,000 shown results have no propensity" in str(stop)
+
+
+def test_simulated_truth(tmp_path):
+    """The written truth is what the log shows, for each model of clicks."""
+    for model in ("pbm", "cascade", "dbn"):
+        behaviour = simulate.Behaviour(model=model)
+        pages = _pages(3.0)
+        show = simulate.split({"A": pages})
+        traffic = simulate.Traffic(users=400, pages=3.0)
+        clicked, shown, clicks = set(), set(), 0
+        for row in simulate.make_rows(show, 40, traffic, behaviour):
+            (clicked if row["event"] == "click" else shown).add(row["page"])
+            clicks += row["event"] == "click"
+        asked = simulate.popularity(40)
+        ctr = simulate.page_ctr(pages, behaviour, asked)
+        assert len(clicked) / len(shown) == pytest.approx(ctr, abs=0.05)
+        mean = simulate.clicks_a_page(pages, behaviour, asked)
+        assert clicks / len(shown) == pytest.approx(mean, abs=0.12)
 
 
 def test_it_starts_without_jax():

@@ -97,6 +97,71 @@ DECODERS = {
         ),
     ),
 }
+LONGROPE = dict(
+    rope_type="longrope",
+    rope_theta=500.0,
+    short_factor=[1.0, 1.2, 1.5, 2.0],
+    long_factor=[1.0, 2.0, 4.0, 6.0],
+)
+DECODERS |= {
+    "llama biased": ("Llama", dict(attention_bias=True, mlp_bias=True)),
+    "llama both ways": ("Llama", dict(is_causal=False)),
+    "qwen3 biased": ("Qwen3", dict(head_dim=16, attention_bias=True)),
+    "ministral": (
+        "Ministral",
+        dict(
+            head_dim=8,
+            sliding_window=5,
+            layer_types=["full_attention", "sliding_attention"] * 2,
+        ),
+    ),
+    "ministral3": (
+        "Ministral3",
+        dict(
+            head_dim=16,
+            rope_parameters=YARN
+            | dict(mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.3),
+        ),
+    ),
+    "granite": (
+        "Granite",
+        dict(
+            embedding_multiplier=3.0,
+            residual_multiplier=0.4,
+            attention_multiplier=0.2,
+            logits_scaling=4.0,
+        ),
+    ),
+    "smollm3": ("SmolLM3", dict(no_rope_layers=[1, 1, 0, 1])),
+    "olmo2": ("Olmo2", {}),
+    "olmo3": (
+        "Olmo3",
+        dict(
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            rope_parameters=dict(
+                sliding_attention=dict(rope_type="default", rope_theta=500.0),
+                full_attention=YARN,
+            ),
+        ),
+    ),
+    "phi3": ("Phi3", dict(rope_parameters=dict(rope_theta=100.0), sliding_window=5)),
+    "phi3 partial": (
+        "Phi3",
+        dict(rope_parameters=dict(rope_theta=100.0, partial_rotary_factor=0.5)),
+    ),
+    "phi3 long": (
+        "Phi3",
+        dict(original_max_position_embeddings=16, rope_parameters=LONGROPE),
+    ),
+    "seed_oss": ("SeedOss", dict(head_dim=16)),
+}
+# Families that read both ways have no language model.
+READS_ONLY = {
+    "eurobert": ("EuroBert", dict(classifier_pooling="bos", mask_token_id=3)),
+    "eurobert mean": ("EuroBert", dict(classifier_pooling="mean", mask_token_id=3)),
+    "eurobert late": ("EuroBert", dict(mask_token_id=3)),
+}
 ENCODER = dict(
     vocab_size=V,
     hidden_size=32,
@@ -113,6 +178,44 @@ ENCODERS = {
     "xlm-roberta": ("XLMRoberta", dict(pad_token_id=1, type_vocab_size=1, **QUIET)),
     "electra": ("Electra", dict(embedding_size=32, **QUIET)),
     "electra narrow": ("Electra", dict(embedding_size=16, **QUIET)),
+    "bert tanh": ("Bert", dict(hidden_act="gelu_new", **QUIET)),
+    "camembert": ("Camembert", dict(pad_token_id=1, type_vocab_size=1, **QUIET)),
+    "data2vec": ("Data2VecText", dict(pad_token_id=1, type_vocab_size=1, **QUIET)),
+    "distilbert": (
+        "DistilBert",
+        dict(
+            dim=32,
+            hidden_dim=48,
+            n_layers=4,
+            n_heads=4,
+            dropout=0.0,
+            attention_dropout=0.0,
+            seq_classif_dropout=0.0,
+        ),
+    ),
+    "gte": ("Gte", dict(pad_token_id=0, **QUIET)),
+    "gte stretched": (
+        "Gte",
+        dict(
+            pad_token_id=0,
+            type_vocab_size=0,
+            rope_parameters=dict(rope_type="linear", rope_theta=500.0, factor=1.25),
+            **QUIET,
+        ),
+    ),
+    "nomic": ("NomicBert", QUIET),
+    "modernbert decoder": (
+        "ModernBertDecoder",
+        dict(
+            local_attention=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+            attn_implementation="eager",
+        ),
+    ),
     "modernbert": (
         "ModernBert",
         dict(
@@ -368,7 +471,7 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
         ours,
         nnx.state(model, nnx.Param),
         head="score",
-        tokenizer=tokenizers / ("roberta" if "roberta" in name else "wordpiece"),
+        tokenizer=tokenizers / ("roberta" if pad == 1 else "wordpiece"),
         length=T,
     )
     more = dict(attn_implementation="eager") if "modern" in name else {}

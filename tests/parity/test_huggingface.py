@@ -207,7 +207,7 @@ def amend(folder, **fields):
     ("fields", "message"),
     [
         ({"model_type": "t5"}, "model_type 't5' is unknown; known are"),
-        ({"hidden_act": "relu"}, "hidden_act is 'relu', and only 'gelu'"),
+        ({"hidden_act": "mish"}, "hidden_act is 'mish', and only gelu, "),
         ({"intermediate_size": 64}, r"shape \(48, 32\), expected \(64, 32\)"),
         ({"num_hidden_layers": 4}, "encoder.layer.3.* missing"),
         ({"num_hidden_layers": 2}, "encoder.layer.2.* unknown"),

@@ -346,7 +346,7 @@ def test_a_template_of_your_own(tmp_path):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("qwen3", "it takes prompt, pair, qwen3_reranker, .* your own as"),
+        ("qwen3", "it takes prompt, pair, .*qwen3_reranker, .* your own as"),
         ("{query}|||{both}", "words of your own as 'QUERY"),
         ("query|||{both}|||", "its query 'query' must hold {query}"),
         ("{query}|||{body}|||", "its document '{body}' may hold {title} or {text}"),

@@ -1,7 +1,10 @@
 """`python -m ranker.evaluate --qrels FILE --run FILE`, as its users call it."""
 
+import csv
+import io
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -182,3 +185,200 @@ def test_no_number_is_shortened_for_a_narrow_terminal(room, monkeypatch, capsys)
     # 50: what cells and the longest words take; 8 more with headers on one line.
     assert len(lines[0]) == (50 if room < 58 else 58)
     assert any("teacher, student" in line for line in lines) == (room >= 58)
+
+
+# --- several seeds and collections, other kinds of files ---
+
+
+def made(folder, name, ranks, good="good"):
+    """A run of one relevant document a query, at a rank; judgements beside it."""
+    qrels, lines = [], []
+    for q, rank in enumerate(ranks):
+        qrels.append(f"q{q} 0 {good} 1")
+        documents = [f"x{n}" for n in range(5)]
+        documents.insert(rank - 1, good)
+        for at, document in enumerate(documents):
+            lines.append(f"q{q} Q0 {document} {at + 1} {9 - at} tag")
+    (folder / f"{name}.qrels").write_text("\n".join(qrels))
+    (folder / f"{name}.trec").write_text("\n".join(lines))
+    return folder / f"{name}.trec"
+
+
+def summary_of(folder, *flags):
+    path = folder / "summary.json"
+    evaluate.main([*map(str, flags), "--json", str(path), "--measures", "MRR"])
+    return json.loads(path.read_text())
+
+
+def test_seeds_become_one_row(tmp_path, capsys):
+    runs = {
+        "base": made(tmp_path, "base", [2] * 8),
+        "ours@0": made(tmp_path, "a", [1] * 8),
+        "ours@1": made(tmp_path, "b", [4] * 8),
+    }
+    flags = [part for k, v in runs.items() for part in ("--run", f"{k}={v}")]
+    found = summary_of(tmp_path, "--qrels", tmp_path / "base.qrels", *flags)
+    assert [*found["systems"]] == ["base", "ours"]
+    ours = found["systems"]["ours"]
+    assert ours["metrics"]["MRR"] == pytest.approx(0.625)
+    assert ours["sd_over_seeds"]["MRR"] == pytest.approx(np.std([1, 0.25], ddof=1))
+    assert found["settings"]["runs"]["ours"] == {
+        "0": str(runs["ours@0"]),
+        "1": str(runs["ours@1"]),
+    }
+    assert "0.6250 ± 0.5303" in capsys.readouterr().out
+
+
+def test_collections_have_a_block_each_and_a_macro_mean(tmp_path, capsys):
+    flags = []
+    for name, ranks in (("north", [2] * 4), ("south", [4] * 2)):
+        first = made(tmp_path, name, [1] * len(ranks))
+        second = made(tmp_path, f"{name}2", ranks)
+        flags += ["--qrels", f"{name}={tmp_path / name}.qrels"]
+        flags += ["--run", f"{name}/one={first}", f"{name}/two={second}"]
+    found = summary_of(
+        tmp_path,
+        *flags,
+        *("--csv", tmp_path / "t.csv", "--latex", tmp_path / "t.tex"),
+        *("--html", tmp_path / "t.html", "--per-query", tmp_path / "q.tsv"),
+        *("--markdown", tmp_path / "t.md", "--equivalence", "0.2"),
+    )
+    assert found["systems"]["two"]["metrics"]["MRR"] == pytest.approx(0.375)
+    assert found["collections"]["south"]["systems"]["two"]["metrics"]["MRR"] == 0.25
+    assert found["systems"]["two"]["queries"] == 6
+    out = capsys.readouterr().out
+    assert "north: 4 judged queries" in out and "macro mean of 2 collections" in out
+    rows = list(csv.DictReader((tmp_path / "t.csv").read_text().splitlines()))
+    macro = [r for r in rows if (r["collection"], r["system"]) == ("macro mean", "two")]
+    assert float(macro[0]["value"]) == pytest.approx(0.375)
+    assert (macro[0]["won"], macro[0]["lost"]) == ("0", "6")
+    assert len(rows) == 6
+    header, *lines = (tmp_path / "q.tsv").read_text().splitlines()
+    assert header.split("\t") == ["collection", "query", "system", "MRR"]
+    assert "south\tq1\ttwo\t0.25" in lines
+    tex = (tmp_path / "t.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == 6 == tex.count(r"\bottomrule")
+    assert r"95 \% interval" in tex and "south" in tex
+    words = page_words((tmp_path / "t.html").read_text())
+    assert "two less one" in words and "lost by most" in words and "0.3750" in words
+
+
+def page_words(text):
+    """Words of a page that is whole, loads nothing and runs no script."""
+    assert text.startswith("<!doctype html>") and "default-src 'none'" in text
+    lowered = text.lower()
+    assert not any(one in lowered for one in ("<script", "<img", "src=", "url("))
+    for tag in ("table", "section", "details", "svg", "div"):
+        assert text.count(f"<{tag}") == text.count(f"</{tag}>"), tag
+    return re.sub(r"<[^>]*>", "", text)
+
+
+def test_a_page_of_hostile_names(tmp_path):
+    bad = "<script>alert(1)</script>\u202e"
+    run = made(tmp_path, "a", [1, 2, 3, 4, 1, 2, 3], good=bad)
+    other = made(tmp_path, "b", [2, 1, 3, 3, 2, 1, 4], good=bad)
+    summary_of(
+        tmp_path,
+        *("--qrels", tmp_path / "a.qrels", "--run", f"<b>={run}", f"&={other}"),
+        *("--html", tmp_path / "t.html", "--across-queries"),
+    )
+    words = page_words((tmp_path / "t.html").read_text())
+    assert "&lt;script&gt;alert(1)" in words and "\u202e" not in words
+    assert "scores across queries" in words
+
+
+def test_three_columns_are_ranks_and_standard_input_is_a_file(tmp_path, monkeypatch):
+    run = made(tmp_path, "a", [1, 4])
+    lines = [line.split() for line in run.read_text().splitlines()]
+    ranked = "\n".join(f"{q}\t{d}\t{rank}" for q, _, d, rank, _, _ in lines[::-1])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(ranked.encode())))
+    found = summary_of(tmp_path, "--qrels", tmp_path / "a.qrels", "--run", run, "-")
+    assert [*found["systems"]] == ["a", "stdin"]
+    for system in found["systems"].values():
+        assert system["metrics"]["MRR"] == pytest.approx((1 + 0.25) / 2)
+
+
+def test_scores_across_queries(tmp_path):
+    """Queries whose scores are shifted order well within, and badly between."""
+    qrels, run = [], []
+    for q in range(12):
+        for d in range(6):
+            qrels.append(f"q{q} 0 d{d} {int(d < 2)}")
+            run.append(f"q{q} Q0 d{d} 1 {100 * (q % 2) - d} x")
+    (tmp_path / "qrels").write_text("\n".join(qrels))
+    (tmp_path / "run").write_text("\n".join(run))
+    found = summary_of(
+        tmp_path,
+        *("--qrels", tmp_path / "qrels", "--run", tmp_path / "run"),
+        "--across-queries",
+    )
+    across = found["across_queries"]["run"]
+    assert found["systems"]["run"]["metrics"]["MRR"] == 1
+    # Same shift (60 of 132 ordered pairs of queries): all right; else one half.
+    assert across["accuracy"] == pytest.approx((60 + 72 / 2) / 132)
+    assert across["documents"] == 72 and across["base_rate"] == pytest.approx(1 / 3)
+    assert 0 <= across["ece"]["isotonic"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--run", "ours@x=F"), "'ours@x=F': found the seed 'x', expected a whole num"),
+        (("--run", "ours@=F"), "found the seed ''"),
+        (("--run", "@1=F"), "found the seed '1', .*--run ours@0=FILE"),
+        (("--run", "o@0=F", "o@0=G"), "F and G are both called 'o@0'"),
+        (("--run", "o@0=F", "o=G"), "of F and G, both of 'o', one has a seed and one"),
+        (("--run", "o@0=F", "o@1=F"), "o@0 and o@1 are the same file F"),
+        (("--run", "o@0=F", "o@1=G", "--reference", "o@1"), "'o@1' is one seed of 'o'"),
+        (("--run", "=F"), "expected FILE or NAME=FILE, found '=F'"),
+        (
+            ("--qrels", "A", "--run", "F"),
+            "2 files, and .* has no name; name each collection",
+        ),
+        (("--run", "-", "--fields", "-"), "2 files are to be read from standard input"),
+        (("--run", "a=F", "--equivalence", "0"), "--equivalence must be above 0"),
+        (("--run", "a=F", "--measures", "P(rel=x)@3"), "--measures: measure 'P.rel=x."),
+    ],
+)
+def test_bad_names_end_with_a_sentence(flags, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        evaluate.main(["--qrels", "Q", *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ("--run", "north/a=F"),
+            "the collection 'south' has no run; add --run south/NA",
+        ),
+        (("--run", "a=F"), "'a=F' does not say of which collection; write --run north"),
+        (("--run", "nort/a=F"), "of the collection 'nort', .*did you mean north"),
+        (
+            ("--run", "north/a@0=F", "south/a@1=G"),
+            "'a' has the seeds 0 in north and 1 in south",
+        ),
+        (
+            ("--run", "north/a=F", "south/b=G", "--reference", "a"),
+            "--reference: 'a' has no run of the collection 'south'; add --run south/a=",
+        ),
+        (("--qrels", "north=Z", "--run", "north/a=F"), "are both called 'north'"),
+    ],
+)
+def test_bad_collections_end_with_a_sentence(flags, message):
+    with pytest.raises(SystemExit, match=f"^error: .*{message}"):
+        evaluate.main(["--qrels", "north=Q", "--qrels", "south=R", *flags])
+
+
+def test_a_grade_given_twice_and_an_id_with_a_space(files):
+    lines = (files / "qrels.txt").read_text().splitlines()
+    (files / "qrels.txt").write_text("\n".join([*lines, lines[0], "q0 0 d0 9"]))
+    with pytest.raises(
+        SystemExit, match=r"qrels.txt:242: field 'score': found '9', ex"
+    ):
+        call(files)
+    (files / "qrels.txt").write_text("\n".join([*lines, lines[0]]))
+    run = (files / "a.trec").read_text().splitlines()
+    (files / "a.trec").write_text("\n".join([*run, "q0 Q0 d 9 1 0.5 x"]))
+    with pytest.raises(SystemExit, match=r"a.trec:241: .*has an id a space in it"):
+        call(files)

@@ -20,7 +20,7 @@ from ranker.data.text import (
     train_bpe,
     train_wordpiece,
 )
-from ranker.serving import contract
+from ranker.serving import causes, contract, readers
 from ranker.serving.frame import tokenizer_frame
 from ranker.serving.golden import frame_pairs
 from ranker.training import weights
@@ -378,12 +378,48 @@ def test_scores_of_a_server_are_explained(folders, tmp_path, capsys):
     path.write_text(json.dumps((1 / (1 + np.exp(-golden))).tolist()))
     assert check.main(call) == 1
     assert "likely cause: activation" in capsys.readouterr().out
+    path.write_text(json.dumps([1.0] * len(golden)))
+    assert check.main(call) == 1
+    assert "a softmax is applied over one logit" in capsys.readouterr().out
     path.write_text(json.dumps(np.sin(golden * 40).tolist()))
     assert check.main(call) == 1
     assert "likely cause: unknown" in capsys.readouterr().out
     path.write_text("[1, 2]")
     assert check.main(call) == 1
     assert "expected a list of 16 scores" in capsys.readouterr().err
+
+
+def test_every_fault_of_the_table_is_named_by_itself(folders):
+    """What a fault scores is explained by that fault, or by one with equal scores."""
+    promise = contract.load(folders["encoder"])
+    trial = causes.Trial(readers.Stock(folders["encoder"], promise), promise)
+    golden = np.array([one.score for one in promise.golden], np.float32)
+    named = set()
+    for fault in causes.FAULTS:
+        found = fault.scores(trial)
+        if found is None or np.abs(found - golden).max() < 1e-5:
+            continue
+        cause = causes.find_cause(trial, None, found, golden, 1e-6)
+        assert cause.name == fault.name
+        named.add(fault.sentence.split(";")[0])
+    for words in (
+        "GELU is computed by its tanh approximation",
+        "the document's first tokens are cut",
+        "words that spell the padding token are taken for padding",
+        "texts are not cut",
+    ):
+        assert any(one.startswith(words) for one in named), (words, named)
+
+
+def test_half_precision_is_named(folders):
+    import torch
+
+    promise = contract.load(folders["encoder"])
+    trial = causes.Trial(readers.Stock(folders["encoder"], promise), promise)
+    golden = np.array([one.score for one in promise.golden], np.float32)
+    found = trial.reader.otherwise(trial.given, lambda model: model.to(torch.bfloat16))
+    cause = causes.find_cause(trial, None, found, golden, 1e-6)
+    assert cause.name == "precision" and "float16" in cause.sentence
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import math
 import threading
 import time
 import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,6 +302,32 @@ def test_calibrated_probabilities(encoder):
     assert answer.json()["score_kind"] == "calibrated"
     score = answer.json()["results"][0]["relevance_score"]
     assert score == pytest.approx(sigmoid(2 * -4 + 1))
+
+
+def test_two_models_in_turn(encoder):
+    """The first sees all; the second reverses the order of the two that are kept."""
+    state, _, app = make(encoder)
+    limits = Limits()
+
+    class Reversed(Counting):
+        def run(self, segments, padded):
+            return -super().run(segments, padded)
+
+    with TestClient(app) as client:
+        wait_ready(client)
+        cheap = replace(state.served, batcher=state.batcher)
+        good = replace(state.served, runtime=Reversed(), first=cheap, keep=2)
+        state.batcher = Batcher(good.runtime, limits, workers=1)
+        state.served = good
+        body = {"query": QUERY, "documents": TEXTS, "raw_scores": True}
+        answer = client.post("/rerank", json=body).json()
+        few = client.post("/rerank", json={**body, "documents": TEXTS[:2]}).json()
+    results = answer["results"]
+    assert answer["score_kind"] == "cascade, raw"
+    # By words: 4, 2, 1, 0. The second's scores of the best two are 1 and 3.
+    assert [one["index"] for one in results] == [3, 1, 0, 2]
+    assert [one["relevance_score"] for one in results] == [3.0, 1.0, 0.0, -1.0]
+    assert few["score_kind"] == "raw"  # no more than are kept: one model is enough
 
 
 def test_scores_that_a_sigmoid_makes_equal_are_ordered():

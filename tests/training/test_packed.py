@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from ranker import config, sharding
-from ranker.data import pipeline
+from ranker.data import pairs, pipeline
 from ranker.data.packing import Example, Layout, choose, pack, text_example
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, train_bpe, train_wordpiece
@@ -127,7 +127,7 @@ def text(tmp_path_factory):
         "encoder": Tokenizer(folder / "student", "pair"),
     }
     return lists, {
-        name: pipeline.ListEncoder(corpus, tokenizer, 40)
+        name: pairs.ListEncoder(corpus, tokenizer, 40)
         for name, tokenizer in encoders.items()
     }
 

@@ -1,0 +1,244 @@
+"""Serving side by side: this server, sentence-transformers, and FastAPI around it.
+
+    python benchmarks/serve.py --weights MINILM --data NQQED --requests 20
+
+One client: the latency of ranking 100 candidates by `CrossEncoder.rank` (torch, which
+sorts by length) in its own process, and by a request to this server. Several clients:
+requests a second of this server, and of a FastAPI application around `CrossEncoder`.
+All see the same queries and candidates, and the answers are compared.
+
+MINILM is a BERT checkpoint without a score head; it gets one of random weights, since
+what is measured is time. Without --weights a BERT of MiniLM's size is drawn.
+"""
+
+import argparse
+import contextlib
+import gzip
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+_APP = """
+import sys
+import torch, uvicorn
+from fastapi import FastAPI
+from pydantic import BaseModel
+from sentence_transformers import CrossEncoder
+
+torch.set_num_threads(int(sys.argv[3]))
+model = CrossEncoder(sys.argv[1], device="cpu")
+app = FastAPI()
+
+class Body(BaseModel):
+    query: str
+    texts: list[str]
+
+@app.get("/ready")
+def ready():
+    return {}
+
+@app.post("/rerank")
+def rerank(body: Body):
+    ranked = model.rank(body.query, body.texts, show_progress_bar=False)
+    return [{"index": r["corpus_id"], "score": float(r["score"])} for r in ranked]
+
+uvicorn.run(app, port=int(sys.argv[2]), log_level="warning")
+"""
+
+
+def read_requests(data, count, candidates):
+    """(query, texts) of dev queries and their BM25 candidates."""
+    data = pathlib.Path(data)
+    with gzip.open(data / "corpus.jsonl.gz", "rt") as file:
+        corpus = {one["_id"]: one for one in map(json.loads, file)}
+    with (data / "queries.jsonl").open() as file:
+        queries = {one["_id"]: one["text"] for one in map(json.loads, file)}
+    found = {}
+    for path in sorted((data / "runs").glob("*dev*")):
+        opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
+        with opened as file:
+            for line in file:
+                query, _, document, *_ = line.split()
+                found.setdefault(query, []).append(document)
+    # A list that is too short is filled up from the next query's.
+    lists = list(found.items())
+    full = []
+    for i, (query, documents) in enumerate(lists[:count]):
+        later = iter(lists[i + 1 :] + lists[:i])
+        while len(documents) < candidates:
+            documents = documents + next(later)[1]
+        full.append((query, documents[:candidates]))
+    texts = lambda d: f"{corpus[d].get('title', '')} {corpus[d]['text']}".strip()  # noqa: E731
+    return [
+        (queries[q], [texts(d) for d in documents]) for q, documents in full[:count]
+    ]
+
+
+def make_export(weights, folder, length):
+    """An export of a BERT with a random head, its contract and its ONNX file."""
+    import jax
+    from flax import nnx
+    from transformers import AutoTokenizer
+
+    from ranker import config, sharding
+    from ranker.models import build
+    from ranker.models.huggingface import (
+        export_huggingface,
+        flat,
+        import_params,
+        open_checkpoint,
+    )
+    from ranker.serving import golden, onnx_graph
+    from ranker.serving.frame import load_backend, own_frame
+    from ranker.serving.packed import PackedModel
+
+    checkpoint = open_checkpoint(config.Pretrained(path=str(weights), fresh_head=True))
+    mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
+    made = build.build(
+        checkpoint.model, checkpoint.vocab_size, "score", key=jax.random.key(0)
+    )
+    graphdef, state = nnx.split(made, nnx.Param)
+    where = sharding.parameter_shardings(state, mesh)
+    read, _ = import_params(checkpoint, "score", state, where)
+    for path, leaf in nnx.to_flat_state(state):
+        name = ".".join(map(str, path))
+        if name in read:
+            leaf.set_value(read[name])
+    scorer = PackedModel.of(graphdef, state, checkpoint.model, checkpoint.vocab_size)
+    with tempfile.TemporaryDirectory() as kept:
+        AutoTokenizer.from_pretrained(str(weights)).save_pretrained(kept)
+        export_huggingface(
+            folder,
+            checkpoint.model,
+            state,
+            head="score",
+            tokenizer=pathlib.Path(kept),
+            length=length,
+        )
+    frame = own_frame(load_backend(folder), checkpoint.model, length)
+    about = golden.Described(
+        stage="benchmark", template="pair", model=checkpoint.model, frame=frame
+    )
+    golden.write_contract(folder, about, golden.texts([], None), scorer)
+    onnx_graph.write(folder / onnx_graph.FILE, checkpoint.model, dict(flat(state)))
+
+
+@contextlib.contextmanager
+def running(command, port):
+    """A server in a process of its own, ready."""
+    process = subprocess.Popen(command)
+    try:
+        while True:
+            if process.poll() is not None:
+                raise SystemExit(f"{command[:4]} ended with {process.returncode}")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
+                    break
+            except OSError:
+                time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def ask(port, request):
+    """One request: seconds, and the order answered."""
+    query, texts = request
+    body = json.dumps({"query": query, "texts": texts}).encode()
+    headers = {"content-type": "application/json"}
+    http = urllib.request.Request(f"http://127.0.0.1:{port}/rerank", body, headers)
+    begun = time.perf_counter()
+    with urllib.request.urlopen(http) as answer:
+        found = json.load(answer)
+    return time.perf_counter() - begun, [one["index"] for one in found]
+
+
+def show(name, seconds):
+    """Prints quantiles; returns them."""
+    p50, p95, p99 = np.quantile(seconds, (0.5, 0.95, 0.99))
+    print(
+        f"{name:<34} p50 {p50:7.3f} s  p95 {p95:7.3f} s  p99 {p99:7.3f} s", flush=True
+    )
+    return p50, p99
+
+
+def one_client(folder, requests, port, threads):
+    """Latency by CrossEncoder and by this server, request by request in turn."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(threads)
+    model = CrossEncoder(str(folder), device="cpu")
+    ours, theirs, same = [], [], 0
+    for request in requests:
+        query, texts = request
+        begun = time.perf_counter()
+        ranked = model.rank(query, texts, show_progress_bar=False)
+        theirs.append(time.perf_counter() - begun)
+        seconds, order = ask(port, request)
+        ours.append(seconds)
+        same += order == [one["corpus_id"] for one in ranked]
+    a, b = show("sentence-transformers, torch", theirs), show("ranker.serve", ours)
+    print(
+        f"equal orders: {same} of {len(requests)}; p50 {b[0] / a[0]:.2f} and p99 "
+        f"{b[1] / a[1]:.2f} of sentence-transformers'",
+        flush=True,
+    )
+
+
+def many_clients(name, requests, port, clients):
+    """Requests a second of several clients at once."""
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        list(pool.map(lambda request: ask(port, request), requests))
+    rate = len(requests) / (time.perf_counter() - begun)
+    print(f"{name:<34} {rate:7.2f} requests/s, {clients} clients", flush=True)
+    return rate
+
+
+def main():
+    """Prints both comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", required=True, help="BERT checkpoint folder")
+    parser.add_argument("--data", required=True, help="BEIR folder with runs of dev")
+    parser.add_argument("--requests", type=int, default=20)
+    parser.add_argument("--candidates", type=int, default=100)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--runtime", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--port", type=int, default=8790)
+    given = parser.parse_args()
+    threads = len(os.sched_getaffinity(0))
+    requests = read_requests(given.data, given.requests, given.candidates)
+    with tempfile.TemporaryDirectory() as kept:
+        folder = pathlib.Path(kept) / "export"
+        make_export(given.weights, folder, given.length)
+        serve = [sys.executable, "-m", "ranker.serve", str(folder)]
+        serve += ["--port", str(given.port), "--max-wait", "600"]
+        serve += ["--max-queue-tokens", str(1 << 24)]
+        serve += ["--runtime", given.runtime, "--precision", given.precision]
+        with running(serve, given.port):
+            ask(given.port, requests[0])
+            one_client(folder, requests, given.port, threads)
+            ours = many_clients("ranker.serve", requests, given.port, given.clients)
+        other = [sys.executable, "-c", _APP, str(folder), str(given.port + 1)]
+        with running([*other, str(threads)], given.port + 1):
+            ask(given.port + 1, requests[0])
+            theirs = many_clients(
+                "FastAPI around CrossEncoder", requests, given.port + 1, given.clients
+            )
+        print(f"{ours / theirs:.2f} times as many requests a second", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,352 @@
+"""Lists of documents to segments and packed pairs, without a training pipeline.
+
+Scoring reads every pair once, in order: nothing here shuffles or repeats.
+"""
+
+import collections
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from ranker import config
+from ranker.batch import Batch
+from ranker.data.packing import (
+    Choice,
+    Example,
+    Layout,
+    choose,
+    choose_trees,
+    common_prefix,
+    join,
+    pack,
+)
+from ranker.data.records import Document, RankedList
+from ranker.data.text import Segment, Tokenizer, words_of
+
+_CACHED_DOCUMENTS = 1 << 17
+THREADS = 2  # that read and tokenise
+_TEXTS = 256  # documents a call of the tokenizer, or more
+_CALLS = 4  # of the tokenizer, ahead of what is packed
+AHEAD = 64  # examples a shard that they work ahead of what is packed
+WAITING = 8  # shards' worth of tokens that wait, for packing to choose from
+
+Record = TypeVar("Record", covariant=True)
+
+
+class Source(Protocol[Record]):
+    """Records by index, as the data sets give them."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Record: ...
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The data shards of a batch, and which of them this process makes."""
+
+    count: int
+    local: tuple[int, ...]
+
+
+ALL_IN_ONE = Shards(1, (0,))
+
+
+class ListEncoder:
+    """Turns the documents of a list into segments; each document is tokenised once.
+
+    Their tokens are int32 arrays.
+    """
+
+    def __init__(
+        self,
+        corpus: Source[Document],
+        tokenizer: Tokenizer,
+        length: int,
+        *,
+        shared: bool = False,
+    ):
+        """Of documents by their row in the corpus.
+
+        Args:
+          corpus: the documents.
+          tokenizer: of the model that reads them.
+          length: tokens of a text, at most.
+          shared: whether what a list's documents begin with is laid once a row, see
+            `can_share`.
+        """
+        self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
+        self.shared = shared
+        self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
+        self._tail = np.asarray(tokenizer.tail, np.int32)
+
+    @staticmethod
+    def _hold(row: int) -> list[np.ndarray]:
+        """An empty place for a document's tokens; `_documents` fills it."""
+        del row
+        return []
+
+    def _documents(self, rows: Sequence[int]) -> list[np.ndarray]:
+        places = [self._document(row) for row in rows]
+        missing = {
+            row: place for row, place in zip(rows, places, strict=True) if not place
+        }
+        if missing:
+            found = self.tokenizer.documents([self.corpus[row] for row in missing])
+            for place, tokens in zip(missing.values(), found, strict=True):
+                # Tokens beyond the length are never seen, so they are not kept either.
+                place[:] = [np.asarray(tokens[: self.length], np.int32)]
+        return [place[0] for place in places]
+
+    def __call__(self, query: str, rows: Sequence[int] | np.ndarray) -> list[Segment]:
+        """Segments of the documents in corpus rows `rows`, for one query."""
+        return self.many([(query, rows)])[0]
+
+    def many(
+        self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
+    ) -> list[list[Segment]]:
+        """Segments of several queries' documents, which are tokenised in one call.
+
+        The tokenizer works on all cores where a call has some hundred texts.
+        """
+        rows = [[int(row) for row in its] for _, its in lists]
+        documents = iter(self._documents([row for its in rows for row in its]))
+        prefixes = self.tokenizer.queries([query for query, _ in lists])
+        return [
+            [
+                self._segment(prefix, begin, document)
+                for _, document in zip(its, documents, strict=False)
+            ]
+            for prefix, its in zip(prefixes, rows, strict=True)
+            for begin in (np.asarray(prefix, np.int32),)
+        ]
+
+    def _segment(
+        self, prefix: list[int], begin: np.ndarray, document: np.ndarray
+    ) -> Segment:
+        """As the tokenizer's `segment`, of arrays."""
+        room = self.length - len(begin) - len(self._tail)
+        if room < 1:
+            return self.tokenizer.segment(prefix, document.tolist(), self.length)
+        tokens = np.concatenate((begin, document[:room], self._tail))
+        tokenizer = self.tokenizer
+        score = 0 if tokenizer.words is None else len(tokens) - 1
+        return Segment(tokens, tokenizer.type_ids, len(begin), score)
+
+
+_LONG_PROMPT = 128  # characters of a template's own that are worth longer rows
+
+
+def can_share(
+    model: config.Decoder | config.Encoder, template: config.Template, length: int
+) -> tuple[bool, str]:
+    """Whether a list's prompt is computed once, and what is to be said where not.
+
+    In a causal model what precedes a document is the same for all documents of a list,
+    and for every number that is computed of it. It is laid once a row where it is long.
+
+    Args:
+      model: that reads the texts.
+      template: of query and document.
+      length: tokens of a text, at most.
+
+    Returns:
+      Whether, and why not where a user may expect it; else "".
+    """
+    words = words_of(template)
+    if not isinstance(model, config.Decoder) or words is None:
+        return False, ""
+    if len(words.begin + words.query + words.middle) < _LONG_PROMPT:
+        return False, ""
+    plain = "each document is computed with a prompt of its own, because "
+    if model.rope.scaling == "dynamic":
+        return False, f"{plain}rotary positions (dynamic) depend on a text's length"
+    if model.local_layers and model.window < length:
+        return False, f"{plain}the window, {model.window} tokens, is below {length}"
+    return True, ""
+
+
+_SHARED_ROW = 2048  # tokens of a row that holds trees, at most, beyond one text's
+
+
+def share(layout: Layout) -> Layout:
+    """Fewer, longer rows of as many tokens, so that most trees lie in one row."""
+    fits = [
+        times
+        for times in range(1, layout.rows + 1)
+        if layout.rows % times == 0 and times * layout.length <= _SHARED_ROW
+    ]
+    times = max(fits, default=1)
+    return replace(
+        layout,
+        rows=layout.rows // times,
+        length=layout.length * times,
+        slots=layout.lists,
+        shared=True,
+    )
+
+
+def draw_documents(
+    labels: np.ndarray, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Places of at most `size` documents of a list, in random order.
+
+    A list that is longer is sampled uniformly, but keeps one of its best-labelled
+    documents: a list without a relevant document teaches a rank loss nothing.
+    """
+    order = generator.permutation(len(labels))
+    chosen = order[:size]
+    if len(labels) > size and labels.max() > labels[chosen].max():
+        best = np.flatnonzero(labels == labels.max())
+        chosen[generator.integers(size)] = generator.choice(best)
+    return chosen
+
+
+def choose_any(waiting: Sequence[Example], layout: Layout) -> Choice:
+    """Fills a shard's rows, with trees where prompts are shared."""
+    if layout.shared:
+        return choose_trees(waiting, layout)
+    return choose([one.lengths for one in waiting], layout)
+
+
+def pair_batches(
+    lists: Iterable[RankedList], encoder: ListEncoder, *, rows: int, shards: Shards
+) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Every (query, document) pair once, for scoring: each is a list of one document.
+
+    Lists are dealt to the data shards in turn, and only those of this process are
+    tokenised. A process may end one batch before another.
+
+    Args:
+      lists: records of `RankedList`.
+      encoder: makes segments of their documents.
+      rows: rows a batch, over all data shards, which divide it.
+      shards: which part of the batches this process makes.
+
+    Yields:
+      This process's part of a batch, and which pair each of its lists is, int32 `[B]`:
+      pairs are numbered in the order of `lists`, -1 is padding.
+    """
+    layout = _pair_layout(encoder, rows=rows, shards=shards)
+    pad = encoder.tokenizer.pad
+    waiting: _Pairs = {shard: [] for shard in shards.local}
+    tokens = dict.fromkeys(shards.local, 0)
+    for shard, first, segments in _read_lists(lists, encoder, shards):
+        for example in _cut(segments, layout):
+            waiting[shard].append((first, example))
+            first += len(example.segments)
+            tokens[shard] += example.total
+        if min(tokens.values()) >= WAITING * layout.tokens:
+            yield _pack_pairs(waiting, layout, pad)
+            tokens = {
+                shard: sum(one.total for _, one in pairs)
+                for shard, pairs in waiting.items()
+            }
+    while any(waiting.values()):
+        yield _pack_pairs(waiting, layout, pad)
+
+
+def _pair_layout(encoder: ListEncoder, *, rows: int, shards: Shards) -> Layout:
+    layout = Layout(rows=rows // shards.count, length=encoder.length, size=1)
+    return share(layout) if encoder.shared else layout
+
+
+def _cut(segments: Sequence[Segment], layout: Layout) -> Iterator[Example]:
+    """Pairs of a list: each alone, or as many as share a prefix and fit into a row."""
+    size = common_prefix(segments) if layout.shared else 0
+    if not size:
+        nothing = np.zeros(1, np.float32)
+        yield from (Example([one], nothing, nothing) for one in segments)
+        return
+    begin, used = 0, size
+    for end, segment in enumerate([*segments, None]):
+        more = layout.length if segment is None else len(segment.tokens) - size
+        full = used + more > layout.length or end - begin == layout.lists
+        if full and end > begin:
+            nothing = np.zeros(end - begin, np.float32)
+            yield Example(
+                segments[begin:end], nothing, nothing, size if end - begin > 1 else 0
+            )
+            begin, used = end, size
+        used += more
+
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
+    """The same items, of which a thread makes so many while others are used."""
+    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
+        made = collections.deque(pool.submit(next, items, None) for _ in range(count))
+        while (found := made.popleft().result()) is not None:
+            made.append(pool.submit(next, items, None))
+            yield found
+
+
+def no_pairs(
+    encoder: ListEncoder, *, rows: int, shards: Shards
+) -> tuple[Batch, np.ndarray]:
+    """What `pair_batches` yields, of padding alone."""
+    layout = _pair_layout(encoder, rows=rows, shards=shards)
+    nothing: _Pairs = {shard: [] for shard in shards.local}
+    return _pack_pairs(nothing, layout, encoder.tokenizer.pad)
+
+
+_Pairs = dict[int, list[tuple[int, Example]]]  # shard -> its pairs and their numbers
+
+
+def _pack_pairs(waiting: _Pairs, layout: Layout, pad: int) -> tuple[Batch, np.ndarray]:
+    """Takes out of `waiting` what fills a batch."""
+    parts, numbers = [], np.full((len(waiting), layout.lists), -1, np.int32)
+    for place, (shard, pairs) in enumerate(waiting.items()):
+        choice = choose_any([one for _, one in pairs], layout)
+        taken = [pairs[i] for i in choice.places]
+        gone = set(choice.places)
+        waiting[shard] = [one for i, one in enumerate(pairs) if i not in gone]
+        pairs = [first + i for first, one in taken for i in range(len(one.segments))]
+        numbers[place, : len(pairs)] = pairs
+        examples = [one for _, one in taken]
+        first = shard * layout.rows
+        parts.append(pack(examples, choice.rows, layout, pad=pad, first_row=first))
+    return join(parts), numbers.reshape(-1)
+
+
+def _read_lists(
+    lists: Iterable[RankedList], encoder: ListEncoder, shards: Shards
+) -> Iterator[tuple[int, int, list[Segment]]]:
+    """(shard, number of the first pair, segments) of each of this process's lists."""
+    reading: collections.deque[tuple[list[tuple[int, int]], Future]]
+    reading = collections.deque()
+    group: list[tuple[int, int, RankedList]] = []  # shard, first pair, list
+
+    def submit() -> None:
+        found = pool.submit(encoder.many, [(x.query, x.documents) for *_, x in group])
+        reading.append(([(shard, number) for shard, number, _ in group], found))
+        group.clear()
+
+    def done() -> Iterator[tuple[int, int, list[Segment]]]:
+        places, found = reading.popleft()
+        for (shard, number), segments in zip(places, found.result(), strict=True):
+            yield shard, number, segments
+
+    first = texts = 0
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as pool:
+        for index, record in enumerate(lists):
+            shard = index % shards.count
+            if shard in shards.local:
+                group.append((shard, first, record))
+                texts += len(record.documents)
+            first += len(record.documents)
+            if texts >= _TEXTS:
+                submit()
+                texts = 0
+            if len(reading) > _CALLS:
+                yield from done()
+        if group:
+            submit()
+        while reading:
+            yield from done()

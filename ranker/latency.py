@@ -1,0 +1,73 @@
+"""How long ranking takes here: this folder, other runtimes, and smaller students.
+
+python -m ranker.latency FOLDER --candidates 100 --tokens 128 --budget-ms 10
+"""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from ranker import cli
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints a table; returns 0."""
+    given = _parser().parse_args(arguments)
+
+    def run() -> None:
+        from ranker.serving import latency
+
+        shapes = tuple(
+            latency.parse_shape(one) for one in given.shapes.split(",") if one
+        )
+        plan = latency.Plan(
+            candidates=given.candidates,
+            tokens=given.tokens,
+            budget=given.budget_ms / 1e3,
+            repeats=given.repeats,
+            workers=given.workers,
+            shapes=shapes,
+        )
+        rows = latency.measure(given.folder, plan)
+        print(latency.describe(rows, plan))
+        if given.json:
+            given.json.write_text(json.dumps([_fields(row) for row in rows], indent=1))
+
+    cli.sentences(run)
+    return 0
+
+
+def _fields(row: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(row)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m ranker.latency",
+        description="Measures how long one request takes in each runtime and precision "
+        "of a folder on this machine, how many candidates fit a budget, and what "
+        "students of other shapes would reach (random weights), before they are "
+        "trained.",
+    )
+    add = parser.add_argument
+    add("folder", type=pathlib.Path, help="that ranker.export or model.save wrote")
+    add("--candidates", type=int, default=100, help="a request (default %(default)s)")
+    add("--tokens", type=int, default=128, help="a pair (default %(default)s)")
+    add("--budget-ms", type=float, default=10.0, help="of a request (%(default)g)")
+    add("--repeats", type=int, default=20, help="requests timed (%(default)s)")
+    add("--workers", type=int, default=0, help="threads; 0: one a core")
+    add(
+        "--shapes",
+        default="2x128,2x384,4x384,6x384",
+        help="other students, LAYERSxWIDTH (default %(default)s); empty: none",
+    )
+    add("--json", type=pathlib.Path, metavar="F", help="also write the rows there")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

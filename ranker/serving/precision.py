@@ -1,0 +1,478 @@
+"""Fewer bits, accepted by ranking quality: candidates, the gate, and what is recorded.
+
+A correlation of 0.9997 still swaps documents. So a file of less precision is accepted
+when its ranking is *not inferior* on held-out queries: the upper end of a one-sided
+interval of its loss lies below a margin. Too few queries, and nothing can be shown;
+then it is refused too, with the number that would do.
+"""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from ranker import config
+from ranker.data.text import Segment
+from ranker.errors import ModelError
+from ranker.metrics import ranking
+from ranker.serving import contract, runtimes
+from ranker.serving.contract import Contract
+
+_SAMPLES = 4000  # of the bootstrap
+_CONFIDENCE = 0.95
+_Z = 1.6449  # its one-sided normal quantile
+_ADDED = 3  # queries that lose what a changed one does
+_COUNTED = 10  # changed queries, below which their number is bounded too
+_FEWEST = 50  # queries, below which no interval is worth its name
+_UNSEEN_LOSS = 0.1  # of a query that changes, where none in the sample did
+_CHUNK = 1 << 22  # numbers drawn at once
+_TIMED = 200  # pairs that speed is measured on, at most
+_CALIBRATION_ROWS = 200
+
+Name = runtimes.Name
+Precision = runtimes.Precision
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A held-out query: its candidates as rows, and their labels."""
+
+    segments: list[Segment]
+    labels: np.ndarray  # float32, of each candidate
+
+
+# --- the gate -------------------------------------------------------------------------
+
+
+def upper_bound(
+    losses: Float[np.ndarray, " Q"], *, seed: int = 0, confidence: float = _CONFIDENCE
+) -> float:
+    """Upper end of a one-sided interval of the mean loss: paired bootstrap of t.
+
+    Studentised (Hall, 1988): most queries lose nothing and a few lose much, and a plain
+    percentile interval of such losses is too short. A small sample lacks its worst
+    queries, so three are added that lose what a changed one gains or loses (root mean
+    square). Where fewer than ten changed, their number is uncertain too: its Poisson
+    limit, times that size, is the least bound. Where none did, the limit is 3, and each
+    is taken to lose 0.1.
+
+    Args:
+      losses: of each query, reference less candidate.
+      seed: of the resampling.
+      confidence: share of samples whose interval holds the true mean.
+
+    Returns:
+      Infinite where too few queries changed to bound it.
+    """
+    changed = losses[losses != 0]
+    if not len(changed) or losses.std() == 0:
+        return float(losses.mean()) + 3 * _UNSEEN_LOSS / len(losses)
+    size = float(np.sqrt(np.mean(changed**2)))
+    losses = np.append(losses, [size] * _ADDED)
+    n = len(losses)
+    mean, error = float(losses.mean()), float(losses.std(ddof=1)) / math.sqrt(n)
+    draw = np.random.default_rng(seed)
+    t = np.empty(_SAMPLES)
+    rows = max(_CHUNK // n, 1)
+    for first in range(0, _SAMPLES, rows):
+        picked = losses[draw.integers(0, n, (min(rows, _SAMPLES - first), n))]
+        errors = picked.std(axis=1, ddof=1) / math.sqrt(n)
+        gap = picked.mean(axis=1) - mean
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = gap / errors
+        found[errors == 0] = np.where(gap[errors == 0] < 0, -np.inf, np.inf)
+        t[first : first + rows] = found
+    low = float(np.quantile(t, 1 - confidence, method="lower"))
+    bound = mean - low * error
+    if len(changed) < _COUNTED:
+        most = stats.chi2.ppf(confidence, 2 * len(changed) + 2) / 2
+        bound = max(bound, float(most) * size / n)
+    return bound
+
+
+def queries_needed(losses: Float[np.ndarray, " Q"], margin: float) -> int:
+    """About how many queries would show that the true mean loss is below the margin."""
+    spread = float(losses.std(ddof=1)) if len(losses) > 1 else 0.0
+    room = max(margin - max(float(losses.mean()), 0.0), margin / 10)
+    return max(
+        math.ceil((_Z * spread / room) ** 2), math.ceil(3 * _UNSEEN_LOSS / margin)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the gate found of one candidate."""
+
+    accepted: bool
+    reason: str
+    value: float  # of the measure
+    reference: float  # of float32
+    loss: float
+    upper: float  # of the interval of the loss; compared with the margin
+    queries: int
+
+
+def judge(
+    reference: Float[np.ndarray, " Q"],
+    candidate: Float[np.ndarray, " Q"],
+    margin: float,
+    seed: int = 0,
+) -> Verdict:
+    """Whether a candidate's ranking is not inferior to the reference's.
+
+    Args:
+      reference: the measure of each query, by float32.
+      candidate: the same by the candidate.
+      margin: mean loss that must be ruled out.
+      seed: of the bootstrap.
+    """
+    losses = reference - candidate
+    n, loss = len(losses), float(losses.mean()) if len(losses) else 0.0
+    upper = upper_bound(losses, seed=seed) if n >= _FEWEST else math.inf
+    if n < _FEWEST:
+        needed = max(queries_needed(losses, margin), _FEWEST) if n > 1 else _FEWEST
+        reason = f"{n} queries with a relevant document are too few; about {needed} do"
+    elif upper < margin:
+        reason = f"the loss is below {margin:g} (at most {upper:.4f})"
+    elif loss < margin:
+        reason = (
+            f"a loss of {margin:g} cannot be ruled out: it is {loss:.4f}, at most "
+            f"{upper:.4f}; about {queries_needed(losses, margin)} queries would tell"
+        )
+    else:
+        reason = f"it loses {loss:.4f}, and {margin:g} may be lost"
+    return Verdict(
+        accepted=bool(upper < margin),
+        reason=reason,
+        value=float(candidate.mean()) if n else math.nan,
+        reference=float(reference.mean()) if n else math.nan,
+        loss=loss,
+        upper=upper,
+        queries=n,
+    )
+
+
+# --- candidates -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file of less precision, and the runtime that reads it."""
+
+    precision: Precision
+    runtime: Name
+    make: Callable[[pathlib.Path, pathlib.Path, Sequence[Segment]], None]
+
+
+def to_bfloat16(
+    source: pathlib.Path, target: pathlib.Path, rows: Sequence[Segment] = ()
+) -> None:
+    """Matrices in bfloat16, half as large, cast to float32 where they are read."""
+    del rows
+    import ml_dtypes
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(str(source))
+    casts, kept = [], []
+    for weight in model.graph.initializer:
+        value = numpy_helper.to_array(weight)
+        if value.dtype != np.float32 or value.ndim < 2:
+            kept.append(weight)
+            continue
+        narrow = value.astype(ml_dtypes.bfloat16)
+        name = f"{weight.name}_bfloat16"
+        kept.append(
+            helper.make_tensor(
+                name, TensorProto.BFLOAT16, value.shape, narrow.tobytes(), raw=True
+            )
+        )
+        casts.append(
+            helper.make_node("Cast", [name], [weight.name], to=TensorProto.FLOAT)
+        )
+    nodes = [*casts, *model.graph.node]
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(kept)
+    onnx.save(model, str(target))
+
+
+def _reduced() -> bool:
+    """Whether weights take 7 bits: without VNNI, products of 8 bits saturate."""
+    flags = runtimes.cpu_flags()
+    return bool(flags) and not any("vnni" in one or "i8mm" in one for one in flags)
+
+
+def to_static_int8(
+    source: pathlib.Path, target: pathlib.Path, rows: Sequence[Segment]
+) -> None:
+    """Weights and activations in 8 bits, by ranges that `rows` show (QDQ)."""
+    from onnxruntime.quantization import (
+        CalibrationDataReader,
+        QuantFormat,
+        QuantType,
+        quantize_static,
+    )
+
+    types = len(_inputs(source)) > 2
+
+    class Reader(CalibrationDataReader):
+        """Feeds the rows one by one."""
+
+        def __init__(self):
+            self._left = iter(rows)
+
+        def get_next(self) -> Any:
+            """The next row's arrays; None at the end."""
+            row = next(self._left, None)
+            if row is None:
+                return None
+            ids, mask, kinds = runtimes.arrays([row], 1, len(row.tokens))
+            fields = {"input_ids": ids, "attention_mask": mask}
+            return fields | ({"token_type_ids": kinds} if types else {})
+
+    quantize_static(
+        str(source),
+        str(target),
+        Reader(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=_reduced(),
+    )
+
+
+def to_dynamic_int8(
+    source: pathlib.Path, target: pathlib.Path, rows: Sequence[Segment] = ()
+) -> None:
+    """Weights in 8 bits, activations by each run's own range: one pair a run."""
+    del rows
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(
+        str(source),
+        str(target),
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=_reduced(),
+        weight_type=QuantType.QInt8,
+    )
+
+
+def _inputs(path: pathlib.Path) -> list[str]:
+    import onnx
+
+    model = onnx.load(str(path), load_external_data=False)
+    return [one.name for one in model.graph.input]
+
+
+CANDIDATES: tuple[Candidate, ...] = (
+    Candidate("bfloat16", "openvino", to_bfloat16),
+    Candidate("int8", "openvino", to_static_int8),
+    Candidate("int8", "onnxruntime", to_static_int8),
+    Candidate("int8_dynamic", "onnxruntime", to_dynamic_int8),
+)
+
+
+def candidates(precision: str) -> list[Candidate]:
+    """Those to try for a precision that was asked for, of what is installed.
+
+    Raises:
+      ModelError: when none can be tried.
+    """
+    wanted = {
+        "bfloat16": ("bfloat16",),
+        "int8": ("bfloat16", "int8", "int8_dynamic"),
+    }[precision]
+    found = [
+        one
+        for one in CANDIDATES
+        if one.precision in wanted and runtimes.installed(one.runtime)
+    ]
+    if not found:
+        raise ModelError(
+            f"the precision {precision} needs a runtime that is not installed: pip "
+            "install 'ranker[export,openvino]'"
+        )
+    return found
+
+
+# --- all of it ------------------------------------------------------------------------
+
+
+def accept(
+    folder: pathlib.Path,
+    promise: Contract,
+    settings: config.Onnx,
+    lists: Sequence[Graded],
+    rows: Sequence[Segment],
+    *,
+    tried: Sequence[Candidate] | None = None,
+    report: Callable[[str], None] = print,
+) -> Contract:
+    """Tries candidates, keeps the fastest that is accepted, records all of them.
+
+    Args:
+      folder: of the export, with its float32 graph.
+      promise: its contract.
+      settings: which precision, measure and margin.
+      lists: held-out queries, which no candidate was made from.
+      rows: of train, that static candidates are calibrated on.
+      tried: candidates; None: those of the precision that are installed.
+      report: takes a line for each candidate.
+
+    Returns:
+      The contract with what was found; it is not saved.
+
+    Raises:
+      ModelError: when nothing can be tried.
+    """
+    source = folder / runtimes.FILES["float32"]
+    tried = candidates(settings.precision) if tried is None else tried
+    lists = [one for one in lists if (one.labels > 0).any()]
+    flat = [segment for one in lists for segment in one.segments]
+    reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
+    expected = runtimes.score(reference, flat)
+    before = _per_query(lists, expected, settings.measure)
+    base = _speed(reference, flat)
+    golden = np.array([one.score for one in promise.golden], np.float32)
+    golden_rows = [_golden_row(promise, one) for one in promise.golden]
+    found: dict[str, dict[str, Any]] = {}
+    for candidate, path in _made(folder, source, tried, rows, report):
+        opened = _open(candidate, path, reference.vocab_size)
+        scores = runtimes.score(opened, flat)
+        verdict = judge(
+            before, _per_query(lists, scores, settings.measure), settings.margin
+        )
+        speed = _speed(opened, flat)
+        record = {
+            **dataclasses.asdict(verdict),
+            "upper": min(verdict.upper, 1e9),
+            "runtime": candidate.runtime,
+            "digest": contract.file_digest(path),
+            "measure": settings.measure,
+            "margin": settings.margin,
+            "confidence": _CONFIDENCE,
+            "kendall_tau": _tau(lists, expected, scores),
+            "new_ties": _new_ties(lists, expected, scores),
+            "top_changed": _top_changed(lists, expected, scores),
+            "largest_difference": float(
+                np.abs(runtimes.score(opened, golden_rows) - golden).max()
+            ),
+            "speed": speed,  # tokens a second of one thread, here
+            "speedup": speed / base,
+            "cpu_flags": runtimes.cpu_flags(),
+        }
+        report(
+            f"[export] {candidate.precision} by {candidate.runtime}: "
+            f"{'accepted' if verdict.accepted else 'refused'}: {verdict.reason}; "
+            f"{settings.measure} {verdict.value:.4f} ({verdict.reference:.4f} in "
+            f"float32), {record['speedup']:.2f} times as fast"
+        )
+        known = found.get(candidate.precision)
+        if known is None or (verdict.accepted, speed) > (
+            known["accepted"],
+            known["speed"],
+        ):
+            found[candidate.precision] = record
+    for name, record in found.items():
+        if not record["accepted"]:
+            (folder / runtimes.FILES[name]).unlink(missing_ok=True)  # type: ignore[index]
+    return dataclasses.replace(promise, precisions=found)
+
+
+def _made(
+    folder: pathlib.Path,
+    source: pathlib.Path,
+    tried: Sequence[Candidate],
+    rows: Sequence[Segment],
+    report: Callable[[str], None],
+) -> Iterator[tuple[Candidate, pathlib.Path]]:
+    """Candidates and their files; one that cannot be made is reported and left out."""
+    made: set[str] = set()
+    for candidate in tried:
+        path = folder / runtimes.FILES[candidate.precision]
+        try:
+            if candidate.precision not in made:
+                candidate.make(source, path, list(rows)[:_CALIBRATION_ROWS])
+                made.add(candidate.precision)
+            yield candidate, path
+        except ModelError as error:
+            report(f"[export] {candidate.precision}: left out: {error}")
+
+
+def _open(candidate: Candidate, path: pathlib.Path, vocab_size: int) -> Any:
+    kind = runtimes.Onnx if candidate.runtime == "onnxruntime" else runtimes.OpenVino
+    return kind(path, candidate.precision, vocab_size)
+
+
+def _golden_row(promise: Contract, golden: contract.Golden) -> Segment:
+    first, second = promise.types
+    return Segment(golden.tokens, (first, second), golden.document, 0)
+
+
+def _split(lists: Sequence[Graded], scores: np.ndarray) -> Iterable[np.ndarray]:
+    ends = np.cumsum([len(one.segments) for one in lists])
+    return np.split(scores, ends[:-1]) if len(lists) else []
+
+
+def _per_query(
+    lists: Sequence[Graded], scores: np.ndarray, measure: str
+) -> Float[np.ndarray, " Q"]:
+    if not lists:
+        return np.zeros(0)
+    qrels, run = {}, {}
+    for i, (one, found) in enumerate(zip(lists, _split(lists, scores), strict=True)):
+        names = [f"{place:06d}" for place in range(len(found))]
+        grades = dict(zip(names, (int(x) for x in one.labels), strict=True))
+        qrels[f"{i:06d}"] = grades
+        run[f"{i:06d}"] = dict(zip(names, (float(x) for x in found), strict=True))
+    [result] = ranking.evaluate(qrels, run, [measure]).values()
+    values = dict(zip(result.queries, result.values, strict=True))
+    return np.array([values[name] for name in sorted(values)])
+
+
+def _tau(lists: Sequence[Graded], a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over queries of Kendall's tau between two scorings."""
+    pairs = zip(_split(lists, a), _split(lists, b), strict=True)
+    taus = [stats.kendalltau(x, y).statistic for x, y in pairs if len(x) > 1]
+    known = [tau for tau in taus if np.isfinite(tau)]
+    return float(np.mean(known)) if known else 1.0
+
+
+def _new_ties(lists: Sequence[Graded], a: np.ndarray, b: np.ndarray) -> int:
+    """Documents with another's score, beyond those that had one before."""
+
+    def tied(x: np.ndarray) -> int:
+        return len(x) - len(np.unique(x))
+
+    pairs = zip(_split(lists, a), _split(lists, b), strict=True)
+    return sum(max(tied(y) - tied(x), 0) for x, y in pairs)
+
+
+def _top_changed(lists: Sequence[Graded], a: np.ndarray, b: np.ndarray) -> float:
+    """Share of queries with another first document."""
+    pairs = list(zip(_split(lists, a), _split(lists, b), strict=True))
+    return (
+        float(np.mean([x.argmax() != y.argmax() for x, y in pairs])) if pairs else 0.0
+    )
+
+
+def _speed(runtime: Any, segments: Sequence[Segment]) -> float:
+    """Tokens a second of one thread, over some of the rows; 0 without rows."""
+    rows = list(segments[:: max(len(segments) // _TIMED, 1)])[:_TIMED]
+    if not rows:
+        return 0.0
+    runtimes.score(runtime, rows)  # lengths that were not met before cost time once
+    begun = time.perf_counter()
+    runtimes.score(runtime, rows)
+    return sum(len(row.tokens) for row in rows) / (time.perf_counter() - begun)

@@ -1,0 +1,112 @@
+"""What an export adds for servers: ONNX files, accepted precisions, probabilities."""
+
+import dataclasses
+import importlib.util
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ranker import config
+from ranker.data.pipeline import ListEncoder
+from ranker.data.prepare import Prepared
+from ranker.data.records import RankedList
+from ranker.data.text import Segment
+from ranker.errors import ModelError
+from ranker.metrics import calibration
+from ranker.models.huggingface import flat
+from ranker.serving import contract, onnx_graph, precision, runtimes
+from ranker.serving.precision import Graded
+from ranker.training.trained import Trained
+
+_QUERIES = 2000  # of dev that are scored, at most
+_CALIBRATION_LISTS = 40  # of train, that ranges of activations are taken from
+
+
+def add_served(
+    folder: pathlib.Path,
+    settings: config.Export,
+    trained: Trained,
+    prepared: Prepared,
+    score: Callable[[Sequence[Segment]], np.ndarray],
+) -> None:
+    """Adds to an exported ranker what servers read, and says so in its contract.
+
+    Args:
+      folder: with weights and contract.
+      settings: which files, and how scores become probabilities.
+      trained: the model.
+      prepared: its data; dev decides, train alone is calibrated on.
+      score: raw scores of rows in float32.
+
+    Raises:
+      ModelError: when the precision asked for cannot be made here.
+    """
+    promise = contract.load(folder)
+    encoder = trained.encoder(prepared)
+    lists = _graded(prepared.lists("dev"), encoder, _QUERIES)
+    if settings.calibration != "none":
+        fields = _calibrate(settings, lists, score)
+        promise = dataclasses.replace(promise, calibration=fields)
+    if _write_graph(folder, settings.onnx, trained):
+        if settings.onnx.precision in ("bfloat16", "int8"):
+            train = _graded(prepared.lists("train"), encoder, _CALIBRATION_LISTS)
+            rows = [segment for one in train for segment in one.segments]
+            promise = precision.accept(folder, promise, settings.onnx, lists, rows)
+    promise.save(folder)
+
+
+def _write_graph(folder: pathlib.Path, settings: config.Onnx, trained: Trained) -> bool:
+    """Writes onnx/model.onnx, where it is wanted and can be; says why not."""
+    for stale in runtimes.FILES.values():
+        (folder / stale).unlink(missing_ok=True)
+    if settings.precision == "none":
+        return False
+    missing = "" if importlib.util.find_spec("onnx") else "onnx is not installed"
+    try:
+        onnx_graph.check_encoder(trained.model)
+    except ModelError as error:
+        missing = str(error)
+    if missing and settings.precision == "float32":
+        print(f"[export] no onnx/model.onnx: {missing}", flush=True)
+        return False
+    if missing:
+        raise ModelError(
+            f"onnx.precision is {settings.precision}, and {missing}; pip install "
+            "'ranker[export]', or set onnx.precision to none"
+        )
+    params = dict(flat(trained.params))
+    onnx_graph.write(folder / onnx_graph.FILE, trained.model, params)
+    return True
+
+
+def _graded(lists: Any, encoder: ListEncoder, most: int) -> list[Graded]:
+    """Lists as rows with their labels, evenly spaced where there are more."""
+    places = np.unique(np.linspace(0, len(lists) - 1, min(len(lists), most), dtype=int))
+    found = []
+    for place in places if len(lists) else ():
+        record: RankedList = lists[int(place)]
+        segments = encoder(record.query, record.documents)
+        found.append(Graded(segments, record.labels))
+    return found
+
+
+def _calibrate(
+    settings: config.Export,
+    lists: Sequence[Graded],
+    score: Callable[[Sequence[Segment]], np.ndarray],
+) -> dict[str, Any]:
+    """The calibration as JSON; empty, with a note, where dev has one class alone."""
+    labels = np.concatenate([one.labels for one in lists]) if lists else np.zeros(0)
+    relevant = labels > 0
+    if not relevant.any() or relevant.all():
+        print(
+            "[export] no calibration: dev has no judged documents of both kinds; "
+            "probabilities will be a sigmoid of the raw score",
+            flush=True,
+        )
+        return {}
+    scores = score([segment for one in lists for segment in one.segments])
+    method: Any = settings.calibration
+    return calibration.to_json(calibration.fit(method, scores, relevant))

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Exports as transformers 4 reads them: the quickstart's student, and tiny teachers.
+#   check.sh WORKDIR      of a finished quickstart; RANKER_PYTHON is its Python
+set -euo pipefail
+here="$(cd "$(dirname "$0")" && pwd)"
+work="$(mktemp -d)"
+trap 'rm -rf "$work"' EXIT
+"$RANKER_PYTHON" -m ranker.export --config configs/export.py --workdir "$1" \
+  --config.stage=sft --config.folder="$work/teacher"
+python "$here/check.py" "$1/export" "$work/teacher"

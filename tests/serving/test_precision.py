@@ -1,0 +1,180 @@
+"""The gate of fewer bits, on made losses, and candidates of a small encoder."""
+
+import math
+
+import numpy as np
+import onnx
+import pytest
+from made_rankers import export, rows
+from onnx import numpy_helper
+
+from ranker import config
+from ranker.models.huggingface import flat
+from ranker.serving import contract, onnx_graph, precision, runtimes, starting
+from ranker.serving.precision import Candidate, Graded
+
+MARGIN = 0.005
+
+
+def few_lose_much(draw, n):
+    """One query in twenty loses 0.1: a mean loss of the margin, very skewed."""
+    return np.where(draw.random(n) < 0.05, 0.1, 0.0)
+
+
+def few_change(draw, n):
+    return np.where(draw.random(n) < 0.05, draw.normal(0.1, 0.1, n), 0.0)
+
+
+def many_change_a_little(draw, n):
+    changed = draw.random(n) < 0.2
+    return np.where(changed, draw.normal(MARGIN / 0.2, 0.1, n), 0.0)
+
+
+def heavy_tails(draw, n):
+    return draw.laplace(MARGIN, 0.05, n)
+
+
+@pytest.mark.parametrize(
+    "losses", [few_lose_much, few_change, many_change_a_little, heavy_tails]
+)
+def test_a_loss_of_the_margin_is_seldom_accepted(losses, monkeypatch):
+    monkeypatch.setattr(precision, "_SAMPLES", 400)
+    draw = np.random.default_rng(0)
+    accepted = sum(
+        precision.upper_bound(losses(draw, 100), seed=i) < MARGIN for i in range(120)
+    )
+    # 5 % of 120 are 6; 12 or more have a chance of 2 % at that rate.
+    assert accepted < 12
+
+
+def test_the_bound_of_even_losses_is_that_of_t():
+    losses = np.random.default_rng(1).normal(0.0, 0.02, 400)
+    size = np.sqrt(np.mean(losses**2))
+    added = np.append(losses, [size] * 3)
+    expected = added.mean() + 1.6487 * added.std(ddof=1) / 403**0.5  # t, 402 degrees
+    assert precision.upper_bound(losses) == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_did_not_change_is_bounded_by_the_number_of_queries():
+    assert precision.upper_bound(np.zeros(100)) == pytest.approx(0.003)
+    same = np.full(100, 0.5)
+    assert precision.judge(same, same, MARGIN).accepted
+    few = precision.judge(same[:20], same[:20], MARGIN)
+    assert not few.accepted and "20 queries" in few.reason and "61" in few.reason
+
+
+def _centred(x):
+    return x - x.mean()
+
+
+def test_reasons_of_a_refusal():
+    draw = np.random.default_rng(2)
+    reference = draw.random(200)
+    worse = precision.judge(reference, reference - 0.02, MARGIN)
+    assert not worse.accepted and worse.loss == pytest.approx(0.02)
+    assert worse.reason.startswith("it loses 0.0200")
+    noisy = precision.judge(
+        reference, reference + _centred(draw.normal(0, 0.2, 200)), MARGIN
+    )
+    assert not noisy.accepted and math.isfinite(noisy.upper)
+    assert "cannot be ruled out" in noisy.reason
+
+
+def broken(source, target, rows):
+    """A quantisation with one layer's scale four times too large."""
+    model = onnx.load(str(source))
+    for weight in model.graph.initializer:
+        if weight.name == "body.layers.down.1":
+            value = numpy_helper.to_array(weight) * np.float32(4)
+            weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    onnx.save(model, str(target))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("precision") / "export"
+    model = export(folder)
+    params = dict(flat(model.scorer.params))
+    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    lists = []
+    for i in range(70):
+        segments = rows(6, model.scorer.vocab_size, seed=i, longest=20)
+        scores = model.scorer(segments)  # the model is right by definition
+        lists.append(Graded(segments, (scores >= np.sort(scores)[-2]).astype(float)))
+    return folder, model, lists
+
+
+def test_the_fastest_that_is_not_inferior_is_kept(exported):
+    folder, model, lists = exported
+    lines = []
+    tried = [
+        Candidate("bfloat16", "onnxruntime", precision.to_bfloat16),
+        Candidate("int8", "onnxruntime", broken),
+    ]
+    settings = config.Onnx(precision="int8", margin=0.02)
+    found = precision.accept(
+        folder, model.contract, settings, lists, [], tried=tried, report=lines.append
+    )
+    good, bad = found.precisions["bfloat16"], found.precisions["int8"]
+    assert good["accepted"] and good["queries"] == 70, lines
+    assert good["upper"] < 0.02 and good["kendall_tau"] > 0.95
+    assert not bad["accepted"] and bad["loss"] > 0.02, lines
+    assert "refused: it loses" in lines[1]
+    # A file that nobody accepted is not left beside the others.
+    assert (folder / runtimes.FILES["bfloat16"]).is_file()
+    assert not (folder / runtimes.FILES["int8"]).exists()
+    size = (folder / runtimes.FILES["bfloat16"]).stat().st_size
+    assert size < 0.8 * (folder / onnx_graph.FILE).stat().st_size
+    found.save(folder)
+    again = contract.load(folder)
+    assert again.precisions == found.precisions
+    assert starting.choose(folder, again, "auto", "auto") == (
+        "onnxruntime",
+        "bfloat16",
+    )
+
+
+def test_a_server_refuses_what_was_not_accepted(exported):
+    folder, model, _ = exported
+    path = folder / runtimes.FILES["int8_dynamic"]
+    precision.to_dynamic_int8(folder / onnx_graph.FILE, path)
+    with pytest.raises(precision.ModelError, match="has not accepted"):
+        starting.choose(folder, model.contract, "auto", "int8_dynamic")
+    record = {"accepted": True, "runtime": "onnxruntime", "digest": "0" * 16}
+    import dataclasses
+
+    edited = dataclasses.replace(model.contract, precisions={"int8_dynamic": record})
+    with pytest.raises(precision.ModelError, match="not the file that was accepted"):
+        starting.choose(folder, edited, "auto", "int8_dynamic")
+
+
+def test_static_int8_is_near_and_depends_on_the_pair_alone(exported):
+    folder, model, lists = exported
+    path = folder / runtimes.FILES["int8"]
+    segments = [segment for one in lists[:6] for segment in one.segments]
+    precision.to_static_int8(folder / onnx_graph.FILE, path, segments)
+    expected = model.scorer(segments)
+    for runtime in (
+        runtimes.Onnx(path, "int8", model.scorer.vocab_size),
+        runtimes.OpenVino(path, "int8", model.scorer.vocab_size),
+    ):
+        found = runtimes.score(runtime, segments)
+        assert np.corrcoef(found, expected)[0, 1] > 0.9
+        assert found[::-1].tolist() == runtimes.score(runtime, segments[::-1]).tolist()
+    path.unlink()
+
+
+def test_golden_pairs_stop_a_folder_that_scores_otherwise(exported):
+    folder, model, _ = exported
+    pairs = [(one.query, (one.title, one.text)) for one in model.contract.golden]
+    segments = model.encoder.pairs(pairs)
+    runtime = runtimes.Onnx(
+        folder / onnx_graph.FILE, "float32", model.scorer.vocab_size
+    )
+    starting.check_golden(model.contract, runtime, segments)
+    path = folder / "broken.onnx"
+    broken(folder / onnx_graph.FILE, path, [])
+    wrong = runtimes.Onnx(path, "float32", model.scorer.vocab_size)
+    with pytest.raises(precision.contract.ContractError, match="golden pairs score"):
+        starting.check_golden(model.contract, wrong, segments)
+    path.unlink()
