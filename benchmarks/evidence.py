@@ -37,9 +37,8 @@ from ranker.batch import Rows  # noqa: E402
 from ranker.losses import distillation, listwise, margins  # noqa: E402
 from ranker.models import build  # noqa: E402
 from ranker.models.decoder import Decoder  # noqa: E402
-from ranker.models.huggingface import import_params, open_checkpoint  # noqa: E402
+from ranker.models.huggingface import flat, import_params, open_checkpoint  # noqa: E402
 from ranker.training.state import make_network  # noqa: E402
-from ranker.training.trained import unflat  # noqa: E402
 
 CANDIDATES = 10
 LENGTH = 128  # tokens a pair
@@ -187,11 +186,19 @@ def load(path: pathlib.Path, layers: str, dtype: str) -> Model:
 
     def fresh(key):
         model = build.build(checkpoint.model, checkpoint.vocab_size, "score", key=key)
-        return nnx.to_flat_state(nnx.state(model, nnx.Param))
+        return nnx.state(model, nnx.Param)
 
     def with_head(key):
-        drawn = {".".join(map(str, path)): leaf[...] for path, leaf in fresh(key)}
-        return unflat({**drawn, **taken}, network.abstract)
+        found = {**dict(flat(fresh(key))), **taken}
+
+        def place(path, variable):
+            name = ".".join(str(getattr(one, "key", one)) for one in path)
+            return variable.replace(found[name])
+
+        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(
+            place, network.abstract, is_leaf=is_leaf
+        )
 
     return Model(network, with_head(jax.random.key(0)), with_head)
 
