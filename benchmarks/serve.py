@@ -89,6 +89,7 @@ def make_export(weights, folder, length):
     from transformers import AutoTokenizer
 
     from ranker import config, sharding
+    from ranker.data.backends import load_tokenizer
     from ranker.models import build
     from ranker.models.huggingface import (
         export_huggingface,
@@ -97,7 +98,7 @@ def make_export(weights, folder, length):
         open_checkpoint,
     )
     from ranker.serving import golden, onnx_graph
-    from ranker.serving.frame import load_backend, own_frame
+    from ranker.serving.frame import own_frame
     from ranker.serving.packed import PackedModel
 
     checkpoint = open_checkpoint(config.Pretrained(path=str(weights), fresh_head=True))
@@ -123,7 +124,7 @@ def make_export(weights, folder, length):
             tokenizer=pathlib.Path(kept),
             length=length,
         )
-    frame = own_frame(load_backend(folder), checkpoint.model, length)
+    frame = own_frame(load_tokenizer(folder), checkpoint.model, length)
     about = golden.Described(
         stage="benchmark", template="pair", model=checkpoint.model, frame=frame
     )

@@ -25,7 +25,8 @@ _FIELDS = {
     *("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_positions", "num_types"),
     *("norm_eps", "dropout", "family", "table_dim", "bias", "pre_norm", "first_norm"),
     *("gated", "head_activation", "head_norm", "pooling", "window", "local_layers"),
-    *("rope_theta", "local_rope_theta", "dtype", "remat"),
+    *("rope_theta", "rope_factor", "local_rope_theta", "dtype", "remat"),
+    *("unbiased", "activation", "causal", "pooler_bias", "head_bias"),
 }
 
 
@@ -192,15 +193,21 @@ def _masks(g: _Graph, c: config.Encoder) -> tuple[str, str]:
     real = g("Unsqueeze", real, g.ints(1, 2))  # [B, 1, 1, T]
     masked = g.weight("masked", _MASKED)
     bias = g("Mul", g("Sub", g.weight("one", np.float32(1)), real), masked)
-    if not c.local_layers:
+    if not c.local_layers and not c.causal:
         return bias, bias
     size = max(c.max_positions, _ROTARY)
     places = g.weight("places", np.arange(size, dtype=np.float32))
     places = g("Slice", places, g.ints(0), _tokens(g), g.ints(0))
-    back = g(
-        "Sub", g("Unsqueeze", places, g.ints(1)), g("Unsqueeze", places, g.ints(0))
-    )
-    window = g.weight("window", np.float32(c.window))
+    keys, queries = (g("Unsqueeze", places, g.ints(axis)) for axis in (0, 1))
+    back = g("Sub", keys, queries)  # [T, T]
+    if c.causal:  # `back` is above 0 where the key comes after the query
+        later = g("Greater", back, g.weight("zero", np.float32(0)))
+        later = g("Cast", later, to=TensorProto.FLOAT)
+        bias = g("Min", bias, g("Mul", later, masked))
+    if not c.local_layers:
+        return bias, bias
+    # A causal window counts the query's own token, see attention.make_mask.
+    window = g.weight("window", np.float32(c.window - c.causal))
     far = g("Cast", g("Greater", g("Abs", back), window), to=TensorProto.FLOAT)
     # The lower of both: their sum would differ between a masked and a far token.
     return bias, g("Min", bias, g("Mul", far, masked))
@@ -211,9 +218,10 @@ def _angles(g: _Graph, c: config.Encoder) -> tuple[tuple[str, str] | None, ...]:
     if c.max_positions:
         return None, None
 
-    def table(theta: float, name: str) -> tuple[str, str]:
+    def table(theta: float, name: str, factor: float) -> tuple[str, str]:
         H = c.head_dim
         radians = np.float32(theta) ** -(np.arange(0, H, 2, dtype=np.float32) / H)
+        radians = radians / np.float32(factor)
         angles = np.arange(_ROTARY, dtype=np.float32)[:, None, None] * radians
         parts = (("cos", np.cos(angles)), ("sin", np.sin(angles)))
         cos, sin = (
@@ -228,9 +236,10 @@ def _angles(g: _Graph, c: config.Encoder) -> tuple[tuple[str, str] | None, ...]:
         )
         return cos, sin
 
-    far = table(c.rope_theta, "rope")
-    if c.local_rope_theta and c.local_layers:
-        return far, table(c.local_rope_theta, "local_rope")
+    far = table(c.rope_theta, "rope", c.rope_factor)
+    if c.local_layers:
+        theta = c.local_rope_theta or c.rope_theta
+        return far, table(theta, "local_rope", 1.0)
     return far, far
 
 
@@ -290,29 +299,60 @@ def _layer(
     y = norm(x, "mlp_norm") if c.pre_norm else x
     up = dense(y, "up", D, c.mlp_dim)
     if c.gated:
-        up = g("Mul", g("Gelu", dense(y, "gate", D, c.mlp_dim)), up)
+        up = g("Mul", _activate(g, dense(y, "gate", D, c.mlp_dim), c.activation), up)
     else:
-        up = g("Gelu", up)
+        up = _activate(g, up, c.activation)
     x = g("Add", x, dense(up, "down", c.mlp_dim, D))
     return x if c.pre_norm else norm(x, "mlp_norm")
 
 
+def _activate(g: _Graph, x: str, name: str) -> str:
+    if name == "silu":
+        return g("Mul", x, g("Sigmoid", x))
+    if name == "gelu_tanh":
+        return g("Gelu", x, approximate="tanh")
+    return g({"gelu": "Gelu", "relu": "Relu", "tanh": "Tanh"}[name], x)
+
+
 def _score(g: _Graph, c: config.Encoder, p: dict, x: str) -> None:
     """Pools x [B, T, D] and scores it: `logits` [B, 1]."""
+    if c.pooling == "late":  # every token is scored, and the mean is the score
+        _mean(g, _head(g, c, p, x), out="logits")
+        return
     if c.pooling == "mean":
-        from onnx import TensorProto
-
-        real = g("Cast", "attention_mask", to=TensorProto.FLOAT)
-        real = g("Unsqueeze", real, g.ints(2))  # [B, T, 1]
-        total = g("ReduceSum", g("Mul", x, real), g.ints(1), keepdims=0)
-        x = g("Div", total, g("ReduceSum", real, g.ints(1), keepdims=0))
+        x = _mean(g, x)
+    elif c.pooling == "last":
+        count = g("ReduceSum", "attention_mask", g.ints(1), keepdims=1)  # [B, 1]
+        last = g("Unsqueeze", g("Sub", count, g.ints(1)), g.ints(2))  # [B, 1, 1]
+        width = g.weight("width", np.array([1, 1, c.embed_dim]))
+        x = g("GatherElements", x, g("Expand", last, width), axis=1)
+        x = g("Squeeze", x, g.ints(1))
     else:
         first = g("Slice", x, g.ints(0), g.ints(1), g.ints(1))
         x = g("Squeeze", first, g.ints(1))  # [B, D]
-    x = _dense(g, x, "head.pooler", p["head.pooler"], p.get("head.pooler_bias"))
-    x = g("Tanh", x) if c.head_activation == "tanh" else g("Gelu", x)
+    _head(g, c, p, x, out="logits")
+
+
+def _mean(g: _Graph, x: str, out: str = "") -> str:
+    """Mean over the tokens that are attended to: [B, T, D] to [B, D]."""
+    from onnx import TensorProto
+
+    real = g("Cast", "attention_mask", to=TensorProto.FLOAT)
+    real = g("Unsqueeze", real, g.ints(2))  # [B, T, 1]
+    total = g("ReduceSum", g("Mul", x, real), g.ints(1), keepdims=0)
+    count = g("ReduceSum", real, g.ints(1), keepdims=0)
+    return g("Div", total, count, out=out)
+
+
+def _head(g: _Graph, c: config.Encoder, p: dict, x: str, out: str = "") -> str:
+    """Scores [*, 1] of hidden states [*, D]."""
+    if c.head_activation != "none":
+        x = _dense(g, x, "head.pooler", p["head.pooler"], p.get("head.pooler_bias"))
+        x = _activate(g, x, c.head_activation)
     if c.head_norm:
         x = _norm(g, c, x, p, "head.norm")
-    dense = p["head.dense"].reshape(-1, 1)
-    x = g("MatMul", x, g.weight("head.dense", dense))
-    g("Add", x, g.weight("head.bias", p["head.bias"].reshape(1)), out="logits")
+    weight = g.weight("head.dense", p["head.dense"].reshape(-1, 1))
+    if "head.bias" not in p:
+        return g("MatMul", x, weight, out=out)
+    bias = g.weight("head.bias", p["head.bias"].reshape(1))
+    return g("Add", g("MatMul", x, weight), bias, out=out)

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ranker.data.backends import load_tokenizer
 from ranker.data.text import Segment
 from ranker.errors import ContractError, ModelError
 from ranker.metrics import calibration
 from ranker.serving import contract, runtimes
 from ranker.serving.batching import Batcher, Limits
 from ranker.serving.contract import Contract
-from ranker.serving.frame import PairEncoder, contract_frame, load_backend
+from ranker.serving.frame import PairEncoder, contract_frame
 from ranker.serving.runtimes import Name, Precision, Runtime
 from ranker.serving.server import Served
 from ranker.serving.texts import TextEncoder
@@ -130,7 +131,7 @@ def start(
     """
     promise = contract.load(folder)
     name, chosen = choose(folder, promise, runtime, precision)
-    loaded: Any = load_backend(folder)
+    loaded: Any = load_tokenizer(folder)
     encoder = PairEncoder(contract_frame(promise), loaded.backend_tokenizer)
     opened = runtimes.open_runtime(folder, name, chosen)
     begun = time.monotonic()

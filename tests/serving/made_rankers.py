@@ -45,6 +45,26 @@ ENCODERS = {
     ),
 }
 
+# What other families do otherwise, all at once.
+ENCODERS["others"] = config.Encoder(
+    **_SMALL,
+    max_positions=0,
+    num_types=0,
+    unbiased=("q", "k", "v"),
+    activation="silu",
+    gated=True,
+    causal=True,
+    pooling="last",
+    head_activation="relu",
+    pooler_bias=False,
+    head_bias=False,
+    window=4,
+    local_layers=(1,),
+    rope_factor=2.0,
+)
+ENCODERS["late"] = config.Encoder(
+    **_SMALL, activation="gelu_tanh", pooling="late", head_activation="none"
+)
 DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=32
 )
@@ -75,18 +95,18 @@ def rows(count, vocab_size, seed=0, longest=90):
 def export(folder, model=ENCODERS["bert"], *, length=64, seed=0, stage="made"):
     """A folder with weights, tokenizer and contract; returns the loaded model."""
     import ranker
+    from ranker.data.backends import load_tokenizer
     from ranker.models.huggingface import export_huggingface
-    from ranker.serving.frame import load_backend
 
     texts = [" ".join(WORDS), *(word for word in WORDS for _ in range(3))]
     tokenizer = folder.parent / f"{folder.name}_tokenizer"
     train_wordpiece(texts, 120, tokenizer)
-    loaded = load_backend(tokenizer)
+    loaded = load_tokenizer(tokenizer)
     made = network(model, len(loaded), seed)
     export_huggingface(
         folder, model, made.params, head="score", tokenizer=tokenizer, length=length
     )
-    frame = own_frame(load_backend(folder), model, length)
+    frame = own_frame(load_tokenizer(folder), model, length)
     about = golden.Described(stage=stage, template="pair", model=model, frame=frame)
     golden.write_contract(folder, about, golden.texts([], None), made)
     return ranker.load(folder)

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from made_rankers import WORDS
 from starlette.testclient import TestClient
 
+from ranker.data.backends import load_tokenizer
 from ranker.data.text import Segment, train_wordpiece
 from ranker.errors import DataError
 from ranker.metrics.calibration import Platt
 from ranker.serving import forms, server
 from ranker.serving.batching import Batcher, Full, Limits
-from ranker.serving.frame import Frame, PairEncoder, load_backend
+from ranker.serving.frame import Frame, PairEncoder
 from ranker.serving.texts import Cut, DocumentCache, TextEncoder, digest
 
 LENGTH = 24
@@ -54,7 +55,7 @@ class Counting:
 def encoder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     train_wordpiece([" ".join(WORDS)] * 3, 120, folder)
-    backend = load_backend(folder).backend_tokenizer
+    backend = load_tokenizer(folder).backend_tokenizer
     ids = [backend.token_to_id(name) for name in ("[CLS]", "[SEP]")]
     frame = Frame(
         query="{query}",

@@ -1,0 +1,171 @@
+"""The server as a process: overload, a drain in mid-load, and folders it refuses."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from made_rankers import WORDS, export
+
+from ranker import serve
+from ranker.data.backends import load_tokenizer
+from ranker.models.huggingface import flat
+from ranker.serving import contract, onnx_graph, runtimes
+from ranker.serving.frame import PairEncoder, contract_frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "export"
+    model = export(folder)
+    params = dict(flat(model.scorer.params))
+    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    return folder
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+class Running:
+    """A server in a process of its own."""
+
+    def __init__(self, folder, *arguments):
+        self.port = free_port()
+        command = [sys.executable, "-m", "ranker.serve", str(folder)]
+        command += ["--port", str(self.port), *arguments]
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            command, env=environment, stdout=pipe, stderr=pipe, text=True
+        )
+        while self.get("/ready") != 200:
+            assert self.process.poll() is None, self.process.communicate()[1]
+
+    def get(self, path):
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}{path}"
+            ) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def rerank(self, body):
+        """Status and answer; 0 where no connection was taken."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/rerank", json.dumps(body).encode()
+        )
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers)
+        except urllib.error.URLError as error:
+            assert isinstance(error.reason, ConnectionRefusedError), error
+            return 0, None
+
+
+def offline(folder):
+    """Scores of a query's texts in the server's runtime."""
+    promise = contract.load(folder)
+    backend = load_tokenizer(folder).backend_tokenizer
+    encoder = PairEncoder(contract_frame(promise), backend)
+    runtime = runtimes.open_runtime(folder, "onnxruntime", "float32")
+
+    def score(query, texts):
+        pairs = encoder.pairs([(query, ("", text)) for text in texts])
+        return runtimes.score(runtime, pairs).astype(float).tolist()
+
+    return score
+
+
+@pytest.mark.slow
+def test_overload_and_a_drain_lose_nothing(folder):
+    """Ten clients over a queue of four; SIGTERM comes once some were answered."""
+    server = Running(folder, "--max-queue-tokens", "2000", "--drain", "0.2")
+    score = offline(folder)
+    answers, ended = [], threading.Event()
+    some = threading.Semaphore(0)
+
+    def client(seed):
+        draw = np.random.default_rng(seed)
+        while not ended.is_set():
+            texts = [" ".join(draw.choice(WORDS, 40)) for _ in range(8)]
+            body = {"query": "cats", "texts": texts, "raw_scores": True}
+            try:
+                status, answer = server.rerank(body)
+            except (http.client.HTTPException, ConnectionError) as error:
+                status, answer = -1, repr(error)  # taken, and not answered
+            answers.append((texts, status, answer))
+            some.release()
+            if status == 0:
+                return
+
+    threads = [threading.Thread(target=client, args=(i,)) for i in range(10)]
+    for thread in threads:
+        thread.start()
+    for _ in range(60):
+        some.acquire()
+    server.process.send_signal(signal.SIGTERM)
+    server.process.wait()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    assert server.process.returncode == 0, server.process.communicate()
+    found = {status for _, status, _ in answers}
+    # -1: a client wrote into a connection at the moment it was closed, which HTTP
+    # lets it send again; no request that was taken ended so.
+    assert found <= {200, 429, 0}, [one for one in answers if one[1] not in (200, 429)]
+    assert 200 in found and 429 in found
+    for texts, status, answer in answers:
+        if status == 429:
+            assert int({k.lower(): v for k, v in answer.items()}["retry-after"]) >= 1
+        if status == 200:
+            expected = score("cats", texts)
+            assert {one["index"]: one["score"] for one in answer} == dict(
+                enumerate(expected)
+            )
+
+
+@pytest.mark.slow
+def test_a_folder_that_scores_otherwise_is_not_served(folder, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    path = copy / contract.FILE
+    edited = json.loads(path.read_text())
+    edited["golden"][3]["score"] += 1.0
+    path.write_text(json.dumps(edited))
+    done = subprocess.run(
+        [sys.executable, "-m", "ranker.serve", str(copy), "--port", str(free_port())],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+    assert done.returncode == 1
+    assert "pair 3" in done.stderr and "not served" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_stops_a_start_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="keys cannot be read"):
+        serve.main([str(tmp_path), "--api-key-file", str(tmp_path / "none")])
+    (tmp_path / "keys").write_text("# none\n\n")
+    with pytest.raises(SystemExit, match="holds no API key"):
+        serve.main([str(tmp_path), "--api-key-file", str(tmp_path / "keys")])
+    with pytest.raises(SystemExit):
+        serve.main(["--help"])
+    assert "--drain" in capsys.readouterr().out
