@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
+from shapes import matmul_flops, model_flops
 from side_by_side import (
     Ours,
     compare,
     context_of,
     make_parser,
-    matmul_flops,
-    model_flops,
     pairs_of,
     random_bert,
     report,

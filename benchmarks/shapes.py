@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+import time
 from typing import Any
 
 import jax
@@ -15,6 +16,9 @@ import numpy as np
 from flax import nnx
 
 from ranker import config, sharding
+from ranker.batch import Batch
+from ranker.data import pairs
+from ranker.data.packing import Example, Layout, common_prefix, pack
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
 from ranker.models import build
@@ -198,3 +202,97 @@ def make_tokenizer(texts: Texts, model: Any, folder: pathlib.Path | None = None)
         return Tokenizer(path, PROMPT)
     train_wordpiece(words, 8000, path)
     return Tokenizer(path, "pair")
+
+
+def matmul_flops(size: int, dtype: str) -> float:
+    """FLOP/s of this machine in products of two square matrices.
+
+    The best of five times that some are made one after the other, each of the result of
+    the one before.
+    """
+    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
+    multiply = jax.jit(lambda x, y: x @ y)
+    in_a_row = 1 if jax.default_backend() == "cpu" else 20
+    multiply(a, a).block_until_ready()
+    times = []
+    for _ in range(5):
+        start, product = time.perf_counter(), a
+        for _ in range(in_a_row):
+            product = multiply(product, a)
+        product.block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 * in_a_row / min(times)
+
+
+def model_flops(model: config.Decoder | config.Encoder, context: float) -> float:
+    """FLOP a token to score documents: matrix products and attention, no embeddings.
+
+    The last layer's output projection and MLP run for a token a document: not counted.
+
+    Args:
+      model: its sizes.
+      context: tokens that a token attends to, on average.
+    """
+    D, F, L = model.embed_dim, model.mlp_dim, model.num_layers
+    if isinstance(model, config.Decoder):
+        width = model.num_heads * model.head_dim
+        narrow = model.num_kv_heads * model.head_dim
+        inputs, outputs = D * width + 2 * D * narrow, D * width + 3 * D * F
+        context = context / 2  # causal
+    else:
+        width = D
+        inputs, outputs = 3 * D * D, D * D + (3 if model.gated else 2) * D * F
+    return 2 * (L * (inputs + 2 * width * context) + (L - 1) * outputs)
+
+
+def mean_context(lengths: np.ndarray) -> float:
+    """Tokens that a token attends to, on average over the tokens of texts."""
+    return float((lengths.astype(np.float64) ** 2).sum() / lengths.sum())
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Training batches of one micro-batch each, and what they hold."""
+
+    batches: list[Batch]  # numpy leaves, [1, R, ...]
+    lists: int  # in all batches
+    documents: int
+    tokens: int  # real ones that are computed
+    needed: int  # real ones of a row a pair
+    context: float  # tokens that a token attends to, on average
+
+
+def pack_lists(
+    texts: Texts, encoder: pairs.ListEncoder, *, size: int, list_size: int, steps: int
+) -> Packed:
+    """Batches as fine-tuning sees them, of `size` lists of full length each."""
+    layout = Layout(rows=size * list_size, length=encoder.length, size=list_size)
+    if encoder.shared:
+        layout = pairs.share(layout)
+    waiting = []
+    for one, segments in zip(
+        texts.lists,
+        encoder.many([(x.query, x.documents[:list_size]) for x in texts.lists]),
+        strict=True,
+    ):
+        labels = one.labels[:list_size]
+        shared = common_prefix(segments) if encoder.shared else 0
+        waiting.append(Example(segments, labels, labels * 0, shared))
+    lengths = np.array([n for one in waiting for n in one.lengths])
+    again, batches = waiting, []
+    lists = documents = tokens = needed = 0
+    for _ in range(steps):
+        if sum(one.total for one in waiting) < 2 * layout.tokens:
+            waiting = [*waiting, *again]
+        window = waiting[: 8 * layout.lists]
+        choice = pairs.choose_any(window, layout)
+        taken = [window[i] for i in choice.places]
+        batch = pack(taken, choice.rows, layout, pad=encoder.tokenizer.pad)
+        gone = set(choice.places)
+        waiting = [one for i, one in enumerate(waiting) if i not in gone]
+        lists += len(taken)
+        documents += sum(len(one.segments) for one in taken)
+        needed += sum(sum(one.lengths) for one in taken)
+        tokens += int((batch.rows.segments > 0).sum())
+        batches.append(jax.tree.map(lambda leaf: leaf[None], batch))
+    return Packed(batches, lists, documents, tokens, needed, mean_context(lengths))

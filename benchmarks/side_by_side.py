@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from shapes import mean_context
 
 from ranker import config, sharding
 from ranker.data import pipeline
@@ -171,52 +172,6 @@ class Ours:
             return tokens, time.perf_counter() - start
 
         return run
-
-
-def matmul_flops(size: int, dtype: str) -> float:
-    """FLOP/s of this machine in products of two square matrices.
-
-    The best of five times that some are made one after the other, each of the result of
-    the one before.
-    """
-    a = jax.random.normal(jax.random.key(0), (size, size), dtype) / size**0.5
-    multiply = jax.jit(lambda x, y: x @ y)
-    in_a_row = 1 if jax.default_backend() == "cpu" else 20
-    multiply(a, a).block_until_ready()
-    times = []
-    for _ in range(5):
-        start, product = time.perf_counter(), a
-        for _ in range(in_a_row):
-            product = multiply(product, a)
-        product.block_until_ready()
-        times.append(time.perf_counter() - start)
-    return 2 * size**3 * in_a_row / min(times)
-
-
-def model_flops(model: config.Decoder | config.Encoder, context: float) -> float:
-    """FLOP a token to score documents: matrix products and attention, no embeddings.
-
-    The last layer's output projection and MLP run for a token a document: not counted.
-
-    Args:
-      model: its sizes.
-      context: tokens that a token attends to, on average.
-    """
-    D, F, L = model.embed_dim, model.mlp_dim, model.num_layers
-    if isinstance(model, config.Decoder):
-        width = model.num_heads * model.head_dim
-        narrow = model.num_kv_heads * model.head_dim
-        inputs, outputs = D * width + 2 * D * narrow, D * width + 3 * D * F
-        context = context / 2  # causal
-    else:
-        width = D
-        inputs, outputs = 3 * D * D, D * D + (3 if model.gated else 2) * D * F
-    return 2 * (L * (inputs + 2 * width * context) + (L - 1) * outputs)
-
-
-def mean_context(lengths: np.ndarray) -> float:
-    """Tokens that a token attends to, on average over the tokens of texts."""
-    return float((lengths.astype(np.float64) ** 2).sum() / lengths.sum())
 
 
 Run = Callable[[], tuple[int, float]]  # -> (real tokens, seconds)

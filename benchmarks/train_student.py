@@ -23,13 +23,12 @@ from sentence_transformers.cross_encoder import (
     CrossEncoderTrainer,
     CrossEncoderTrainingArguments,
 )
+from shapes import matmul_flops, model_flops
 from side_by_side import (
     Ours,
     compare,
     context_of,
     make_parser,
-    matmul_flops,
-    model_flops,
     random_bert,
     report,
     set_up,

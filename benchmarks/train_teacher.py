@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from shapes import matmul_flops, model_flops
 from side_by_side import (
     Ours,
     compare,
     context_of,
     make_parser,
-    matmul_flops,
-    model_flops,
     report,
     set_up,
 )

@@ -1,0 +1,112 @@
+r"""All that is measured of a card, in at most nine minutes.
+
+    python benchmarks/gpu.py                     # prints a JSON line a part
+    python benchmarks/gpu.py --only pairs-minilm,train-bert-base
+
+Each part is a process of its own with a time limit, the most wanted first; a part that
+fails or runs out of time is reported, and the next one follows. Needs jax for the card,
+jaxtyping and transformers; no data, and none of what prepares it.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def _pairs(shape: str, queries: int, rows: int, most: int, *more: str) -> list[str]:
+    return [
+        "rerank_pairs.py",
+        f"--shapes={shape}",
+        "--dtype=bfloat16",
+        f"--queries={queries}",
+        f"--rows={rows}",
+        f"--most_rows={most}",
+        *more,
+    ]
+
+
+def _train(shape: str, size: int, *more: str) -> list[str]:
+    return [
+        "train_step.py",
+        f"--shape={shape}",
+        "--dtype=bfloat16",
+        f"--size={size}",
+        "--steps=8",
+        *more,
+    ]
+
+
+# name: (script and arguments, seconds at most)
+PARTS: dict[str, tuple[list[str], int]] = {
+    "train-bert-base": (_train("bert-base", 8), 90),
+    "pairs-minilm": (_pairs("minilm", 400, 256, 1024), 70),
+    "pairs-150m": (_pairs("150m", 200, 128, 512), 70),
+    "pairs-1b": (_pairs("1b", 80, 64, 256), 80),
+    "pairs-qwen2-1.5b": (_pairs("qwen2-1.5b", 80, 64, 256), 80),
+    "pairs-qwen2-1.5b-plain": (
+        _pairs("qwen2-1.5b", 80, 128, 128, "--plain"),
+        60,
+    ),
+    "pairs-17m": (_pairs("17m", 400, 256, 1024), 60),
+    "attention": (["attention.py", "--dtype=bfloat16", "--gpu"], 80),
+    "train-qwen3-0.6b": (_train("qwen3-0.6b", 4), 90),
+    "train-qwen3-0.6b-plain": (_train("qwen3-0.6b", 4, "--plain"), 90),
+    "train-bert-base-no-dropout": (_train("bert-base", 8, "--dropout=0"), 60),
+    "pairs-minilm-peer": (_pairs("minilm", 40, 256, 256, "--peer"), 60),
+}
+
+
+def main() -> None:
+    """Runs the parts, and prints what each found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="names of parts, with commas")
+    parser.add_argument("--seconds", type=int, default=540, help="in all")
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else list(PARTS)
+    end = time.monotonic() + args.seconds
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{HERE.parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "TOKENIZERS_PARALLELISM": "true",
+    }
+    environment.setdefault("JAX_COMPILATION_CACHE_DIR", "/tmp/ranker-gpu-cache")
+    for name in names:
+        command, limit = PARTS[name]
+        start = time.monotonic()
+        limit = min(limit, int(end - start))
+        result: dict[str, object] = {"part": name}
+        if limit < 15:
+            print(json.dumps({**result, "left_out": "no time left"}), flush=True)
+            continue
+        try:
+            done = subprocess.run(
+                [sys.executable, str(HERE / command[0]), *command[1:]],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=limit,
+            )
+            lines = [x for x in done.stdout.splitlines() if x.startswith("{")]
+            if done.returncode:
+                result["failed"] = done.stderr[-800:]
+            result["found"] = [json.loads(line) for line in lines]
+        except subprocess.TimeoutExpired as error:
+            result["out_of_time"] = limit
+            given = error.stdout or b""
+            given = given.decode() if isinstance(given, bytes) else given
+            lines = [x for x in given.splitlines() if x.startswith("{")]
+            result["found"] = [json.loads(line) for line in lines]
+        result["seconds"] = round(time.monotonic() - start, 1)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
