@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--events", type=int, default=20_000_000)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
-    parser.add_argument("--memory", default="2GB")
+    parser.add_argument("--memory", default="1500MB")
     given = parser.parse_args()
     log = given.folder / f"log-{given.events}"
     begun = time.perf_counter()

@@ -49,7 +49,7 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=COLUMN",
         help="where the log calls a field otherwise, such as time=ts user=cookie",
     )
-    add("--memory", default="2GB", help="that DuckDB may hold; default %(default)s")
+    add("--memory", default="1500MB", help="that DuckDB may hold; default %(default)s")
     add("--threads", type=int, default=2, help="of DuckDB; default %(default)s")
 
 
@@ -617,7 +617,9 @@ def _systems(given: argparse.Namespace) -> dict[str, list[Any]]:
         from ranker.data import trec
 
         return simulate.pages_of_runs(
-            _load_runs(given.run, "--run"), trec.load_qrels(given.qrels), given.depth
+            _load_runs(given.run, "--run"),
+            trec.load_qrels(given.qrels).grades,
+            given.depth,
         )
     from ranker import config
     from ranker.data.world import SearchWorld, grade

@@ -57,8 +57,15 @@ class Prior:
 class ClickModel(Protocol):
     """A fitted model."""
 
-    name: str
-    attraction: np.ndarray  # [num_pairs]
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def attraction(self) -> np.ndarray:
+        """By pair, [num_pairs]."""
+        ...
 
     def marginal(self, data: Data) -> Float[np.ndarray, "P K"]:
         """P(click) of each place, other clicks unknown."""

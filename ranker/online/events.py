@@ -25,7 +25,7 @@ import duckdb
 
 from ranker.errors import DataError, shown
 
-ROWS_A_BUCKET = 3_000_000
+ROWS_A_BUCKET = 2_000_000
 MAX_LINE = 16 * 2**20  # bytes
 _TEXT_ROW = 60  # bytes, to guess the rows of a text file from its size
 _SUFFIXES = {
@@ -477,7 +477,7 @@ def _sql_type(name: str) -> str:
 
 
 def connect(
-    folder: pathlib.Path, *, memory: str = "2GB", threads: int = 2, on_disk: bool
+    folder: pathlib.Path, *, memory: str = "1500MB", threads: int = 2, on_disk: bool
 ) -> duckdb.DuckDBPyConnection:
     """A database that never fetches anything and spills to `folder`."""
     connection = duckdb.connect(
@@ -502,7 +502,7 @@ def read(
     fields: Sequence[str],
     more: Sequence[str] = (),
     mapping: Mapping[str, str] | None = None,
-    memory: str = "2GB",
+    memory: str = "1500MB",
     threads: int = 2,
 ) -> Iterator[Log]:
     """Reads a log; what it holds outside memory goes when the context ends.

@@ -248,7 +248,7 @@ def walk(
     start = -1.0 if before is None else float(before)
     for number in range(log.buckets):
         _make_tables(log, rules, number, arms or (), extra, segments, triggers)
-        columns = log.connection.execute(_SORTED).fetchnumpy()
+        columns: Any = log.connection.execute(_SORTED).fetchnumpy()
         pages = {name: _plain(column) for name, column in columns.items()}
         _order(log, rules, pages, start)
         _note(log, found, arms, start, int(pages["reloaded"].sum()), pages)
@@ -261,7 +261,7 @@ def _plain(column: np.ndarray) -> np.ndarray:
         return column
     if column.dtype == np.uint64:  # a query that is not known is like no other
         return np.asarray(column.filled(0))
-    return np.asarray(column.astype(np.float64).filled(np.nan))
+    return np.ma.filled(column.astype(np.float64), np.nan)
 
 
 def _make_tables(

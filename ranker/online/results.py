@@ -1,6 +1,7 @@
 """Shown results with their clicks, page by page, as arrays."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -88,7 +89,7 @@ def load(log: Log, rules: Rules, found: Contradictions, *, depth: int) -> Shown:
         "(row_number() OVER (ORDER BY query, document_id) - 1)::INTEGER AS i "
         "FROM (SELECT DISTINCT query, document_id FROM results)"
     )
-    rows = connection.execute(
+    rows: Any = connection.execute(
         "SELECT r.u, (dense_rank() OVER (ORDER BY r.u, r.p) - 1)::BIGINT AS page, "
         "r.position, r.propensity, r.clicked, pair.i AS pair FROM results r "
         "JOIN pair ON pair.query = r.query AND pair.document_id = r.document_id"
@@ -99,7 +100,8 @@ def load(log: Log, rules: Rules, found: Contradictions, *, depth: int) -> Shown:
             "log the shown results as page rows with document_id and position"
         )
     names = connection.execute("SELECT query, document_id FROM pair ORDER BY i")
-    return _arrays(rows, names.fetchnumpy(), depth)
+    pair: Any = names.fetchnumpy()
+    return _arrays(rows, pair, depth)
 
 
 def _arrays(

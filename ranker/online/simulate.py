@@ -211,7 +211,8 @@ def rank_by_grade(
     pages = []
     for at, (query, documents, grades) in enumerate(listed):
         drawn = np.random.default_rng([seed, at]).random(len(documents))
-        order = np.argsort(-np.asarray(grades) - noise * drawn, kind="stable")[:depth]
+        values = -np.asarray(grades) - noise * drawn
+        order = np.argsort(values, kind="stable")[:depth].tolist()
         pages.append(
             Page(query, [documents[o] for o in order], [grades[o] for o in order])
         )
@@ -220,7 +221,7 @@ def rank_by_grade(
 
 def pages_of_runs(
     runs: Mapping[str, Mapping[str, Mapping[str, float]]],
-    qrels: Mapping[str, Mapping[str, int]],
+    qrels: Mapping[str, Mapping[str, float]],
     depth: int,
 ) -> dict[str, list[Page]]:
     """Pages of TREC runs, of the queries that all have and that are judged.
@@ -238,8 +239,8 @@ def pages_of_runs(
 
     def page(query: str, scores: Mapping[str, float]) -> Page:
         order = sorted(scores, key=lambda d: (scores[d], d), reverse=True)[:depth]
-        judged = qrels[query]
-        return Page(query, order, [min(max(judged.get(d, 0), 0), 4) for d in order])
+        grades = [int(qrels[query].get(d, 0)) for d in order]
+        return Page(query, order, [min(max(one, 0), 4) for one in grades])
 
     return {name: [page(q, run[q]) for q in shared] for name, run in runs.items()}
 
@@ -308,8 +309,8 @@ def explore(pages: Sequence[Page], *, share: float) -> Show:
         )
         page = Page(
             own.query,
-            [own.documents[at] for at in order],
-            [own.grades[at] for at in order],
+            [own.documents[at] for at in order.tolist()],
+            [own.grades[at] for at in order.tolist()],
         )
         return Shown(page, "", fields)
 

@@ -579,7 +579,11 @@ def _clickmodel_plots(summary: Summary) -> str:
 def _counterfactual_plots(summary: Summary) -> str:
     rows = [
         charts.Interval(
-            f"{name} ({key})", one[key]["value"], *one[key]["interval"], key != "logged"
+            f"{name} ({key})",
+            one[key]["value"],
+            one[key]["interval"][0],
+            one[key]["interval"][1],
+            key != "logged",
         )
         for name, one in summary["systems"].items()
         for key in ("logged", "ips", "clipped", "snips", "dr")
