@@ -46,7 +46,7 @@ LISTS = 4  # of a step, with all their candidates
 TEST, DEV, UNLABELLED, LABELLED = 3000, 500, 2000, 200
 RATES = (5e-5, 1e-4, 3e-4)
 SEEDS = 8
-STEPS = 800
+STEPS = 500  # one epoch of the unlabelled lists
 TEACHER_STEPS = 200
 LAYERS = {"2": "4,5", "3": "0,2,4", "4": "0,1,2,4", "6": "0,1,2,3,4,5"}
 
