@@ -45,12 +45,27 @@ class Train(Stage):
     seed: int = 0  # of initial weights, data order and dropout
 
     def __post_init__(self):
-        distils = isinstance(self.objective, Distillation)
+        objective = self.objective
+        triples = isinstance(objective, Distillation) and bool(objective.triples)
+        distils = isinstance(objective, Distillation) and not triples
         require(
             distils == bool(self.scores),
             f"stage {self.name!r}: scores is {self.scores!r}; a distillation needs the "
-            "folder of teacher scores there, and no other stage reads one",
+            "folder of teacher scores there, or objective.triples, and no other stage "
+            "reads one",
         )
+        require(
+            not triples or self.batch.list_size == 1,
+            f"stage {self.name!r}: objective.triples are pairs of their own; set "
+            f"batch.list_size=1 ({self.batch.list_size})",
+        )
+        if not isinstance(objective, Language):
+            require(
+                self.batch.list_size > 1 or not objective.comparing,
+                f"stage {self.name!r}: batch.list_size is 1, and "
+                f"{', '.join(objective.comparing)} compares documents; set it to 2 or "
+                "more, or take a point-wise loss",
+            )
         if isinstance(self.objective, Language):
             require(
                 not isinstance(self.model, Encoder),

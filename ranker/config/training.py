@@ -141,6 +141,8 @@ RankLoss = Literal[
 ]
 
 
+# Losses of each document on its own: a list of one teaches them too.
+POINTWISE = ("mse", "sigmoid_cross_entropy", "ordinal", "soft_cross_entropy")
 LambdaScheme = Literal["ndcg_loss_1", "lambda_rank", "ndcg_loss_2", "ndcg_loss_2pp"]
 
 
@@ -175,6 +177,11 @@ class Rank:
             f"objective.thresholds must rise, found {self.thresholds}",
         )
 
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        """The losses in use to which a list of one document teaches nothing."""
+        return tuple(name for name in self.loss if name not in POINTWISE)
+
 
 MarginLoss = Literal[
     "margin_mse",
@@ -201,6 +208,9 @@ DistillationLoss = Literal[
 class Distillation:
     """alpha * point-wise MSE + beta * a margin MSE, against the teacher's scores."""
 
+    # Parquet files of query, document and score, by a pattern: read as they are needed,
+    # in place of lists that a score stage has scored; for point-wise losses
+    triples: str = ""
     alpha: float = 1.0  # weight of the point-wise term; 0: without it
     beta: float = 1.0  # weight of the margin term; 0: without it
     margin_loss: MarginLoss = "margin_mse"  # the margin term: which pairs, how counted
@@ -239,6 +249,18 @@ class Distillation:
             "changes them; set objective.target_scale=raw",
         )
         positive(self, "temperature", "top")
+        require(
+            not self.triples or (not self.comparing and self.target_scale == "raw"),
+            "objective.triples are pairs of their own, of raw scores: set objective."
+            "target_scale=raw, and leave out what compares documents, "
+            f"{', '.join(self.comparing) or 'nothing'} (objective.beta=0)",
+        )
+
+    @property
+    def comparing(self) -> tuple[str, ...]:
+        """The losses in use to which a list of one document teaches nothing."""
+        used = (*((self.margin_loss,) if self.beta else ()), *self.loss)
+        return tuple(name for name in used if name not in POINTWISE)
 
 
 def _check_mixture(

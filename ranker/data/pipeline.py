@@ -41,6 +41,7 @@ from ranker.data.pairs import (
 )
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer
+from ranker.data.triples import Triple
 
 _x = 2  # batches that are packed while the devices compute
 
@@ -61,16 +62,21 @@ def _shuffled(source: Source[Any], seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(cast(Any, source)).seed(seed).shuffle().repeat()
 
 
-def rows_between(
-    before: dict[str, Any], after: dict[str, Any], *, size: int, seed: int
-) -> list[int]:
-    """Rows of a source of `size` records in the batches between two states."""
+def shuffled_rows(size: int, seed: int) -> Callable[[int], int]:
+    """The row of a source of `size` records at each index of `list_batches`' order."""
     rows: Any = _shuffled(range(size), seed)  # repeats, so every index has a row
+    return lambda index: int(rows[index])
+
+
+def rows_between(
+    before: dict[str, Any], after: dict[str, Any], *, row: Callable[[int], int]
+) -> list[int]:
+    """Rows in the batches between two states; `row` gives that of each index."""
     taken = []
     for shard, (first, *waiting) in before["dealt"].items():
         last, *still = after["dealt"][shard]
         read = range(first, last, before["shards"])
-        taken += [int(rows[at]) for at in (*waiting, *read) if at not in set(still)]
+        taken += [row(at) for at in (*waiting, *read) if at not in set(still)]
     return taken
 
 
@@ -362,6 +368,53 @@ def list_batches(
         micro=batch.accumulate,
         pad=encoder.tokenizer.pad,
     )
+
+
+def triple_batches(
+    triples: Source[Triple],
+    tokenizer: Tokenizer,
+    *,
+    batch: config.Batch,
+    length: int,
+    shards: Shards,
+) -> grain.DatasetIterator:
+    """Endless batches of streamed pairs, each a list of one, as `list_batches` has.
+
+    Args:
+      triples: endless and in order, as `triples.Shuffled`.
+      tokenizer: of the student.
+      batch: sizes, over all data shards; its `list_size` is 1.
+      length: tokens a row.
+      shards: which part of the batches this process makes.
+    """
+
+    def encode(triple: Triple) -> Example:
+        [prefix] = tokenizer.queries([triple.query])
+        [text] = tokenizer.documents([Document("1", "", triple.document)])
+        score = np.array([triple.score], np.float32)
+        return Example([tokenizer.segment(prefix, text, length)], score * 0, score)
+
+    return _steps(
+        _Mapped(triples, encode),
+        make_layout(batch, size=1, length=length, shards=shards.count),
+        shards=shards,
+        micro=batch.accumulate,
+        pad=tokenizer.pad,
+    )
+
+
+@dataclass(frozen=True)
+class _Mapped:
+    """A source, each record changed when it is read."""
+
+    source: Source[Any]
+    change: Callable[[Any], Example]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.change(self.source[index])
 
 
 @dataclass(frozen=True)

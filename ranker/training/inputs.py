@@ -18,6 +18,8 @@ from ranker import config, errors, manifests
 from ranker.batch import Batch
 from ranker.data import pairs, pipeline
 from ranker.data.prepare import Prepared
+from ranker.data.text import Tokenizer
+from ranker.data.triples import Shuffled, Triples
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
 from ranker.metrics.runs import mean_ndcg
@@ -61,25 +63,40 @@ def make_batches(
             length=settings.text.of(role, "length"),
             **common,
         )
-        return Batches(
-            batches, settings.seed, len(clicks), lambda row: clicks[row].query
-        )
+        order = pipeline.shuffled_rows(len(clicks), settings.seed)
+        return Batches(batches, order, lambda row: clicks[row].query)
     encoder = _encoder(settings, role, prepared, network)
     template = encoder.tokenizer.template
     _, why = pairs.can_share(network.model, template, encoder.length)
     if why and jax.process_index() == 0:
         print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
+        if settings.objective.triples:
+            tokenizer = prepared.tokenizer(role)
+            length = settings.text.of(role, "length")
+            return _streamed(settings, tokenizer, length, common["shards"])
         lists, common["targets"] = scored_lists(settings, prepared, workdir)
     else:
         lists = prepared.lists("train")
     lists = _filled(lists, settings, "list with documents to learn from")
     return Batches(
         pipeline.list_batches(lists, encoder, **common),
-        settings.seed,
-        len(lists),
+        pipeline.shuffled_rows(len(lists), settings.seed),
         lambda row: lists[row].query_id,
     )
+
+
+def _streamed(
+    settings: config.Train, tokenizer: Tokenizer, length: int, shards: pipeline.Shards
+) -> "Batches":
+    """Batches of pairs that lie in Parquet files with the teacher's scores."""
+    assert isinstance(settings.objective, config.Distillation)
+    triples = Triples(settings.objective.triples)
+    order = Shuffled(triples, settings.seed)
+    batches = pipeline.triple_batches(
+        order, tokenizer, batch=settings.batch, length=length, shards=shards
+    )
+    return Batches(batches, order.row, lambda row: f"row {row} of the triples")
 
 
 def _filled(source: Any, settings: config.Train, what: str) -> Any:
@@ -100,20 +117,18 @@ class Batches:
     def __init__(
         self,
         iterator: grain.DatasetIterator,
-        seed: int,
-        size: int,
+        row: Callable[[int], int],
         name: Callable[[int], str],
     ):
         """Batches of `iterator`.
 
         Args:
           iterator: of pipeline's.
-          seed: that it shuffles by.
-          size: records of its source.
+          row: of the source, at each index of the iterator's order.
           name: of a row of its source.
         """
         self._iterator = iterator
-        self._rows = functools.partial(pipeline.rows_between, seed=seed, size=size)
+        self._rows = functools.partial(pipeline.rows_between, row=row)
         self._name = name
         self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
 
