@@ -11,7 +11,7 @@ The collection in data.path is there for its dev queries.
 
 Variants are sizes: 17m (the default), 32m, 68m, 150m, 400m and 1b; `smoke` is a tiny
 encoder on the 240 rows beside this file. The length (512) and the mean text (128
-tokens) are ours: a step of G texts has G / 4 rows, which short texts share, and so about
+tokens) are ours: a step of G texts has G / 4 rows, which short texts share, and about
 143,000,000 / G steps are an epoch.
 
 `ranker.plan` has not been run for these sizes yet; for one,
