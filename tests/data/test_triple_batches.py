@@ -24,7 +24,7 @@ class Tokenizer:
         return [[1, int(text.split()[-1]) + 2] for text in texts]
 
     def documents(self, documents):
-        return [[int(one.text.split()[-1]) + 2] * 3 for one in documents]
+        return [[int(one.text.split()[-1]) + 2] * 6 for one in documents]
 
     def segment(self, query, document, length):
         tokens = [*query, *document][:length]
@@ -37,8 +37,8 @@ def batches(path, seed=0):
         order,
         Tokenizer(),
         batch=config.Batch(size=4, list_size=1),
-        length=10,
-        shards=pipeline.ALL_IN_ONE,
+        length=16,
+        shards=pipeline.Shards(1, (0,)),
     )
 
 
@@ -70,7 +70,7 @@ def test_each_pair_comes_with_its_own_score_and_resumes(path):
         # The last token of a pair names its row, and so does its score.
         np.testing.assert_array_equal(scored - 2, batch.targets[0][where])
         seen += batch.targets[0][where].tolist()
-    assert len(seen) == 48  # two pairs of five tokens a row
+    assert len(seen) == 48  # two pairs of eight tokens a row
     again = batches(path)
     again.set_state(states[3])
     np.testing.assert_array_equal(next(again).targets, after[3].targets)
