@@ -33,6 +33,18 @@ def _call():
     return evaluate
 
 
+class _Once(argparse.Action):
+    """Takes one value, and refuses the flag a second time."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        """See `argparse.Action`."""
+        given = namespace.__dict__.setdefault("_given", set())
+        if self.dest in given:
+            parser.error(f"{option_string} is given twice; give it once")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ranker.evaluate",
@@ -43,7 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
+
+    def add(*names: str, **settings: Any) -> None:
+        settings.setdefault("action", _Once)
+        parser.add_argument(*names, **settings)
+
     _add_inputs(add)
     _add_rules(add)
     _add_tests(add)
@@ -148,6 +164,7 @@ def _evaluate_files(arguments: list[str]) -> None:
     from ranker.reporting.trec_files import evaluate_files
 
     given = vars(_parser().parse_args(arguments))
+    given.pop("_given", None)
 
     def taken(of: type) -> dict[str, Any]:
         return {name: given.pop(name) for name in of.__dataclass_fields__}

@@ -123,9 +123,11 @@ def fit_affine(x: Scores, y: Scores) -> tuple[float, float]:
 
 
 def saturation(scores: Scores) -> float:
-    """Share of the scores within 0.1 % of the range from its ends, but for one at each.
+    """Share of the scores within 0.1 % of the range from its ends, beyond any heap.
 
-    Near 0 for raw scores; a sigmoid or a clip on the way heaps them up at the ends.
+    Near 0 for raw scores; a sigmoid or a clip on the way heaps them up at the ends. As
+    many as the most frequent score between the ends has do not count at either: the
+    grades 0 to 3 are no clipped scores.
 
     >>> saturation(np.array([0.0, 0.0, 0.0, 0.4, 1.0]))
     0.4
@@ -136,12 +138,16 @@ def saturation(scores: Scores) -> float:
         return 1.0 if len(scores) > 1 else 0.0
     low = scores <= scores.min() + _AT_AN_END * span
     high = scores >= scores.max() - _AT_AN_END * span
-    return float(low.sum() + high.sum() - 2) / len(scores)
+    counts = np.unique(scores[~low & ~high], return_counts=True)[1]
+    heap = int(counts.max(initial=1))
+    beyond = max(int(low.sum()) - heap, 0) + max(int(high.sum()) - heap, 0)
+    return beyond / len(scores)
 
 
 def _r_squared(y: Scores, line: Scores) -> float:
-    variance = float(np.sum((y - y.mean()) ** 2))
-    return 1 - float(np.sum((y - line) ** 2)) / variance if variance else float("nan")
+    if np.ptp(y) == 0:  # the mean of equal numbers may differ from them by rounding
+        return float("nan")
+    return 1 - float(np.sum((y - line) ** 2)) / float(np.sum((y - y.mean()) ** 2))
 
 
 def _ties(lists: Sequence[Scores]) -> float:

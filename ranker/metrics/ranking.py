@@ -56,6 +56,7 @@ class Rules:
 
 
 RULES = Rules()
+_FEW_TIES = 2  # times the list, documents to compare before sorting all is faster
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ def _places(
     The order is by score, ties by id backwards. Also the number of documents of the
     whole list that share their score with another.
     """
-    rising = np.fromiter(listed.values(), np.float64, len(listed))
-    rising.sort()
+    values = np.fromiter(listed.values(), np.float64, len(listed))
+    rising = np.sort(values)
     if len(rising) and rising[-1] != rising[-1]:  # NaN comes last
         bad = next(name for name, score in listed.items() if score != score)
         raise ValueError(f"query {query!r}: document {bad!r} has the score NaN")
@@ -266,14 +267,38 @@ def _places(
     if not tied or (equal == 1).all():  # no need to sort the ids
         places[0] = places[1]
         return places, tied
-    # Code points of two strings compare as their UTF-8 bytes do.
-    backwards = sorted(listed, reverse=True)
-    values = np.fromiter(map(listed.__getitem__, backwards), np.float64, len(listed))
-    place = np.empty(len(listed), np.int64)
-    place[np.argsort(-values, kind="stable")] = np.arange(len(listed))
-    by_name = dict(zip(backwards, place.tolist(), strict=True))
-    places[0] = np.fromiter(map(by_name.__getitem__, names), np.int64, len(mine))
+    places[0] = _break_ties(values, list(listed), places, list(names))
     return places, tied
+
+
+def _break_ties(
+    values: Float[np.ndarray, " N"],
+    listed: Sequence[str],
+    places: Int[np.ndarray, "3 J"],
+    names: Sequence[str],
+) -> Int[np.ndarray, " J"]:
+    """Ranks of the documents `names`, see `_places`, ties by id backwards.
+
+    Code points of two strings compare as their UTF-8 bytes do.
+    """
+    above, equal = places[1], places[2]
+    ranks = above.copy()
+    tied = np.flatnonzero(equal > 1)
+    if equal[tied].sum() <= _FEW_TIES * len(listed):  # look at the ties alone
+        falling = np.argsort(-values, kind="stable")
+        for at in tied.tolist():
+            group = falling[above[at] : above[at] + equal[at]].tolist()
+            mine = names[at]
+            ranks[at] += sum(listed[other] > mine for other in group)
+        return ranks
+    backwards = sorted(range(len(listed)), key=listed.__getitem__, reverse=True)
+    order = np.argsort(-values[backwards], kind="stable")
+    place = np.empty(len(listed), np.int64)
+    place[order] = np.arange(len(listed))
+    by_name = {
+        listed[at]: rank for at, rank in zip(backwards, place.tolist(), strict=True)
+    }
+    return np.fromiter(map(by_name.__getitem__, names), np.int64, len(names))
 
 
 def _pad(

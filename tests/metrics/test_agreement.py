@@ -62,6 +62,19 @@ def test_a_sigmoid_shows_as_saturation():
     assert saturation(np.full(4, 2.0)) == 1
 
 
+def test_grades_are_not_clipped_scores():
+    grades = np.repeat([0.0, 1.0, 2.0, 3.0], 25)
+    assert saturation(grades) == 0
+    clipped = np.clip(np.random.default_rng(0).normal(size=100), -0.5, 0.5)
+    assert saturation(clipped) > 0.5
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.3, 2.0])
+def test_a_constant_student_explains_nothing(constant):
+    found = agreement([np.arange(3.0)], [np.full(3, constant)])
+    assert math.isnan(found.r_squared)
+
+
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=30), st.integers(0, 99))
 def test_the_line_is_numpys(x, seed):
     x = np.array(x)

@@ -134,6 +134,12 @@ def test_bad_flags_end_with_a_sentence(files, flags, message):
         call(files, "--permutations", "50", *flags)
 
 
+def test_a_flag_given_twice_is_refused(files, capsys):
+    with pytest.raises(SystemExit):
+        call(files, "--depth", "3", "--depth", "4")
+    assert "--depth is given twice; give it once" in capsys.readouterr().err
+
+
 def test_fields_of_other_queries(files):
     (files / "fields.tsv").write_text("id\tkind\nz\tx\n")
     with pytest.raises(SystemExit, match="field 'kind': none of its queries"):
