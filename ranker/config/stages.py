@@ -204,6 +204,7 @@ class Export(Stage):
 
     stage: str = "distill"  # stage folder
     folder: str = "export"  # in the workdir
+    dtype: DType = "float32"  # of the weights in the file; bfloat16 halves it
     onnx: Onnx = field(default_factory=Onnx)
     # Raw scores to probabilities, fitted on dev: two numbers, or any rising curve.
     calibration: Literal["none", "platt", "isotonic"] = "platt"

@@ -21,7 +21,7 @@ from ranker.models.families import FAMILIES, family_of
 from ranker.models.fields import Json
 from ranker.models.tables import HeadNames
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 # Second copies of the weights, for other tools or in another width.
 _OTHERS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 _OTHERS += ["*.fp16.safetensors", "*.bf16.safetensors", "*.fp16-*.safetensors"]
@@ -220,6 +220,17 @@ def _strange_code(whole: Json, written: Json, architecture: str) -> list[str]:
         f"run, and the weights are read as transformers' own {architecture}; compare a "
         "few scores with the model card's"
     ]
+
+
+def licence_of(folder: pathlib.Path) -> str:
+    """The licence that a folder's model card declares; "" where it declares none."""
+    path = folder / "README.md"
+    if not path.is_file():
+        return ""
+    parts = path.read_text("utf-8", errors="replace").split("---", 2)
+    front = parts[1] if len(parts) == 3 and not parts[0].strip() else ""
+    found = re.search(r"^license:[ \t]*([\w.+-]+)", front, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:

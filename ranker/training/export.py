@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -17,6 +18,7 @@ from ranker.data.text import Segment, Tokenizer
 from ranker.models.huggingface import export_huggingface
 from ranker.serving import contract, golden
 from ranker.serving.frame import tokenizer_frame
+from ranker.training.card import write_card
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.served import add_served
 from ranker.training.state import make_network
@@ -48,6 +50,7 @@ def export(
         settings={
             "onnx": dataclasses.asdict(settings.onnx),
             "calibration": settings.calibration,
+            "dtype": settings.dtype,
         },
         inputs={
             **prepared.inputs("corpus", *(f"lists/{one}" for one in _SPLITS)),
@@ -60,11 +63,14 @@ def export(
             trained = load_trained(
                 workdir, settings.stage, prepared, mesh, kinds=kinds, by=by
             )
-            write_folder(folder, trained, prepared, mesh)
+            if settings.dtype != "float32":
+                trained = dataclasses.replace(trained, params=_rounded(trained.params))
+            write_folder(folder, trained, prepared, mesh, settings.dtype)
             if trained.manifest.kind != "cpt":
                 tokenizer = prepared.tokenizer(trained.role)
                 score = partial(_score, trained=trained, tokenizer=tokenizer, mesh=mesh)
                 add_served(folder, settings, trained, prepared, score)
+            write_card(folder, workdir, trained, prepared.manifest.facts["report"])
             manifest.finish(
                 folder,
                 stage=settings.stage,
@@ -76,21 +82,40 @@ def export(
 
 
 def write_folder(
-    folder: pathlib.Path, trained: Trained, prepared: Prepared, mesh: Mesh
+    folder: pathlib.Path,
+    trained: Trained,
+    prepared: Prepared,
+    mesh: Mesh,
+    dtype: config.DType = "float32",
 ) -> None:
     """Writes weights, tokenizer and, for a ranker, the contract."""
     scores = trained.manifest.kind != "cpt"
     (folder / contract.FILE).unlink(missing_ok=True)
-    export_huggingface(
+    notes = export_huggingface(
         folder,
         trained.model,
         trained.params,
         head="score" if scores else "language",
         tokenizer=prepared.tokenizer_folder(trained.role),
         length=trained.length,
+        dtype=dtype,
     )
+    for note in notes:
+        print(f"[export] {note}", flush=True)
     if scores:
         write_golden(folder, trained, prepared, mesh)
+
+
+def _rounded(params: Any) -> Any:
+    """Parameters as bfloat16 has them, one after the other: never two copies of all.
+
+    So golden scores are those of the numbers in the file.
+    """
+
+    def rounded(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(jnp.bfloat16).astype(leaf.dtype)
+
+    return jax.tree.map(jax.jit(rounded, donate_argnums=0), params)
 
 
 def write_golden(

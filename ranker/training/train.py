@@ -17,7 +17,7 @@ from flax import nnx
 from ranker import config, errors, manifests, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.models.build import Head
-from ranker.training import preemption
+from ranker.training import card, preemption
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.failure import write_failure
 from ranker.training.inputs import (
@@ -45,6 +45,7 @@ from ranker.training.weights import (
     check_scores,
     find_origin,
     first_params,
+    model_name,
 )
 
 SHOWN = ("loss", "language", "point_mse", "margin_mse", "learning_rate")
@@ -214,6 +215,7 @@ def describe(
             "vocab_size": origin.vocab_size,
             **_base(settings),
             **_source(settings, origin),
+            **_begins(settings, origin),
         },
     )
 
@@ -238,6 +240,13 @@ def _checkpoint(settings: config.Train, origin: Origin) -> dict[str, Any]:
             "fresh_head": settings.model.fresh_head,
         }
     }
+
+
+def _begins(settings: config.Train, origin: Origin) -> dict[str, Any]:
+    """Where the weights are from, for the model card."""
+    if settings.parent or not origin.checkpoint:
+        return {}
+    return card.origin_facts(model_name(settings), origin.checkpoint.folder)
 
 
 def _source(settings: config.Train, origin: Origin) -> dict[str, Any]:
