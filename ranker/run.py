@@ -16,6 +16,7 @@ from ranker import cli, config
 
 
 def _functions() -> dict[type, Callable]:
+    from ranker.scoring.given import given
     from ranker.training.evaluate import evaluate
     from ranker.training.export import export
     from ranker.training.score import score
@@ -24,6 +25,7 @@ def _functions() -> dict[type, Callable]:
     return {
         config.Train: train,
         config.Score: score,
+        config.Given: given,
         config.Evaluate: evaluate,
         config.Export: export,
     }

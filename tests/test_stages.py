@@ -405,10 +405,11 @@ def test_queries_are_never_cut(tmp_path):
         prepare(data, text, tmp_path)
     skip = dataclasses.replace(data, on_error="skip")
     prepared = prepare(skip, text, tmp_path, replace=True)
-    dropped = {
-        k: v for k, v in prepared.manifest.facts["report"].items() if "too long" in k
-    }
-    assert dropped and "teacher_length" in next(iter(dropped))
+    splits = prepared.manifest.facts["report"]["splits"]
+    assert "too long for text.teacher_length" in splits["train"]["dropped"]
+    # Judgements of a held-out query stay, and it counts 0.
+    assert "too long for text.teacher_length" in splits["test"]["dropped"]
+    assert len(prepared.lists("test")) == data.world.test_queries
 
 
 def test_batches_that_do_not_divide_over_the_devices(workdir):

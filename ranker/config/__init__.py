@@ -36,6 +36,7 @@ from ranker.config.pipeline import Variant as Variant
 from ranker.config.stages import Cascade as Cascade
 from ranker.config.stages import Evaluate as Evaluate
 from ranker.config.stages import Export as Export
+from ranker.config.stages import Given as Given
 from ranker.config.stages import Onnx as Onnx
 from ranker.config.stages import Score as Score
 from ranker.config.stages import ScoreFormat as ScoreFormat

@@ -1,13 +1,21 @@
 """Settings of the whole method, and the stages that follow from them."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ranker.config.data import Data, Mesh, Text
 from ranker.config.models import Model, Pretrained
-from ranker.config.stages import Cascade, Evaluate, Export, Score, Stage, Train
+from ranker.config.stages import (
+    Cascade,
+    Evaluate,
+    Export,
+    Given,
+    Score,
+    Stage,
+    Train,
+)
 from ranker.config.training import (
     NO_LORA,
     Batch,
@@ -72,6 +80,8 @@ class Pipeline:
     labels: Recipe  # of the student that is trained on the labels alone
     rank: Rank = field(default_factory=Rank)
     distillation: Distillation = field(default_factory=Distillation)
+    # teacher scores from outside, in place of cpt, sft and score; see data.given_scores
+    given_scores: str = ""
     compare: tuple[Variant, ...] = ("student_labels",)
     measures: tuple[str, ...] = Evaluate.measures  # of the table
     query_fields: str = Evaluate.query_fields  # TSV or JSON lines: slices by them
@@ -88,6 +98,35 @@ class Pipeline:
             if isinstance(model, Pretrained) and not getattr(self.text, name):
                 given[name] = model.path
         return dataclasses.replace(self.text, **given)
+
+    def __post_init__(self):
+        given = self.given_scores or self.data.given_scores
+        if given != self.given_scores:
+            object.__setattr__(self, "given_scores", given)
+        if given != self.data.given_scores:
+            data = dataclasses.replace(self.data, given_scores=given)
+            object.__setattr__(self, "data", data)
+
+    def _add_teacher(
+        self,
+        stages: dict[str, Stage],
+        train: Callable[..., Train],
+        teacher: dict[str, Any],
+    ) -> None:
+        """Adds the stages that train the teacher, and those it is compared with."""
+        if self.cpt.loop.steps:
+            stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
+        parent = "".join(stages)
+        ranks = dict(teacher, objective=self.rank)
+        stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
+        if "sft_without_cpt" in self.compare:
+            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
+        for name, loss in _FAMILIES.items():
+            if name in self.compare:
+                rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
+                stages[name] = train(
+                    name, self.sft, parent=parent, objective=rank, **teacher
+                )
 
     def stages(self) -> dict[str, Stage]:
         """Every stage in the order it runs; without cpt where that has no steps."""
@@ -118,21 +157,15 @@ class Pipeline:
         }
         teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
         student: dict[str, Any] = dict(model=self.student, role="student")
-        distils: dict[str, Any] = dict(student, scores="scores")
+        distils: dict[str, Any] = dict(
+            student, scores="given" if self.given_scores else "scores"
+        )
         stages: dict[str, Stage] = {}
-        if self.cpt.loop.steps:
-            stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
-        parent = "".join(stages)
-        ranks = dict(teacher, objective=self.rank)
-        stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
-        if "sft_without_cpt" in self.compare:
-            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
-        for name, loss in wanted(_FAMILIES):
-            rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
-            stages[name] = train(
-                name, self.sft, parent=parent, objective=rank, **teacher
-            )
-        stages["scores"] = Score(**shared, rows=self.rows)
+        if self.given_scores:
+            stages["given"] = Given(**shared)
+        else:
+            self._add_teacher(stages, train, teacher)
+            stages["scores"] = Score(**shared, rows=self.rows)
         if "student_labels" in self.compare:
             stages["student_labels"] = train(
                 "student_labels", self.labels, objective=self.rank, **student

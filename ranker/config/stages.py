@@ -151,6 +151,17 @@ class Cascade:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Given(Stage):
+    """A teacher's scores that came from outside, in place of those of a stage."""
+
+    name: str = "given"  # folder of the scores in the workdir
+    chunk_pairs: int = 32768  # pairs a file
+
+    def __post_init__(self):
+        positive(self, "chunk_pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluate(Stage):
     """Measures systems on held-out queries, against each other and BM25."""
 
