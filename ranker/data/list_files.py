@@ -15,6 +15,7 @@ the names of fields that tell which is which.
 Scores of positives and negatives, and score differences, are a teacher's.
 """
 
+import difflib
 import hashlib
 import itertools
 import json
@@ -185,7 +186,9 @@ def to_list(row: Any) -> QueryList:
 
 def _unknown(row: Mapping[str, Any]) -> FieldError:
     def fit(name: str) -> float:
-        return len(row.keys() & set(FORMATS[name])) / len(FORMATS[name])
+        names = FORMATS[name]
+        near = [difflib.get_close_matches(one, list(row), 1, 0.8) for one in names]
+        return sum(map(bool, near)) / len(names)
 
     near = max(FORMATS, key=fit)
     return FieldError(
