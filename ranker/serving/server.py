@@ -80,6 +80,7 @@ def probabilities(raw: np.ndarray, calibration: Calibration | None) -> list[floa
 
 def _refusal(status: int, kind: str, message: str, **headers: str) -> JSONResponse:
     """An error in all forms at once: each client reads a field of its own."""
+    message = forms.clean(message)  # it may quote what a client sent
     body = {
         "error": message,  # Text Embeddings Inference
         "error_type": kind,

@@ -50,8 +50,8 @@ def choose(
             runtime = one["runtime"]
             fits = name in ("auto", runtime) and runtimes.installed(runtime)
             same_cpu = set(one["cpu_flags"]) <= set(runtimes.cpu_flags())
-            if fits and same_cpu and (folder / runtimes.FILES[key]).is_file():
-                return runtime, key
+            if fits and same_cpu:
+                return _accepted(folder, promise, name, key)
     if name != "auto":
         return name, "float32"  # type: ignore[return-value]
     graph = (folder / runtimes.FILES["float32"]).is_file()

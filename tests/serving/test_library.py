@@ -1,6 +1,5 @@
 """`ranker.load`: a folder as an object, and what it refuses."""
 
-import json
 import subprocess
 import sys
 
@@ -9,6 +8,7 @@ import pytest
 from made_rankers import export
 
 import ranker
+from ranker.data.text import Segment
 from ranker.errors import DataError, ModelError
 from ranker.serving import contract
 
@@ -108,17 +108,11 @@ def test_other_mistakes_are_refused(model, tmp_path):
         ranker.load(tmp_path / "nowhere")
 
 
-def test_a_token_without_an_embedding_is_named(model, tmp_path):
-    import shutil
-
-    folder = shutil.copytree(model.folder, tmp_path / "copy")
-    path = folder / "tokenizer.json"
-    described = json.loads(path.read_text())
-    token = {**described["added_tokens"][0], "content": "<image>", "id": 5000}
-    described["added_tokens"].append(token)
-    path.write_text(json.dumps(described))
-    with pytest.raises(DataError, match="pair 0 has the token id"):
-        ranker.load(folder).predict([("cats", "a <image>")])
+def test_a_token_without_an_embedding_is_named(model):
+    with pytest.raises(DataError, match="pair 1 has the token id 5000"):
+        model.scorer([Segment([1, 2], (0, 1), 1, 0), Segment([5000], (0, 1), 1, 0)])
+    with pytest.raises(DataError, match="pair 0 is empty"):
+        model.scorer([Segment([], (0, 1), 0, 0)])
 
 
 def test_import_is_light():

@@ -207,6 +207,11 @@ def test_long_texts_are_cut_and_counted(client):
         (b'{"query": "a", "texts": ["b"], "raw_scores": 1}', 422, "raw_scores"),
         (b'{"query": "a", "texts": ["b"], "truncation_direction": "up"}', 422, "up"),
         (b" " * 30_000, 413, "20000"),
+        (
+            b'{"query": "a", "documents": [{}], "rank_fields": ["\\ud800"]}',
+            422,
+            "fields",
+        ),
         (json.dumps({"query": "a", "texts": ["b"] * 51}).encode(), 422, "51"),
     ],
 )
@@ -225,7 +230,12 @@ def test_half_a_character_is_replaced(client):
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=9)
+    | st.just("\udfff"),
     lambda inside: (
         st.lists(inside, max_size=3)
         | st.dictionaries(st.text(max_size=5), inside, max_size=3)
