@@ -82,13 +82,13 @@ def check_tokens(segments: Sequence[Segment], vocab_size: int) -> None:
       DataError: naming the pair and the id: it would score NaN, or as another token.
     """
     for i, one in enumerate(segments):
-        if max(one.tokens, default=0) >= vocab_size:
+        if len(one.tokens) and max(one.tokens) >= vocab_size:
             raise DataError(
                 f"pair {i} has the token id {max(one.tokens)}, and the model has "
                 f"embeddings for {vocab_size}: the tokenizer is another model's, or a "
                 "text holds one of its special tokens; remove that word"
             )
-        if not one.tokens:
+        if not len(one.tokens):
             raise DataError(f"pair {i} is empty: query and document have no token")
 
 

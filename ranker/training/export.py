@@ -145,10 +145,13 @@ class _Rows:
     segments: Sequence[Segment]
     tokenizer: Tokenizer
     length: int
+    shared: bool = False  # no prompt is laid once for several
 
-    def __call__(self, query: str, rows: Sequence[int] | np.ndarray) -> list[Segment]:
-        del query
-        return [self.segments[row] for row in rows]
+    def many(
+        self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
+    ) -> list[list[Segment]]:
+        """Rows of the documents of each list."""
+        return [[self.segments[row] for row in rows] for _, rows in lists]
 
 
 def _score(
