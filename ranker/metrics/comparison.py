@@ -34,6 +34,7 @@ __all__ = ["NO_VALUE", "Fields", "compare", "cut"]
 
 _NOTED = 0.01  # share of queries, pairs or tied documents that is worth a note
 _EQUAL = 1e-12  # difference below which two values are tied
+_MODELS: dict[str, significance.Model] = {"PNR": "odds", "PNR-macro": "factor"}
 _FEW = 6  # queries from which a randomisation test can give p < 0.05
 
 
@@ -382,8 +383,8 @@ def _differences(
         for one in outcomes
     ]
     both = [(results[name][one], results[reference][one]) for name, one in keys]
-    odds = [parse_measure(one).base == "PNR" for _, one in keys]
-    tried = dict(zip(keys, _tests(both, odds, tests), strict=True))
+    models = [_MODELS.get(parse_measure(one).base, "shift") for _, one in keys]
+    tried = dict(zip(keys, _tests(both, models, tests), strict=True))
     corrected = {
         one: significance.holm(
             {
@@ -470,7 +471,9 @@ def pseudo_values(outcome: Outcome, queries: Sequence[str]) -> Float[np.ndarray,
 
 
 def _tests(
-    both: Sequence[tuple[Outcome, Outcome]], odds: Sequence[bool], tests: Inference
+    both: Sequence[tuple[Outcome, Outcome]],
+    models: Sequence[significance.Model],
+    tests: Inference,
 ) -> list[significance.Finding | None]:
     """A test of each; None under two queries. Equal queries share their draws."""
     found: list[significance.Finding | None] = [None] * len(both)
@@ -489,7 +492,7 @@ def _tests(
             pair = significance.Pair(
                 (one.totals[active], two.totals[active]),
                 (one.weights[active], two.weights[active]),
-                odds=odds[at],
+                model=models[at],
             )
             key = len(queries), active.tobytes()
             groups.setdefault(key, []).append((at, pair))

@@ -18,6 +18,7 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -28,6 +29,9 @@ _CHUNK = 2**22  # swaps drawn at a time
 _SAME = 1e-12
 _STEPS = 50  # to an end of a PNR's interval; ten do
 _SMALLEST_SCALE = 1e-3
+
+
+Model = Literal["shift", "odds", "factor"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,9 @@ class Pair:
     totals: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     weights: tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]
     blocks: Int[np.ndarray, " n"] | None = None
-    odds: bool = False  # totals and weights are parts of one whole, as PNR's
+    # How one system may differ from the other: by a constant added to each value; as
+    # the ratio of two parts of one whole (PNR); or by a factor (PNR-macro's ratios).
+    model: Model = "shift"
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,9 @@ def paired_tests(
                 there = sign * (seen + sign * margin)
                 count[row] += np.sum(moved >= there - slack, axis=0)
         ends.append(_limits(seen, a, b))
-        flipped.append([_flipped(one, bits) if one.odds else None for one in pairs])
+        flipped.append(
+            [None if one.model == "shift" else _flipped(one, bits) for one in pairs]
+        )
     low, high = (np.concatenate(x) for x in zip(*ends, strict=True))
     # The order seen is one of the draws, where not all are tried.
     p = (count + (not exact)) / (total + (not exact))
@@ -166,12 +174,9 @@ def paired_tests(
     for at, one in enumerate(pairs):
         found = intervals[:, at]
         equal = math.nan if margin is None else float(p[1:, at].max())
-        if one.odds and math.isfinite(seen[at]):
+        if one.model != "shift" and one.blocks is None and math.isfinite(seen[at]):
             parts = np.concatenate([chunk[at] for chunk in flipped], axis=1)
-            if np.isfinite(found).all():
-                found = _odds_interval(one, parts, found, alpha, exact)
-            if margin is not None:
-                equal = _odds_equivalence(one, parts, margin, exact)
+            found, equal = _modelled(one, parts, (found, equal), alpha, exact, margin)
         low_, high_ = _agreeing(found, float(seen[at]), p[0, at] >= alpha)
         findings.append(
             Finding(n, float(seen[at]), low_, high_, float(p[0, at]), equal)
@@ -213,6 +218,31 @@ def _flipped(pair: Pair, bits: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "4
     return (bits @ np.stack(columns, axis=1)).T
 
 
+def _modelled(
+    pair: Pair,
+    flipped: Float[np.ndarray, "4 N"],
+    plain: tuple[Float[np.ndarray, " 2"], float],
+    alpha: float,
+    exact: bool,
+    margin: float | None,
+) -> tuple[Float[np.ndarray, " 2"], float]:
+    """Interval and p of equivalence of a pair whose model is not a shift.
+
+    `plain` has those of a shift: where the interval begins from, and what holds for a
+    factor of a value that is not above 0.
+    """
+    ends, equal = plain
+    if not np.isfinite(ends).all():
+        return plain
+    if pair.model == "odds":
+        ends = _odds_interval(pair, flipped, ends, alpha, exact)
+        if margin is not None:
+            equal = _odds_equivalence(pair, flipped, margin, exact)
+    elif pair.totals[1].sum() > 0:
+        ends = _factor_interval(pair, flipped, alpha, exact)
+    return ends, equal
+
+
 def _odds_draws(
     pair: Pair, flipped: Float[np.ndarray, "4 N"], delta: float
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -236,6 +266,38 @@ def _odds_draws(
         a = np.where(left == right, 0.0, left - right)
         b = scale * ((w1 - v1) / here - v1 / there)
     return a, b
+
+
+def _factor_draws(
+    pair: Pair, flipped: Float[np.ndarray, "4 N"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both numbers of a draw where one system's values are a multiple of the other's.
+
+    Supposing that the first system's value is x and not the second's, R, its totals
+    times R / x are exchangeable with the second's. Then the difference of a draw is
+    proportional to a - x * b, and the one seen to R1 - x.
+    """
+    (n1, n2), (w1, w2) = (
+        [float(x.sum()) for x in both] for both in (pair.totals, pair.weights)
+    )
+    t1, v1, t2, v2 = flipped
+    here, there = w1 - v1 + v2, v1 + w2 - v2
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a = (n1 - t1) / here - t1 / there
+        b = ((n2 - t2) / there - t2 / here) / (n2 / w2)
+    return a, b
+
+
+def _factor_interval(
+    pair: Pair, flipped: Float[np.ndarray, "4 N"], alpha: float, exact: bool
+) -> Float[np.ndarray, " 2"]:
+    """The interval of `_factor_draws`."""
+    first, second = (
+        float(pair.totals[i].sum() / pair.weights[i].sum()) for i in (0, 1)
+    )
+    a, b = _factor_draws(pair, flipped)
+    low, high = _limits(np.array([first]), a[:, None], b[:, None])
+    return _interval(low, high, alpha, exact)[:, 0] - second
 
 
 def _odds_interval(
