@@ -4,7 +4,7 @@ Scoring reads every pair once, in order: nothing here shuffles or repeats.
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,7 +27,7 @@ from ranker.data.packing import (
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, words_of
 
-_CACHED_DOCUMENTS = 1 << 17
+_CACHED_DOCUMENTS = _CACHED_QUERIES = 1 << 17
 THREADS = 2  # that read and tokenise
 _TEXTS = 256  # documents a call of the tokenizer, or more
 _CALLS = 4  # of the tokenizer, ahead of what is packed
@@ -69,6 +69,7 @@ class ListEncoder:
         length: int,
         *,
         shared: bool = False,
+        tokens: Source[np.ndarray] | Mapping[int, np.ndarray] | None = None,
     ):
         """Of documents by their row in the corpus.
 
@@ -78,19 +79,24 @@ class ListEncoder:
           length: tokens of a text, at most.
           shared: whether what a list's documents begin with is laid once a row, see
             `can_share`.
+          tokens: ids of every document, see tokens.py; None: each is tokenised when it
+            is first read.
         """
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
-        self.shared = shared
+        self.shared, self.tokens = shared, tokens
         self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
+        self._query = lru_cache(maxsize=_CACHED_QUERIES)(self._hold)
         self._tail = np.asarray(tokenizer.tail, np.int32)
 
     @staticmethod
-    def _hold(row: int) -> list[np.ndarray]:
-        """An empty place for a document's tokens; `_documents` fills it."""
-        del row
+    def _hold(name: int | str) -> list[np.ndarray]:
+        """An empty place for the tokens of a document's row or a query."""
+        del name
         return []
 
     def _documents(self, rows: Sequence[int]) -> list[np.ndarray]:
+        if self.tokens is not None:
+            return [self.tokens[row][: self.length] for row in rows]
         places = [self._document(row) for row in rows]
         missing = {
             row: place for row, place in zip(rows, places, strict=True) if not place
@@ -100,6 +106,19 @@ class ListEncoder:
             for place, tokens in zip(missing.values(), found, strict=True):
                 # Tokens beyond the length are never seen, so they are not kept either.
                 place[:] = [np.asarray(tokens[: self.length], np.int32)]
+        return [place[0] for place in places]
+
+    def _queries(self, queries: Sequence[str]) -> list[np.ndarray]:
+        places = [self._query(query) for query in queries]
+        missing = {
+            query: place
+            for query, place in zip(queries, places, strict=True)
+            if not place
+        }
+        if missing:
+            found = self.tokenizer.queries(list(missing))
+            for place, tokens in zip(missing.values(), found, strict=True):
+                place[:] = [np.asarray(tokens, np.int32)]
         return [place[0] for place in places]
 
     def __call__(self, query: str, rows: Sequence[int] | np.ndarray) -> list[Segment]:
@@ -115,27 +134,22 @@ class ListEncoder:
         """
         rows = [[int(row) for row in its] for _, its in lists]
         documents = iter(self._documents([row for its in rows for row in its]))
-        prefixes = self.tokenizer.queries([query for query, _ in lists])
+        queries = self._queries([query for query, _ in lists])
         return [
-            [
-                self._segment(prefix, begin, document)
-                for _, document in zip(its, documents, strict=False)
-            ]
-            for prefix, its in zip(prefixes, rows, strict=True)
-            for begin in (np.asarray(prefix, np.int32),)
+            [self._segment(query, next(documents)) for _ in its]
+            for query, its in zip(queries, rows, strict=True)
         ]
 
-    def _segment(
-        self, prefix: list[int], begin: np.ndarray, document: np.ndarray
-    ) -> Segment:
+    def _segment(self, query: np.ndarray, document: np.ndarray) -> Segment:
         """As the tokenizer's `segment`, of arrays."""
-        room = self.length - len(begin) - len(self._tail)
-        if room < 1:
-            return self.tokenizer.segment(prefix, document.tolist(), self.length)
-        tokens = np.concatenate((begin, document[:room], self._tail))
         tokenizer = self.tokenizer
+        room = self.length - len(query) - len(self._tail)
+        if room < 1:  # it says so
+            parts = (query.tolist(), document.tolist())
+            return tokenizer.segment(*parts, self.length)
+        tokens = np.concatenate((query, document[:room], self._tail))
         score = 0 if tokenizer.words is None else len(tokens) - 1
-        return Segment(tokens, tokenizer.type_ids, len(begin), score)
+        return Segment(tokens, tokenizer.type_ids, len(query), score)
 
 
 _LONG_PROMPT = 128  # characters of a template's own that are worth longer rows

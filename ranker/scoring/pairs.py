@@ -121,16 +121,16 @@ class WorldPairs:
     """The unlabelled queries of the made world with their candidates."""
 
     def __init__(self, settings: config.World):
-        self.settings, self.world = settings, SearchWorld(settings)
+        self._settings, self.world = settings, SearchWorld(settings)
 
     def settings(self) -> dict[str, Any]:
         """The world's settings."""
-        return {"world": config.to_dict(self.settings)}
+        return {"world": config.to_dict(self._settings)}
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Whole lists; each has the same number of candidates."""
         queries = self.world.splits()["unlabelled"]
-        each = min(self.settings.candidates, self.world.num_documents)
+        each = min(self._settings.candidates, self.world.num_documents)
         sizes = itertools.repeat(each, len(queries))
         yield from _cut(WORLD, sizes, size, 0)
 

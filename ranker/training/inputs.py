@@ -17,8 +17,10 @@ from jax.experimental import multihost_utils
 from ranker import config, errors, manifests
 from ranker.batch import Batch
 from ranker.data import pairs, pipeline
+from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared
 from ranker.data.text import Tokenizer
+from ranker.data.tokens import TokenStore, key_of, make_store
 from ranker.data.triples import Shuffled, Triples
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
@@ -180,7 +182,25 @@ def _encoder(
 ) -> pairs.ListEncoder:
     tokens, tokenizer = settings.text.of(role, "length"), prepared.tokenizer(role)
     shared, _ = pairs.can_share(network.model, tokenizer.template, tokens)
-    return pairs.ListEncoder(prepared.corpus(), tokenizer, tokens, shared=shared)
+    return pairs.ListEncoder(
+        prepared.corpus(),
+        tokenizer,
+        tokens,
+        shared=shared,
+        tokens=corpus_tokens(prepared, tokenizer),
+    )
+
+
+def corpus_tokens(prepared: Prepared, tokenizer: Tokenizer) -> TokenStore:
+    """The corpus's token ids; made once a workdir, by the first process of a run."""
+    folder = prepared.folder / "tokens"
+    key = key_of(prepared.inputs("corpus")[f"{PREPARE}/corpus"], tokenizer)
+    if jax.process_count() > 1:
+        if jax.process_index() == 0:
+            make_store(folder, key, prepared.corpus(), tokenizer)
+        # Where hosts share no files, each makes its own.
+        multihost_utils.sync_global_devices("the corpus is tokenised")
+    return make_store(folder, key, prepared.corpus(), tokenizer)
 
 
 def scored_lists(

@@ -33,6 +33,7 @@ from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
 from ranker.scoring.pair_files import open_input
 from ranker.scoring.pairs import Bad, Content, Input, ListPairs
+from ranker.training.inputs import corpus_tokens
 from ranker.training.reporter import duration
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import adopt
@@ -263,7 +264,7 @@ def _score_chunks(
     teacher = load_trained(
         workdir, settings.teacher, plan.prepared, mesh, kinds=_KINDS, by=by
     )
-    scorer = _Scorer(settings, teacher, plan.prepared.tokenizer(teacher.role))
+    scorer = _Scorer(settings, teacher, plan.prepared)
     progress = _Progress(settings.name, sum(job.chunks[k].pairs for k in mine))
     code = code_digest()
     for number, content in _ahead(plan.source, job, mine):
@@ -300,8 +301,11 @@ def _ahead(
 class _Scorer:
     """A teacher that scores one chunk after another."""
 
-    def __init__(self, settings: config.Score, teacher: Trained, tokenizer: Tokenizer):
+    def __init__(self, settings: config.Score, teacher: Trained, prepared: Prepared):
+        tokenizer = prepared.tokenizer(teacher.role)
         self.settings, self.teacher, self.tokenizer = settings, teacher, tokenizer
+        # Texts of another input are read once, and tokenised then.
+        self.tokens = None if settings.input else corpus_tokens(prepared, tokenizer)
         self.score = make_score(teacher.network)
         _, why = can_share(teacher.model, tokenizer.template, teacher.length)
         if why:
@@ -343,7 +347,11 @@ class _Scorer:
 
     def _scores(self, content: Content, lists, progress=None) -> np.ndarray:
         network = self.teacher.network
-        encoder = self.teacher.encoder_of(content.corpus, self.tokenizer)
+        tokens = None
+        if self.tokens is not None and content.rows is not None and content.lists:
+            places = np.concatenate([one.documents for one in content.lists])
+            tokens = self.tokens.of(places, content.rows)
+        encoder = self.teacher.encoder_of(content.corpus, self.tokenizer, tokens)
         return score_lists(
             self.score,
             self.teacher.params,

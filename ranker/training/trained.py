@@ -2,11 +2,13 @@
 
 import pathlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -43,10 +45,15 @@ class Trained:
         tokenizer = prepared.tokenizer(self.role)
         return self.encoder_of(prepared.corpus(), tokenizer)
 
-    def encoder_of(self, corpus: Source[Document], tokenizer: Tokenizer) -> ListEncoder:
-        """Makes this model's segments from other documents."""
+    def encoder_of(
+        self,
+        corpus: Source[Document],
+        tokenizer: Tokenizer,
+        tokens: Mapping[int, np.ndarray] | None = None,
+    ) -> ListEncoder:
+        """Makes this model's segments from other documents, see `ListEncoder`."""
         shared, _ = can_share(self.model, tokenizer.template, self.length)
-        return ListEncoder(corpus, tokenizer, self.length, shared=shared)
+        return ListEncoder(corpus, tokenizer, self.length, shared=shared, tokens=tokens)
 
 
 def load_trained(
