@@ -123,7 +123,7 @@ def test_a_query_that_comes_again_is_one_list():
         ({"q": "q", "neg": [], "pos_scores": []}, "nearest .* FlagEmbedding's: query"),
         ({"query": "q", "pos": [3]}, "'document': found 3, expected a text"),
         ({"query": " ", "pos": ["a"]}, "'query'"),
-        ([1], "a JSON object"),
+        ([1], "one JSON object a line"),
     ],
 )
 def test_what_is_none_of_them(record, message):
