@@ -12,13 +12,21 @@ import sys
 
 from ranker import cli, config
 
+PAGE = "report.html"
+
 
 def _call():
     from ranker.data.prepare import prepare
+    from ranker.data.summary import FILE
+    from ranker.reporting import data_page
+    from ranker.storage import read_json, writing
 
     def run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
-        prepared = prepare(settings.data, settings.reading, workdir, replace=True)
-        print(f"[prepare] report: {prepared.folder / 'report.json'}", flush=True)
+        folder = prepare(settings.data, settings.reading, workdir, replace=True).folder
+        report = read_json(folder / FILE)
+        with writing(folder / PAGE, "w") as file:
+            file.write(data_page.render(str(workdir), report))
+        print(f"[prepare] report: {folder / FILE}, {folder / PAGE}", flush=True)
 
     return run
 

@@ -13,6 +13,7 @@ from html import escape
 
 import numpy as np
 
+from ranker.data import summary
 from ranker.metrics import agreement
 from ranker.reporting import charts, figures, parts, tables
 from ranker.reporting.parts import figure, frame, legend, table, text
@@ -237,7 +238,9 @@ def _provenance(contents: Contents) -> str:
     for one in contents.stages:
         report = one.manifest.facts.get("report")
         if one.manifest.kind == "prepare" and isinstance(report, dict):
-            facts = [[name, str(value)] for name, value in report.items()]
+            # Workdirs of earlier versions hold a flat one.
+            known = summary.lines(report) if "splits" in report else ()
+            facts = [[*line.partition(": ")[::2]] for line in known]
             grid = tables.Grid("", ["data", "count"], facts)
             body += f"<h3>Data</h3>{table(grid, caption=False)}"
     body += "<h3>Settings and facts</h3>"
