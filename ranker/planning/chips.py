@@ -78,12 +78,12 @@ _TPUS = (
 # Usable: the three quarters that jax takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says
 # otherwise.
 _GPUS = tuple(
-    Chip(name, size * 1e9, 0.75 * size * 1e9, *peaks, gpu=True)
-    for name, size, *peaks in (
-        ("h100", 80, 989e12, 3.35e12, 450e9, 50e9),
-        ("h200", 141, 989e12, 4.8e12, 450e9, 50e9),
-        ("a100", 80, 312e12, 2.039e12, 300e9, 25e9),
-        ("l4", 24, 121e12, 0.3e12, 32e9, 1.5625e9),
+    Chip(name, size, 0.75 * size, flops, memory, near, far, gpu=True)
+    for name, size, flops, memory, near, far in (
+        ("h100", 80e9, 989e12, 3.35e12, 450e9, 50e9),
+        ("h200", 141e9, 989e12, 4.8e12, 450e9, 50e9),
+        ("a100", 80e9, 312e12, 2.039e12, 300e9, 25e9),
+        ("l4", 24e9, 121e12, 0.3e12, 32e9, 1.5625e9),
     )
 )
 CHIPS = {chip.name: chip for chip in (*_TPUS, *_GPUS)}

@@ -154,7 +154,14 @@ class Program:
                 # What overlaps with computation is written several times.
                 channel = re.search(r"channel_id=(\d+)", one.text)
                 key = (loop, kind, channel[1] if channel else one.name)
-                made = _collective(one, kind, owner, count, num_devices, num_slices)
+                made = _collective(
+                    one,
+                    kind,
+                    owner,
+                    count=count,
+                    num_devices=num_devices,
+                    num_slices=num_slices,
+                )
                 found.setdefault(key, made)
             elif one.op == "send" and _MEGASCALE.search(one.text):
                 key = (loop, "send", one.name)
@@ -415,6 +422,7 @@ def _collective(
     one: Instruction,
     kind: str,
     owner: Computation,
+    *,
     count: int,
     num_devices: int,
     num_slices: int,

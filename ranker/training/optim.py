@@ -243,7 +243,7 @@ def _times(factors: Any) -> optax.GradientTransformation:
         scaled = jax.tree.map(one, factors, updates, is_leaf=_is_variable)
         return scaled, state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 # --- matrices that layers stack and heads split ---
@@ -303,7 +303,7 @@ def _averaged(
         fast = jax.tree.map(lambda x: jnp.copy(x) if hasattr(x, "dtype") else x, params)
         return Averaged(jnp.zeros((), jnp.int32), fast, tx.init(params))
 
-    def update(updates: Any, state: Averaged, params: Any) -> tuple[Any, Averaged]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Averaged]:
         updates, inner = tx.update(updates, state.inner, state.fast)
         fast = optax.apply_updates(state.fast, updates)
         number = state.count.astype(jnp.float32)
