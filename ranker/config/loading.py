@@ -64,12 +64,19 @@ def load(
         flags,
         default=flags(start(default)),
         args=list(overrides),
-        prog=f"python -m ranker.{pathlib.Path(sys.argv[0]).stem} --config {path}"
-        f"{chosen}",
+        prog=f"{_program()} --config {path}{chosen}",
         description=type(default).__doc__,
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     ).config
+
+
+def _program() -> str:
+    """How this entry was called."""
+    called = sys.argv[0]
+    if called.startswith("ranker "):
+        return called
+    return f"python -m ranker.{pathlib.Path(called).stem}"
 
 
 def get_config(path: str) -> Any:
