@@ -9,7 +9,7 @@ tensor  heads, MLP width and vocabulary are split
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,11 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "rank": None,
     None: None,
 }
+
+
+# Kept whole on every device where the mesh does not divide them: a checkpoint's
+# vocabulary and key heads cannot be changed, and the rest of a layer divides.
+REPEATED = ("vocab", "kv_heads")
 
 
 def make_mesh(settings: config.Mesh, devices: Sequence[Any] | None = None) -> Mesh:
@@ -133,6 +138,23 @@ def spec(axes: Sequence[str | None]) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
+def fitting(
+    axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]
+) -> PartitionSpec:
+    """As `spec`, but axes of `REPEATED` are whole where the mesh does not divide them.
+
+    Args:
+      axes: logical axes of an array.
+      shape: of the array.
+      sizes: devices along each mesh axis.
+    """
+    entries = list(spec(axes))
+    for place, (axis, size, entry) in enumerate(zip(axes, shape, entries, strict=True)):
+        if axis in REPEATED and isinstance(entry, str) and size % sizes[entry]:
+            entries[place] = None
+    return PartitionSpec(*entries)
+
+
 def _is_variable(leaf: Any) -> bool:
     return isinstance(leaf, nnx.Variable)
 
@@ -151,7 +173,7 @@ def parameter_shardings(abstract: Any, mesh: Mesh) -> Any:
 
     def one(path, variable: nnx.Variable) -> nnx.Variable:
         axes, value = variable.get_metadata("axes"), variable.get_value()
-        partition = spec(axes)
+        partition = fitting(axes, value.shape, mesh.shape)
         for size, axis, entry in zip(value.shape, axes, partition, strict=True):
             parts = mesh.shape[entry] if isinstance(entry, str) else 1
             if size % parts:
@@ -214,12 +236,19 @@ def platform() -> str:
     return "" if mesh.empty else mesh.abstract_device.platform
 
 
+def divides(axis: str, size: int) -> bool:
+    """Whether the mesh that is set divides a logical axis of this size."""
+    mesh = jax.sharding.get_abstract_mesh()
+    entry = RULES[axis]
+    return mesh.empty or not isinstance(entry, str) or size % mesh.shape[entry] == 0
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Keeps an activation split as its logical axes say, on the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(axes))
+    return jax.lax.with_sharding_constraint(x, fitting(axes, x.shape, mesh.shape))
 
 
 def gathered(x: Array, *axes: str | None) -> Array:
@@ -235,7 +264,7 @@ def gathered(x: Array, *axes: str | None) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    split = spec(axes)
+    split = fitting(axes, x.shape, mesh.shape)
     whole = PartitionSpec(*(None if entry == "fsdp" else entry for entry in split))
 
     @jax.custom_vjp

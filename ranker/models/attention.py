@@ -83,7 +83,7 @@ def attend(
             return compute
         # The kernels are opaque to the partitioner: each device runs its own part.
         inner = sharding.spec(("batch", None, "heads", None))
-        keys = sharding.spec(("batch", None, "kv_heads", None))
+        keys = sharding.spec(("batch", None, key_heads, None))
         rows = sharding.spec(("batch", None))
         return jax.shard_map(
             compute,
@@ -92,6 +92,12 @@ def attend(
             check_vma=False,
         )
 
+    if kernel != "xla" and not sharding.divides("kv_heads", k.shape[2]):
+        group = q.shape[2] // k.shape[2]
+        k, v = (jnp.repeat(one, group, axis=2) for one in (k, v))  # [R, T, N, H]
+        key_heads = "heads"
+    else:
+        key_heads = "kv_heads"
     far = replace(near, window=0)
     if prefixes is not None:
         local = False
