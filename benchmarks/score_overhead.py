@@ -69,7 +69,7 @@ def main() -> None:
         clock.watch(jobs, name)
     clock.watch(proof, "verify")
     clock.watch(pairs.ListPairs, "chunks")
-    for name in ("_agreed", "code_digest", "score_lists"):
+    for name in ("code_digest", "score_lists"):
         clock.watch(teacher, name)
     ratios, listings, parts, speeds = [], [], [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ranker import config, manifests
+from ranker import config
 from ranker.errors import Stopped, UserError
 
 AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command goes on
@@ -73,8 +73,11 @@ def main(
                 "--workdir runs/first"
             )
         function = call()
+        from ranker import processes
+
         _join(os.environ.get("RANKER_PROCESSES", ""))
-        function(settings, known.workdir)
+        # One workdir may look different from several hosts.
+        function(processes.first(lambda: settings), known.workdir)
 
     sentences(run, where=known.workdir)
 
@@ -86,7 +89,9 @@ def _as_prepared(stage: Any, workdir: pathlib.Path | None) -> Any:
     """
     if workdir is None or isinstance(stage, config.Pipeline):
         return stage
-    found = manifests.load(workdir / manifests.PREPARE)
+    from ranker import manifests  # here, so that --help need not wait for jax
+
+    found = manifests.read(workdir / manifests.PREPARE)
     if found is None:
         return stage
     if not found.done or "config" not in found.facts:

@@ -6,7 +6,6 @@ with another key is never mistaken for it.
 """
 
 import contextlib
-import contextvars
 import dataclasses
 import errno
 import fcntl
@@ -16,11 +15,12 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Self, get_args, get_origin, get_type_hints
 
 import ranker
+from ranker import config, processes
 from ranker.errors import StageError
 from ranker.storage import digest, file_digests, find_damage, read_sealed, write_sealed
 
@@ -53,15 +53,111 @@ class Manifest:
         folder.mkdir(parents=True, exist_ok=True)
         write_sealed(folder / FILE, {"key": self.key, **dataclasses.asdict(self)})
 
+    def begin(self, folder: pathlib.Path) -> None:
+        """Writes the manifest of a stage that has not finished, in one process."""
+        processes.first(lambda: self.save(folder))
+
     def finish(self, folder: pathlib.Path, **facts: Any) -> "Manifest":
-        """Marks the stage as done, with what it found out, and saves it."""
-        done = dataclasses.replace(self, facts={**self.facts, **facts}, done=True)
-        done.save(folder)
-        return done
+        """Marks the stage as done, with what it found out, and saves it.
+
+        Waits for all processes first: what they write is on disk before the manifest
+        says so. The facts are those of the first process.
+        """
+        processes.meet()
+
+        def write() -> "Manifest":
+            done = dataclasses.replace(self, facts={**self.facts, **facts}, done=True)
+            done.save(folder)
+            return done
+
+        return processes.first(write)
+
+
+# --- what stages note of themselves ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Named values of a manifest; those that are None are left out."""
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> Self:
+        """Takes these facts out of a manifest's.
+
+        Raises:
+          StageError: when one is missing, as in a manifest of another version.
+        """
+        known = {one.name for one in dataclasses.fields(cls)}
+        try:
+            return cls(**{k: v for k, v in values.items() if k in known})
+        except TypeError as error:
+            raise StageError(
+                f"a stage was made by another version of this package ({error}); run "
+                "it again in another --workdir"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a manifest has them."""
+        return {k: v for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(Facts):
+    """What the result of a training stage depends on, beside its inputs."""
+
+    model: dict[str, Any]  # config.to_dict
+    role: config.Role
+    length: int  # tokens a row
+    objective: dict[str, Any] | None = None
+    optim: dict[str, Any] | None = None
+    batch: dict[str, Any] | None = None
+    steps: int | None = None
+    seed: int | None = None
+    checkpoint: dict[str, Any] | None = None  # that the weights come from
+    lora: dict[str, Any] | None = None  # of a stage that trains adapters
+    best: dict[str, Any] | None = None  # how the result is chosen, if not the last
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFacts(Facts):
+    """What later stages read of a training stage."""
+
+    tokenizer: str  # digest
+    template: str  # digest
+    vocab_size: int
+    source: dict[str, Any] | None = None  # the checkpoint that a stage of no steps is
+    base: str | dict[str, Any] | None = None  # of adapters: a stage or a checkpoint
+    begins_from: dict[str, Any] | None = None  # checkpoint, for the model card
+    checkpoint: int | None = None  # step that is the result
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResults(Facts):
+    """What a training stage has come to."""
+
+    metrics: dict[str, float]
+    steps: int
+    checkpoint: int  # step that is the result
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreFacts(Facts):
+    """What a scoring stage notes, and a distillation reads."""
+
+    teacher: str  # name of the stage that scored
+    teacher_facts: dict[str, Any] | None = None
+    code: str | None = None  # digest
+    output: str = ""  # folder of the chunks; "": that of the stage
+    pairs: int | None = None
+    quarantined: int | None = None
+    mean: float = 0.0
+    std: float = 1.0
+    min: float | None = None
+    max: float | None = None
 
 
 def reopen(manifest: Manifest, folder: pathlib.Path) -> None:
-    """Marks a stage as not done, so that it goes on when it is run again."""
+    """Marks a stage as not done, so that it resumes when it is run again."""
     dataclasses.replace(manifest, done=False).save(folder)
 
 
@@ -113,9 +209,9 @@ def lock(workdir: pathlib.Path, name: str, *, wait: bool = False) -> Iterator[No
         yield
 
 
-@dataclass
-class Decision(Exception):
-    """What a stage would do: thrown where it decides, in a dry run alone."""
+@dataclass(frozen=True)
+class Decision:
+    """What a stage would do, and why."""
 
     folder: pathlib.Path
     manifest: Manifest  # of the stage as it is to be run
@@ -130,37 +226,25 @@ class Decision(Exception):
         return self.found.done and not self.damage
 
 
-# In a dry run, the stages as they would be afterwards; they stand in for the folders.
-_planned: contextvars.ContextVar[dict[pathlib.Path, Manifest] | None]
-_planned = contextvars.ContextVar("planned", default=None)
-
-
-@contextlib.contextmanager
-def dry_run() -> Iterator[dict[pathlib.Path, Manifest]]:
-    """Within it every stage throws its `Decision` in place of doing anything.
-
-    Yields:
-      The manifests that stages find in place of what is on disk, by folder.
-    """
-    planned: dict[pathlib.Path, Manifest] = {}
-    token = _planned.set(planned)
-    try:
-        yield planned
-    finally:
-        _planned.reset(token)
+def decide(folder: pathlib.Path, manifest: Manifest) -> Decision:
+    """What running a stage would do; changes nothing."""
+    found = load(folder)
+    done = found is not None and found.done and found.key == manifest.key
+    damage = find_output_damage(folder, found) if found and done else None
+    return Decision(folder, manifest, found, damage)
 
 
 def load(folder: pathlib.Path) -> Manifest | None:
-    """The manifest in `folder`, or None where there is none.
+    """The manifest in `folder`, or None where there is none; of the first process.
 
     Raises:
       StageError: when the file is not a manifest, or not as it was written.
     """
-    planned = _planned.get() or {}
-    return planned[folder] if folder in planned else _read(folder)
+    return processes.first(lambda: read(folder))
 
 
-def _read(folder: pathlib.Path) -> Manifest | None:
+def read(folder: pathlib.Path) -> Manifest | None:
+    """As `load`, by this process alone."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -204,7 +288,14 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str):
+def require(
+    workdir: pathlib.Path,
+    name: str,
+    *,
+    kinds: tuple[str, ...],
+    by: str,
+    planned: Mapping[str, Manifest] | None = None,
+) -> Manifest:
     """The manifest of the finished stage `name`, which must be one of `kinds`.
 
     Args:
@@ -212,30 +303,31 @@ def require(workdir: pathlib.Path, name: str, *, kinds: tuple[str, ...], by: str
       name: folder of the stage wanted.
       kinds: kinds of stage that can serve.
       by: name of the stage that asks, for the message.
+      planned: stages as a dry run would leave them, in place of what is on disk.
 
     Raises:
       StageError: when it is missing, unfinished or of another kind.
     """
-    found = load(workdir / name)
+    found = (planned or {}).get(name) or load(workdir / name)
     wanted = " or ".join(kinds)
     if found is None:
         others = sorted(
             path.parent.name for path in workdir.glob(f"*/{FILE}") if path.is_file()
         )
         raise StageError(
-            f"{by} begins from the stage {name!r} ({wanted}), and {workdir} has no "
-            f"such folder; it has {', '.join(others) or 'no finished stage'}. Run that "
-            "stage first, or name another"
+            f"{by} needs a finished stage {name!r} ({wanted}), but {workdir} does not "
+            f"contain one; it has {', '.join(others) or 'no stage'}. Run that stage "
+            "first, or name another"
         )
     if found.kind not in kinds:
         raise StageError(
-            f"{by} begins from a {wanted} stage, and {workdir / name} is a "
-            f"{found.kind} stage; name another"
+            f"{by} needs a {wanted} stage, but {workdir / name} is a {found.kind} "
+            "stage; name another"
         )
     if not found.done:
         raise StageError(
-            f"{by} begins from the stage {name!r}, which has not finished; run it "
-            "again to let it go on from its last checkpoint"
+            f"{by} needs the stage {name!r}, which has not finished; run it again: it "
+            "resumes from its last checkpoint"
         )
     return found
 
@@ -252,7 +344,6 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
       StageError: when other settings or inputs made what the folder holds, unless
         `replace`.
     """
-    _decide(folder, manifest)
     found = load(folder)
     if found is None:
         return False
@@ -304,17 +395,6 @@ def brief(differing: list[str]) -> str:
     return ", ".join(first) + (f" and {more} more" if more else "")
 
 
-def _decide(folder: pathlib.Path, manifest: Manifest) -> None:
-    """In a dry run, throws what the stage would do; what has been decided stays so."""
-    planned = _planned.get()
-    if planned is None or folder in planned:
-        return
-    found = _read(folder)
-    done = found is not None and found.done and found.key == manifest.key
-    damage = find_output_damage(folder, found) if found and done else None
-    raise Decision(folder, manifest, found, damage)
-
-
 def outputs(folder: pathlib.Path) -> dict[str, list[Any]]:
     """Digests of all that a stage has written, but its manifest, to be kept there."""
     found = file_digests(folder)
@@ -337,34 +417,34 @@ def claim(
     manifest: Manifest,
     *,
     replace: bool,
-    leads: bool = True,
     wait: bool = False,
 ) -> Iterator[bool]:
     """Holds a stage while it is run; yields False where there is nothing to run.
+
+    The first process holds the lock and decides for all.
 
     Args:
       folder: of the stage.
       manifest: of the stage as it is to be run now.
       replace: move a folder of other settings aside; see `is_done`.
-      leads: this is the first process of its run, which holds the lock for all.
       wait: wait for another run that works on it, and see what it has left.
 
     Raises:
       StageError: when another run works on it, or other settings made what it holds.
     """
-    _decide(folder, manifest)
-    found = load(folder)
-    if found is not None and found.done and found.key == manifest.key:
-        if (damage := find_output_damage(folder, found)) is None:
-            yield False
-            return
-        print(f"[{folder.name}] is damaged, and made again: {damage}", flush=True)
-        reopen(found, folder)
-    if not leads:
-        yield not is_done(folder, manifest, replace=False)
-    else:
-        with lock(folder.parent, folder.name, wait=wait):
-            yield not is_done(folder, manifest, replace=replace)
+    with contextlib.ExitStack() as stack:
+
+        def begin() -> bool:
+            found = load(folder)
+            if found is not None and found.done and found.key == manifest.key:
+                if (damage := find_output_damage(folder, found)) is None:
+                    return False
+                print(f"[{folder.name}] is damaged, and made again: {damage}")
+                reopen(found, folder)
+            stack.enter_context(lock(folder.parent, folder.name, wait=wait))
+            return not is_done(folder, manifest, replace=replace)
+
+        yield processes.first(begin)
 
 
 def changes(old: Manifest, new: Manifest) -> list[str]:

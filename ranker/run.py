@@ -10,89 +10,92 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from types import ModuleType
 
 from ranker import cli, config
 
+_DESCRIPTION = "Runs every stage of the method; --dry-run says what it would do."
 
-def _functions() -> dict[type, Callable]:
-    from ranker.scoring.given import given
-    from ranker.training.evaluate import evaluate
-    from ranker.training.export import export
-    from ranker.training.score import score
-    from ranker.training.train import train
+
+def _modules() -> dict[type, ModuleType]:
+    """The module of each kind of stage: its `plan` and `execute`."""
+    from ranker.scoring import given
+    from ranker.training import evaluate, export, score, train
 
     return {
         config.Train: train,
         config.Score: score,
+        config.Given: given,
         config.Given: given,
         config.Evaluate: evaluate,
         config.Export: export,
     }
 
 
-def _call():
-    from ranker.training.imports import check_imports
+def run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
+    """Runs what is not done of every stage."""
+    from ranker import processes
 
-    def run(settings: config.Pipeline, workdir) -> None:
-        start = time.monotonic()
-        stages = settings.stages()  # checks the settings of all before any work
-        check_imports(stages.values())  # and what is named, before the slow imports
+    start = time.monotonic()
 
-        import jax
-
-        from ranker.data.prepare import prepare, remember
-        from ranker.training.evaluate import check_measures
-
-        functions = _functions()
-        check_measures(settings.measures)
-        prepared = prepare(settings.data, settings.reading, workdir, replace=True)
-        if jax.process_index() == 0:
-            remember(prepared, settings.data)
-        print(f"[prepare] done after {time.monotonic() - start:.0f} s", flush=True)
-        for name, stage in stages.items():
-            functions[type(stage)](stage, workdir, replace=True)
+    def say_done(name: str) -> None:
+        if processes.leads():
             print(f"[{name}] done after {time.monotonic() - start:.0f} s", flush=True)
 
-    return run
+    stages, modules = _checked(settings), _modules()
+
+    from ranker.data.prepare import prepare, remember
+
+    prepared = prepare(settings.data, settings.reading, workdir, replace=True)
+    remember(prepared, settings.data)
+    say_done("prepare")
+    for name, stage in stages.items():
+        module = modules[type(stage)]
+        module.execute(module.plan(stage, prepared, workdir), replace=True)
+        say_done(name)
 
 
-def _dry_call():
+def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
+    """Says of every stage what running it would do, and why; changes nothing."""
     from ranker import manifests
-    from ranker.data.prepare import predict, prepare
-    from ranker.training.evaluate import check_measures
+    from ranker.data import prepare
+
+    stages = _checked(settings, fetch=False)
+    modules = _modules()
+    wanted = prepare.plan(settings.data, settings.reading)
+    first = manifests.decide(workdir / prepare.NAME, wanted)
+    print(f"[prepare] {describe(first)}")
+    if first.found is None or "pieces" not in first.found.facts:
+        for name in stages:
+            print(f"[{name}] would run: its data has not been prepared")
+        return
+    predicted = prepare.predict(first.found, first.manifest)
+    prepared = prepare.Prepared(first.folder, predicted, settings.reading)
+    planned: dict[str, manifests.Manifest] = {}
+    for name, stage in stages.items():
+        one = modules[type(stage)].plan(stage, prepared, workdir, planned)
+        decision = manifests.decide(one.folder, one.manifest)
+        print(f"[{name}] {describe(decision)}")
+        planned[name] = dataclasses.replace(one.manifest, done=True)
+
+
+def _checked(
+    settings: config.Pipeline, *, fetch: bool = True
+) -> dict[str, config.Stage]:
+    """The stages; what is wrong with any is said before any work."""
     from ranker.training.imports import check_imports
 
-    functions = _functions()
+    stages = settings.stages()
+    said = check_imports(stages.values(), fetch=fetch)  # before the slow imports
 
-    def decide(call: Callable, *arguments) -> manifests.Decision:
-        try:
-            call(*arguments, replace=True)
-        except manifests.Decision as decision:
-            return decision
-        raise AssertionError("a stage has decided nothing")
+    from ranker.training.evaluate import check_measures
 
-    def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
-        stages = settings.stages()
-        check_measures(settings.measures)
-        for line in check_imports(stages.values(), fetch=False):
+    check_measures(settings.measures)
+    if not fetch:
+        for line in said:
             print(f"[models] {line}")
-        with manifests.dry_run() as planned:
-            first = decide(prepare, settings.data, settings.reading, workdir)
-            print(f"[prepare] {describe(first)}")
-            if first.found is None or "pieces" not in first.found.facts:
-                for name in stages:
-                    print(f"[{name}] would run: its data has not been prepared")
-                return
-            planned[first.folder] = predict(first.found, first.manifest)
-            for name, stage in stages.items():
-                decision = decide(functions[type(stage)], stage, workdir)
-                print(f"[{name}] {describe(decision)}")
-                planned[decision.folder] = dataclasses.replace(
-                    decision.manifest, done=True
-                )
-
-    return dry_run
+    return stages
 
 
 def describe(decision) -> str:
@@ -118,14 +121,16 @@ def describe(decision) -> str:
     at = (
         "it has not finished" if step is None else f"from the checkpoint at step {step}"
     )
-    return f"would go on: {at}"
+    return f"would resume: {at}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses the flags and runs, or says what would run."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    rest = [one for one in given if one != "--dry-run"]
+    function = run if rest == given else dry_run
+    cli.main(config.Pipeline, lambda: function, _DESCRIPTION, rest)
 
 
 if __name__ == "__main__":
-    arguments = [one for one in sys.argv[1:] if one != "--dry-run"]
-    cli.main(
-        config.Pipeline,
-        _call if arguments == sys.argv[1:] else _dry_call,
-        "Runs every stage of the method in order; --dry-run says what it would do.",
-        arguments,
-    )
+    main()

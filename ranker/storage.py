@@ -13,7 +13,7 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any, Literal
 
@@ -69,13 +69,16 @@ def writing(path: Any, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     Raises:
       OSError: naming `path` when it cannot be written, as on a full disk.
     """
-    text = {} if mode == "wb" else {"encoding": "utf-8"}
+    encoding = "utf-8" if mode == "w" else None
     if is_local(path):
-        with replacing(pathlib.Path(path)) as aside, aside.open(mode, **text) as file:
-            yield file
+        with replacing(pathlib.Path(path)) as aside:
+            with aside.open(mode, encoding=encoding) as file:
+                yield file
         return
     memory = io.BytesIO()
-    file = memory if mode == "wb" else io.TextIOWrapper(memory, **text)
+    file: IO[Any] = memory
+    if mode == "w":
+        file = io.TextIOWrapper(memory, encoding=encoding)
     yield file
     file.flush()
     path.write_bytes(memory.getvalue())
@@ -172,9 +175,20 @@ def read_sealed(path: Any) -> dict[str, Any]:
 # --- digests of files ---
 
 
-def file_digests(folder: pathlib.Path) -> dict[str, list[Any]]:
-    """Size in bytes and SHA-256 of every file below `folder`, by path from it."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def file_digests(
+    folder: pathlib.Path, keep: Callable[[str], bool] = lambda name: True
+) -> dict[str, list[Any]]:
+    """Size in bytes and SHA-256 of every file below `folder`, by path from it.
+
+    Args:
+      folder: that they lie in.
+      keep: says of a path from `folder` whether that file is read.
+    """
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and keep(path.relative_to(folder).as_posix())
+    )
 
     def read(path: pathlib.Path) -> list[Any]:
         with path.open("rb") as file:

@@ -20,6 +20,7 @@ ROWS = {
     "metrics": 1,
     "batch": 1,
     "storage": 1,
+    "processes": 1,
     "manifests": 2,
     "sharding": 2,
     "cli": 3,

@@ -81,7 +81,7 @@ def tiny(path="", length=32, **fields):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    run._call()(tiny(), folder)
+    run.run(tiny(), folder)
     return folder
 
 
@@ -153,7 +153,7 @@ def test_query_fields_make_slices_and_are_checked(workdir, tmp_path):
 
 def test_nothing_is_done_twice(workdir, capsys):
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    run._call()(tiny(), workdir)
+    run.run(tiny(), workdir)
     after = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
     changed = {p.name for p in after if before.get(p) != after[p]}
     assert changed == {"summary.json"}  # the table's numbers, written again
@@ -164,7 +164,7 @@ def test_only_what_depends_on_a_change_runs_again(workdir, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     alpha = config.Distillation(alpha=0.5, beta=1.0)
-    run._call()(dataclasses.replace(tiny(), distillation=alpha), copy)
+    run.run(dataclasses.replace(tiny(), distillation=alpha), copy)
     shown = capsys.readouterr().out
     again = [
         name
@@ -183,7 +183,7 @@ def test_a_change_reaches_what_reads_it_and_nothing_else(workdir, tmp_path, caps
     changed = dataclasses.replace(
         tiny(), text=text, data=dataclasses.replace(tiny().data, world=world)
     )
-    run._call()(changed, copy)
+    run.run(changed, copy)
     shown = capsys.readouterr().out
     again = {name for name in changed.stages() if f"[{name}] runs again" in shown}
     assert again == {"student_labels", "distill", "evaluate", "export"}
@@ -194,7 +194,7 @@ def dry(settings, workdir, capsys):
     """Stage -> what the dry run says of it; nothing is written."""
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     capsys.readouterr()
-    run._dry_call()(settings, workdir)
+    run.dry_run(settings, workdir)
     assert before == {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
     lines = capsys.readouterr().out.splitlines()
     return {line.split("] ")[0][1:]: line.split("] ")[1] for line in lines}
@@ -236,7 +236,7 @@ def test_a_dry_run_says_where_a_stage_goes_on(workdir, tmp_path, capsys):
     victim = copy / "export" / "config.json"
     victim.write_text(victim.read_text() + " ")
     said = dry(tiny(), copy, capsys)
-    assert said.pop("sft") == "would go on: from the checkpoint at step 4"
+    assert said.pop("sft") == "would resume: from the checkpoint at step 4"
     assert said.pop("export").startswith("would run again: it is damaged: config.json")
     assert set(said.values()) == {"done"}
 
@@ -257,9 +257,9 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
         (
             train,
             dataclasses.replace(student, parent="scores"),
-            "from a cpt or sft stage",
+            "needs a cpt or sft stage",
         ),
-        (train, dataclasses.replace(student, parent="nowhere"), "has no such folder"),
+        (train, dataclasses.replace(student, parent="nowhere"), "does not contain one"),
         (train, dataclasses.replace(student, parent="cpt"), "different models"),
         (
             train,
@@ -312,7 +312,7 @@ def test_a_child_may_compute_otherwise_than_its_parent(workdir, tmp_path):
 
 def test_an_unknown_measure_is_found_before_any_work(tmp_path):
     with pytest.raises(config.ConfigError, match="'NDGC@5'; did you mean NDCG@k"):
-        run._call()(tiny(measures=("NDGC@5",)), tmp_path)
+        run.run(tiny(measures=("NDGC@5",)), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -539,7 +539,7 @@ def test_what_is_exported_scores_as_what_was_evaluated(workdir):
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="real data is not beside the checkout")
 def test_real_data(tmp_path):
-    run._call()(tiny(str(SHARED / "nqqed"), length=64, compare=()), tmp_path)
+    run.run(tiny(str(SHARED / "nqqed"), length=64, compare=()), tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["systems"]["bm25"]["metrics"]["NDCG@5"] > 0.5
     distilled = summary["systems"]["distill"]

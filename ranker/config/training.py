@@ -98,12 +98,14 @@ class Loop:
     keep: int = 2  # checkpoints kept, the newest
     best_metric: DevMetric = "none"  # the checkpoint with its best value is kept too
     result: Literal["last", "best"] = "last"  # checkpoint that later stages read
+    patience: int = 0  # evaluations without a better best_metric, then ends; 0: never
+    eval_queries: int = 0  # dev queries that an evaluation measures; 0: all
     idle_steps: int = 100  # steps in a row without a pair or with equal scores; 0: any
 
     def __post_init__(self):
         require(self.steps >= 0, f"Loop.steps must be 0 or more, found {self.steps}")
         positive(self, "log_every", "save_every", "keep")
-        for name in ("eval_every", "idle_steps"):
+        for name in ("eval_every", "idle_steps", "patience", "eval_queries"):
             require(
                 getattr(self, name) >= 0,
                 f"Loop.{name} must be 0 or more, found {getattr(self, name)}",
@@ -112,6 +114,11 @@ class Loop:
             self.best_metric == "none" or self.eval_every > 0,
             f"loop.best_metric {self.best_metric!r} is measured every loop.eval_every "
             "steps, and that is 0; set it to a number of steps",
+        )
+        require(
+            not self.patience or self.best_metric != "none",
+            f"loop.patience is {self.patience}, but loop.best_metric is 'none'; name "
+            "the metric of dev that decides",
         )
         require(
             self.result == "last" or self.best_metric != "none",

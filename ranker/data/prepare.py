@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ranker import config, manifests, storage
+from ranker import config, manifests, processes, storage
 from ranker.data import click_engine, datasets, files, summary, text
 from ranker.data.click_engine import ClickTable
 from ranker.data.clicks import Digest
@@ -97,6 +97,11 @@ def _fingerprints(data: config.Data) -> Iterator[list[Any]]:
             yield from files.fingerprints(storage.open_path(name))
 
 
+def plan(data: config.Data, settings: config.Text) -> manifests.Manifest:
+    """The stage's manifest: what the prepared data depend on."""
+    return manifests.Manifest(kind=NAME, settings=_settings(data, settings), inputs={})
+
+
 def prepare(
     data: config.Data,
     settings: config.Text,
@@ -110,13 +115,11 @@ def prepare(
       DataError: at a malformed record, naming file, line and field.
       StageError: when the workdir holds other data.
     """
-    folder = workdir / NAME
-    manifest = manifests.Manifest(
-        kind=NAME, settings=_settings(data, settings), inputs={}
-    )
+    folder, manifest = workdir / NAME, plan(data, settings)
     with manifests.claim(folder, manifest, replace=replace, wait=True) as todo:
         if todo:
-            return _prepare(data, settings, folder, manifest)
+            made = processes.first(lambda: _prepare(data, settings, folder, manifest))
+            return Prepared(folder, made, settings)
         found = manifests.load(folder)
         assert found is not None
         return Prepared(folder, found, settings)
@@ -162,7 +165,8 @@ def _prepare(
     settings: config.Text,
     folder: pathlib.Path,
     manifest: manifests.Manifest,
-) -> Prepared:
+) -> manifests.Manifest:
+    """Writes all of the stage's folder, in one process."""
     for stale in ("corpus", "lists", "clicks", "tokenizers", _WORK):
         shutil.rmtree(folder / stale, ignore_errors=True)
     source = open_source(data)
@@ -175,8 +179,7 @@ def _prepare(
         shutil.rmtree(folder / _WORK, ignore_errors=True)
     for line in summary.lines(facts["report"]):
         print(f"[{NAME}] {line}", flush=True)
-    done = manifest.finish(folder, **facts, files=manifests.outputs(folder))
-    return Prepared(folder, done, settings)
+    return manifest.finish(folder, **facts, files=manifests.outputs(folder))
 
 
 def _write(

@@ -5,21 +5,61 @@ the documents that have a score, and their scores. So any teacher can be distill
 API, another framework, a model that nothing here can load.
 """
 
+import dataclasses
 import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from ranker import config, manifests
-from ranker.data.prepare import prepare
+from ranker import config, manifests, processes
+from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import RankedList
 from ranker.errors import DataError
-from ranker.manifests import Manifest
+from ranker.manifests import Manifest, ScoreFacts
 from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
 from ranker.scoring.pairs import Content, ListPairs
 from ranker.storage import digest
 
 SPLITS = ("train", "unlabelled")
+
+
+@dataclass(frozen=True)
+class GivenRun:
+    """The stage with its manifest."""
+
+    settings: config.Given
+    workdir: pathlib.Path
+    prepared: Prepared
+    manifest: Manifest
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Of the stage."""
+        return self.workdir / self.settings.name
+
+
+def plan(
+    settings: config.Given,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    planned: Mapping[str, Manifest] | None = None,
+) -> GivenRun:
+    """The stage with its manifest; no other stage is needed."""
+    del planned
+    inputs = prepared.inputs("corpus", *(f"lists/{name}" for name in SPLITS))
+    manifest = Manifest(
+        kind="score",
+        settings={
+            "splits": list(SPLITS),
+            "format": "parquet",
+            "chunk_pairs": settings.chunk_pairs,
+        },
+        inputs={**inputs, "given": digest([settings.data.given_scores, inputs])},
+        facts=ScoreFacts(teacher="given", teacher_facts={}).to_dict(),
+    )
+    return GivenRun(settings, workdir, prepared, manifest)
 
 
 def given(
@@ -35,55 +75,51 @@ def given(
       StageError: when the workdir holds other data, or another run works on it.
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    inputs = prepared.inputs("corpus", *(f"lists/{name}" for name in SPLITS))
-    manifest = Manifest(
-        kind="score",
-        settings={
-            "splits": list(SPLITS),
-            "format": "parquet",
-            "chunk_pairs": settings.chunk_pairs,
-        },
-        inputs={**inputs, "given": digest([settings.data.given_scores, inputs])},
-        facts={"teacher": "given", "teacher_facts": {}},
+    return execute(plan(settings, prepared, workdir), replace=replace)
+
+
+def execute(run: GivenRun, *, replace: bool = False) -> Manifest:
+    """Runs a planned stage, in the first process; what is done is left alone."""
+    with manifests.claim(run.folder, run.manifest, replace=replace) as todo:
+        if todo:
+            return processes.first(lambda: _write(run))
+        found = manifests.load(run.folder)
+        assert found is not None
+        return found
+
+
+def _write(run: GivenRun) -> Manifest:
+    lists = {name: run.prepared.lists(name) for name in SPLITS}
+    source = ListPairs(lists, run.prepared.corpus())
+    size = run.settings.chunk_pairs
+    job = jobs.open_job(run.folder, run.manifest, source, size=size, format="parquet")
+    run.manifest.save(run.folder)
+    for number in job.missing():
+        chunk = job.chunks[number]
+        records = [lists[chunk.source][chunk.begin + i] for i in range(chunk.count)]
+        content = source.read(chunk)
+        jobs.save_chunk(
+            job,
+            number,
+            content,
+            _scores(records, content),
+            seconds=0.0,
+            chips=0,
+            tokens=0,
+            device="given",
+            code="given",
+        )
+    proof = proofs.verify(job)
+    facts = dataclasses.replace(
+        ScoreFacts.of(run.manifest.facts),
+        pairs=proof.pairs,
+        quarantined=0,
+        mean=proof.mean,
+        std=proof.std,
+        min=proof.min,
+        max=proof.max,
     )
-    folder = workdir / settings.name
-    with manifests.claim(folder, manifest, replace=replace) as todo:
-        if not todo:
-            found = manifests.load(folder)
-            assert found is not None
-            return found
-        lists = {name: prepared.lists(name) for name in SPLITS}
-        source = ListPairs(lists, prepared.corpus())
-        job = jobs.open_job(
-            folder, manifest, source, size=settings.chunk_pairs, format="parquet"
-        )
-        manifest.save(folder)
-        for number in job.missing():
-            chunk = job.chunks[number]
-            records = [lists[chunk.source][chunk.begin + i] for i in range(chunk.count)]
-            content = source.read(chunk)
-            jobs.save_chunk(
-                job,
-                number,
-                content,
-                _scores(records, content),
-                seconds=0.0,
-                chips=0,
-                tokens=0,
-                device="given",
-                code="given",
-            )
-        proof = proofs.verify(job)
-        return manifest.finish(
-            folder,
-            output="",
-            pairs=proof.pairs,
-            quarantined=0,
-            mean=proof.mean,
-            std=proof.std,
-            min=proof.min,
-            max=proof.max,
-        )
+    return run.manifest.finish(run.folder, **facts.to_dict())
 
 
 def _scores(records: list[RankedList], content: Content) -> np.ndarray:

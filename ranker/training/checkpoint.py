@@ -2,7 +2,7 @@
 
     WORKDIR/NAME/checkpoints/
       step_1000/       parameters apart from the rest of the state, as orbax writes them
-      step_1000.json   digests of those files, and what else a run needs to go on
+      step_1000.json   digests of those files, and what else a run needs to resume
 
 The second is written when the first is whole, and deleted before it: a folder without
 it is what a killed run has left. Orbax has no digests that it checks: a flipped bit
@@ -10,6 +10,7 @@ would be loaded as it is.
 """
 
 import contextlib
+import functools
 import pathlib
 import re
 import shutil
@@ -17,13 +18,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ranker import manifests, storage
+from ranker import manifests, processes, storage
 from ranker.errors import StageError
+from ranker.training.progress import MORE_IS_BETTER
 from ranker.training.state import TrainState, abstract_like
 
 FOLDER = "checkpoints"
@@ -31,15 +30,12 @@ _NAME = re.compile(r"step_(\d+)")
 _PARTS = ("params", "train")
 _ORBAX_FILES = {*_PARTS, "_CHECKPOINT_METADATA", "commit_success.txt"}
 
-# Metrics of dev that a best checkpoint can be chosen by: whether more of it is better.
-MORE_IS_BETTER = {"dev_ndcg@5": True, "dev_language": False}
-
 
 class Checkpoints:
     """The checkpoints of one stage's folder.
 
     Saving is asynchronous: the arrays are copied, and written and digested while
-    training goes on.
+    training continues.
     """
 
     def __init__(
@@ -65,9 +61,11 @@ class Checkpoints:
         self._root = (folder / FOLDER).resolve()
         self._keep, self._best_metric, self._note = keep, best_metric, note
         self._pending: Future | None = None
+        self._saves = 0
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        if keep is not None and jax.process_index() == 0:
-            self._clean()
+        self._channel = processes.channel()
+        if keep is not None:
+            processes.first(self._clean)
 
     def _clean(self) -> None:
         """Deletes what killed runs have left half-written."""
@@ -118,9 +116,13 @@ class Checkpoints:
         if self._best_metric not in metrics:
             return False
         self.wait()
-        best, value = self.best(), metrics[self._best_metric]
-        more = MORE_IS_BETTER[self._best_metric]
-        return best is None or (value > best[1] if more else value < best[1])
+
+        def decide() -> bool:
+            best, value = self.best(), metrics[self._best_metric]
+            more = MORE_IS_BETTER[self._best_metric]
+            return best is None or (value > best[1] if more else value < best[1])
+
+        return processes.first(decide)
 
     def save(
         self,
@@ -151,16 +153,44 @@ class Checkpoints:
         except Exception as error:
             raise self._cannot_save(step, error) from error
         record = {"step": step, "progress": progress, "metrics": metrics}
+        self._saves += 1
         self._pending = self._background.submit(self._finish, response, record)
 
+    def amend(
+        self, step: int, progress: dict[str, Any], metrics: dict[str, float]
+    ) -> None:
+        """Gives a saved checkpoint what was measured after it was saved.
+
+        Raises:
+          StageError: when the save could not be written.
+        """
+        self.wait()
+
+        def write() -> None:
+            path = self._record(f"step_{step}")
+            record = storage.read_sealed(path)
+            storage.write_sealed(
+                path, {**record, "progress": progress, "metrics": metrics}
+            )
+            self._delete_old()
+
+        processes.first(write)
+
     def _finish(self, response: Any, record: dict[str, Any]) -> None:
-        """Waits until the files are whole, writes their digests, deletes old ones."""
+        """Waits until the files are whole, writes their digests, deletes old ones.
+
+        Each process reads what it wrote itself.
+        """
         step = record["step"]
         name = f"step_{step}"
         try:
             response.result()
-            if jax.process_index() == 0:
-                files = storage.file_digests(self._root / name)
+            parts = processes.exchange(
+                f"{self._channel}/{self._saves}/{step}",
+                lambda: storage.file_digests(self._root / name, _is_own),
+            )
+            if processes.leads():
+                files = {path: one for part in parts for path, one in part.items()}
                 storage.write_sealed(self._record(name), {**record, "files": files})
                 self._delete_old()
         except Exception as error:
@@ -168,11 +198,11 @@ class Checkpoints:
 
     def _cannot_save(self, step: int, error: Exception) -> StageError:
         before = [one for one in self.steps if one != step]
-        goes_on = f"from step {max(before)}" if before else "from the beginning"
+        where = f"from step {max(before)}" if before else "from the beginning"
         return StageError(
             f"the checkpoint at step {step} cannot be written to {self._root}: "
             f"{_root_cause(error)}. Make room, or the folder writable, and run the "
-            f"same command again: it goes on {goes_on}"
+            f"same command again: it resumes {where}"
         )
 
     def _delete_old(self) -> None:
@@ -186,10 +216,14 @@ class Checkpoints:
                 shutil.rmtree(self._root / f"step_{step}")
 
     def wait(self) -> None:
-        """Returns when the last save is on disk; raises what went wrong with it."""
+        """Returns when the last save is on disk, with its record, in all processes.
+
+        Raises:
+          StageError: saying what went wrong with it, in whichever process.
+        """
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            processes.together(pending.result)
 
     def restore(self, state: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that is whole, and the progress saved with it.
@@ -199,7 +233,7 @@ class Checkpoints:
         Args:
           state: its arrays say how the restored ones are laid out.
         """
-        step = self._whole(self.steps, _PARTS)
+        step = self._whole(processes.first(lambda: self.steps), _PARTS)
         if step is None:
             return None
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
@@ -208,7 +242,10 @@ class Checkpoints:
         restored = TrainState(
             params=loaded["params"], sound=state.sound, **loaded["train"]
         )
-        return restored, storage.read_sealed(self._record(f"step_{step}"))["progress"]
+        record = processes.first(
+            lambda: storage.read_sealed(self._record(f"step_{step}"))
+        )
+        return restored, record["progress"]
 
     def restore_params(self, abstract: Any) -> Any:
         """Parameters alone of the checkpoint that is the stage's result.
@@ -222,44 +259,51 @@ class Checkpoints:
         """
         manifest = manifests.load(self.folder)
         facts = manifest.facts if manifest else {}
-        step = facts.get("checkpoint", self.latest)
+        step = processes.first(lambda: facts.get("checkpoint", self.latest))
         if step is None or self._whole([step], ("params",)) is None:
-            with contextlib.suppress(OSError):  # as in somebody else's folder
-                if manifest and manifest.done and jax.process_index() == 0:
-                    manifests.reopen(manifest, self.folder)
+            if manifest and manifest.done:
+                processes.first(lambda: self._reopen(manifest))
             raise StageError(
                 f"{self.folder} has no checkpoint that is whole at "
                 f"{'its end' if step is None else f'step {step}'}; run that stage "
-                "again: it goes on from the last one before, to the same result"
+                "again: it resumes from the last one before, to the same result"
             )
         return self._load(step, {"params": abstract})["params"]
 
+    def _reopen(self, manifest: manifests.Manifest) -> None:
+        with contextlib.suppress(OSError):  # as in somebody else's folder
+            manifests.reopen(manifest, self.folder)
+
     def _whole(self, steps: list[int], parts: tuple[str, ...]) -> int | None:
-        """The last of `steps` whose files of these parts are as they were written."""
-        found = -1
-        if jax.process_index() == 0:
-            for step in sorted(steps, reverse=True):
-                damage = self._damage(step, parts)
-                if damage is None:
-                    found = step
-                    break
-                self._note(f"the checkpoint at step {step} is damaged: {damage}")
-                self._set_aside(step)
-        if jax.process_count() > 1:
-            found = int(multihost_utils.broadcast_one_to_all(np.int32(found)))
-        return None if found < 0 else found
+        """The last of `steps` whose files of these parts are as they were written.
+
+        The processes read a share of the files each.
+        """
+        for step in sorted(steps, reverse=True):
+            damage = self._damage(step, parts)
+            if damage is None:
+                return step
+            self._note(f"the checkpoint at step {step} is damaged: {damage}")
+            processes.first(functools.partial(self._set_aside, step))
+        return None
 
     def _damage(self, step: int, parts: tuple[str, ...]) -> str | None:
         record = self._record(f"step_{step}")
         try:
-            files = storage.read_sealed(record)["files"]
+            files = processes.first(lambda: storage.read_sealed(record)["files"])
         except FileNotFoundError:
             return f"{record.name} is missing"
         except (OSError, ValueError) as error:
             return f"{record.name}: {error}"
         others = {part for part in _PARTS if part not in parts}
-        wanted = {k: v for k, v in files.items() if k.split("/")[0] not in others}
-        return storage.find_damage(self._root / f"step_{step}", wanted)
+        wanted = [name for name in files if name.split("/")[0] not in others]
+        share = wanted[processes.index() :: processes.count()]
+        found = processes.together(
+            lambda: storage.find_damage(
+                self._root / f"step_{step}", {name: files[name] for name in share}
+            )
+        )
+        return next((damage for damage in found if damage), None)
 
     def _set_aside(self, step: int) -> None:
         """Renames a damaged checkpoint, so that another can be saved in its place."""
@@ -290,6 +334,15 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
+
+
+def _is_own(name: str) -> bool:
+    """Whether this process wrote a file of a checkpoint, by its path in it.
+
+    Orbax gives each process a folder `ocdbt.process_N`; the rest is the first one's.
+    """
+    found = re.search(r"(?:^|/)ocdbt\.process_(\d+)/", name)
+    return (int(found[1]) if found else 0) == processes.index()
 
 
 def _root_cause(error: BaseException) -> BaseException:

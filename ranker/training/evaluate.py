@@ -2,20 +2,21 @@
 
 import contextlib
 import pathlib
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from ranker import config, errors, manifests, sharding, storage
+from ranker import config, errors, manifests, processes, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
 from ranker.data.pairs import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
+from ranker.manifests import Manifest, ScoreFacts
 from ranker.metrics import comparison
 from ranker.metrics.cascade import merge_runs
 from ranker.metrics.measures import parse_measure
@@ -25,8 +26,6 @@ from ranker.reporting import tables
 from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.trained import load_trained
-
-_REPORT_EVERY = 10.0  # seconds
 
 
 def _records(lists: Source[RankedList]) -> list[RankedList]:
@@ -40,6 +39,64 @@ def check_measures(measures: Sequence[str]) -> None:
             parse_measure(name)
         except ValueError as error:
             raise config.ConfigError(f"--config.measures: {error}") from error
+
+
+_KINDS = ("sft", "distill")  # stages that can be measured
+_BY = "the evaluate stage"
+
+
+@dataclass(frozen=True)
+class EvaluateRun:
+    """What is to be measured, before a model is loaded."""
+
+    settings: config.Evaluate
+    workdir: pathlib.Path
+    prepared: Prepared
+    parents: dict[str, Manifest]  # of the systems
+    fields: comparison.Fields  # of the queries
+    manifest: Manifest
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Of the stage."""
+        return self.workdir / "evaluate"
+
+
+def plan(
+    settings: config.Evaluate,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    planned: Mapping[str, Manifest] | None = None,
+) -> EvaluateRun:
+    """The stage with its manifest; arguments as of `training.run.plan`."""
+    check_measures(settings.measures)
+    if not len(prepared.lists(settings.split)):
+        raise errors.StageError(f"the split {settings.split!r} has no query")
+    parents = {
+        name: manifests.require(workdir, name, kinds=_KINDS, by=_BY, planned=planned)
+        for name in settings.systems
+    }
+    fields: dict[str, Any] = {}
+    if settings.query_fields:
+        fields = trec.load_fields(pathlib.Path(settings.query_fields))
+    manifest = Manifest(
+        kind="evaluate",
+        settings={
+            "reference": settings.reference,
+            "split": settings.split,
+            "measures": list(settings.measures),
+            "relevance": settings.relevance,
+            "permutations": settings.permutations,
+            "seed": settings.seed,
+            "query_fields": storage.digest(fields) if fields else "",
+            "cascades": [one.name for one in settings.cascades],
+        },
+        inputs={
+            **prepared.inputs("corpus", f"lists/{settings.split}"),
+            **{name: parent.key for name, parent in parents.items()},
+        },
+    )
+    return EvaluateRun(settings, workdir, prepared, parents, fields, manifest)
 
 
 def evaluate(
@@ -61,86 +118,38 @@ def evaluate(
     """
     check_measures(settings.measures)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    if not len(prepared.lists(settings.split)):
-        raise errors.StageError(f"the split {settings.split!r} has no query")
-    by = "the evaluate stage"
-    parents = {
-        name: manifests.require(workdir, name, kinds=("sft", "distill"), by=by)
-        for name in settings.systems
-    }
-    fields: dict[str, Any] = {}
-    if settings.query_fields:
-        fields = trec.load_fields(pathlib.Path(settings.query_fields))
-    folder = workdir / "evaluate"
-    manifest = manifests.Manifest(
-        kind="evaluate",
-        settings={
-            "reference": settings.reference,
-            "split": settings.split,
-            "measures": list(settings.measures),
-            "relevance": settings.relevance,
-            "permutations": settings.permutations,
-            "seed": settings.seed,
-            "query_fields": storage.digest(fields) if fields else "",
-            "cascades": [one.name for one in settings.cascades],
-        },
-        inputs={
-            **prepared.inputs("corpus", f"lists/{settings.split}"),
-            **{name: parent.key for name, parent in parents.items()},
-        },
-    )
-    with manifests.claim(folder, manifest, replace=replace) as todo:
+    return execute(plan(settings, prepared, workdir), replace=replace)
+
+
+def execute(run: EvaluateRun, *, replace: bool = False) -> dict[str, Any]:
+    """Runs a planned evaluation; what is done already is read."""
+    with manifests.claim(run.folder, run.manifest, replace=replace) as todo:
         if todo:
-            teachers = teachers_of(parents, workdir)
-            summary = _measure(
-                settings, prepared, workdir, folder, by, teachers, fields
-            )
-            files = manifests.outputs(folder)
-            manifest.finish(folder, summary=summary, files=files)
+            summary = _measure(run)
+            files = processes.first(lambda: manifests.outputs(run.folder))
+            run.manifest.finish(run.folder, summary=summary, files=files)
         else:
-            found = manifests.load(folder)
+            found = manifests.load(run.folder)
             assert found is not None
             summary = found.facts["summary"]
-    _finish(summary, workdir)
+    _finish(summary, run.workdir)
     return summary
 
 
-def _measure(
-    settings: config.Evaluate,
-    prepared: Prepared,
-    workdir: pathlib.Path,
-    folder: pathlib.Path,
-    by: str,
-    teachers: dict[str, str],
-    fields: comparison.Fields,
-) -> dict[str, Any]:
+def _measure(run: EvaluateRun) -> dict[str, Any]:
     """Scores the candidates by every system, writes the runs, and compares them."""
-    lists, corpus = prepared.lists(settings.split), prepared.corpus()
+    settings, folder = run.settings, run.folder
+    lists, corpus = run.prepared.lists(settings.split), run.prepared.corpus()
     runs = {"bm25": run_of(lists, corpus, bm25_scores(lists, corpus))}
     mesh = sharding.make_mesh(settings.mesh)
     for name in settings.systems:
-        trained = load_trained(
-            workdir, name, prepared, mesh, kinds=("sft", "distill"), by=by
-        )
-        total = sum(len(one.documents) for one in _records(lists))
-        reporter = Reporter(folder, f"evaluate/{name}", total=total, unit="pair")
-        with contextlib.closing(reporter):
-            scores = score_lists(
-                make_score(trained.network),
-                trained.params,
-                trained.network,
-                lists,
-                trained.encoder(prepared),
-                rows=settings.rows,
-                progress=_now_and_then(reporter),
-            )
-        runs[name] = run_of(lists, corpus, scores)
+        runs[name] = run_of(lists, corpus, _scores(run, name, mesh))
     for cascade in settings.cascades:
         pair = runs[cascade.first], runs[cascade.second]
         runs[cascade.name] = merge_runs(*pair, cascade.keep)
-    if jax.process_index() == 0:
-        for name, run in runs.items():
-            formats.write_run(folder / f"{name}.trec", run, tag=name)
+    if processes.leads():
+        for name, one in runs.items():
+            formats.write_run(folder / f"{name}.trec", one, tag=name)
     texts = {one.query_id: one.query for one in _records(lists)}
     try:
         found = comparison.compare(
@@ -152,13 +161,14 @@ def _measure(
             tests=comparison.Inference(
                 permutations=settings.permutations, seed=settings.seed
             ),
-            fields={**trec.query_lengths(texts), **fields},
+            fields={**trec.query_lengths(texts), **run.fields},
         )
     except ValueError as error:
         raise DataError(str(error)) from error
+    teachers = teachers_of(run.parents, run.workdir)
     agreement, correlations = agreements(runs, teachers, found.queries)
     summary = {**found.summary(), "agreement": agreement, "split": settings.split}
-    if jax.process_index() == 0:
+    if processes.leads():
         with storage.writing(folder / "per_query.tsv", "w") as file:
             file.write(tables.per_query(found, correlations) + "\n")
         with storage.writing(folder / "table.md", "w") as file:
@@ -166,31 +176,33 @@ def _measure(
     return summary
 
 
-def _now_and_then(reporter: Reporter) -> Callable[[int, int], None]:
-    """A progress function that reports every few seconds, and at the end."""
+def _scores(run: EvaluateRun, name: str, mesh: Mesh) -> np.ndarray:
+    """A system's scores of all candidates, float32 [pairs]."""
+    prepared, lists = run.prepared, run.prepared.lists(run.settings.split)
+    trained = load_trained(run.workdir, name, prepared, mesh, kinds=_KINDS, by=_BY)
+    total = sum(len(one.documents) for one in _records(lists))
+    reporter = Reporter(run.folder, f"evaluate/{name}", total=total, unit="pair")
     reporter.start(0)
-    last, tokens_since = time.monotonic(), 0
+    with contextlib.closing(reporter):
+        return score_lists(
+            make_score(trained.network),
+            trained.params,
+            trained.network,
+            lists,
+            trained.encoder(prepared),
+            rows=run.settings.rows,
+            progress=reporter.now_and_then,
+        )
 
-    def progress(done: int, tokens: int) -> None:
-        nonlocal last, tokens_since
-        tokens_since += tokens
-        if time.monotonic() - last > _REPORT_EVERY or done == reporter.total:
-            reporter.progress(done, tokens=tokens_since, values={})
-            last, tokens_since = time.monotonic(), 0
 
-    return progress
-
-
-def teachers_of(
-    parents: dict[str, manifests.Manifest], workdir: pathlib.Path
-) -> dict[str, str]:
+def teachers_of(parents: dict[str, Manifest], workdir: pathlib.Path) -> dict[str, str]:
     """The stage whose scores each of the distilled systems has learned from."""
     teachers = {}
     for name, parent in parents.items():
         for other in parent.inputs:
             found = manifests.load(workdir / other)
             if found and found.kind == "score":
-                teachers[name] = found.facts["teacher"]
+                teachers[name] = ScoreFacts.of(found.facts).teacher
     return teachers
 
 
@@ -206,7 +218,7 @@ def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarr
 
 
 def _finish(summary: dict[str, Any], workdir: pathlib.Path) -> None:
-    if jax.process_index() == 0:
+    if processes.leads():
         storage.write_json(workdir / "summary.json", summary)
         tables.show(tables.grids(summary))
         for note in summary.get("notes", ()):

@@ -1,8 +1,9 @@
 """`export`: a trained model as a Hugging Face folder with its score contract."""
 
 import dataclasses
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ranker import config, manifests, sharding
+from ranker import config, manifests, processes, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import RankedList
 from ranker.data.text import Segment, Tokenizer
+from ranker.manifests import Manifest
 from ranker.models.huggingface import export_huggingface
 from ranker.serving import contract, golden
 from ranker.serving.frame import tokenizer_frame
@@ -30,6 +32,51 @@ _DOCUMENTS = 5  # of each list, at most
 _ROWS = 32  # pairs a batch
 
 
+_KINDS = ("cpt", "sft", "distill")  # stages that can be exported
+_BY = "the export stage"
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportRun:
+    """What is to be exported, before a model is loaded."""
+
+    settings: config.Export
+    workdir: pathlib.Path
+    prepared: Prepared
+    parent: Manifest
+    manifest: Manifest
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """That is written."""
+        return self.workdir / self.settings.folder
+
+
+def plan(
+    settings: config.Export,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    planned: Mapping[str, Manifest] | None = None,
+) -> ExportRun:
+    """The stage with its manifest; arguments as of `training.run.plan`."""
+    parent = manifests.require(
+        workdir, settings.stage, kinds=_KINDS, by=_BY, planned=planned
+    )
+    manifest = Manifest(
+        kind="export",
+        settings={
+            "onnx": dataclasses.asdict(settings.onnx),
+            "calibration": settings.calibration,
+            "dtype": settings.dtype,
+        },
+        inputs={
+            **prepared.inputs("corpus", *(f"lists/{one}" for one in _SPLITS)),
+            settings.stage: parent.key,
+        },
+    )
+    return ExportRun(settings, workdir, prepared, parent, manifest)
+
+
 def export(
     settings: config.Export, workdir: pathlib.Path, *, replace: bool = False
 ) -> pathlib.Path:
@@ -42,43 +89,53 @@ def export(
       ConfigError, DataError, StageError: with what is wrong and what to do.
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    kinds, by = ("cpt", "sft", "distill"), "the export stage"
-    parent = manifests.require(workdir, settings.stage, kinds=kinds, by=by)
-    folder = workdir / settings.folder
-    manifest = manifests.Manifest(
-        kind="export",
-        settings={
-            "onnx": dataclasses.asdict(settings.onnx),
-            "calibration": settings.calibration,
-            "dtype": settings.dtype,
-        },
-        inputs={
-            **prepared.inputs("corpus", *(f"lists/{one}" for one in _SPLITS)),
-            settings.stage: parent.key,
-        },
-    )
-    with manifests.claim(folder, manifest, replace=replace) as todo:
+    return execute(plan(settings, prepared, workdir), replace=replace)
+
+
+def execute(run: ExportRun, *, replace: bool = False) -> pathlib.Path:
+    """Runs a planned export; what is done already is left alone."""
+    with manifests.claim(run.folder, run.manifest, replace=replace) as todo:
         if todo:
-            mesh = sharding.make_mesh(settings.mesh)
+            mesh, stage = _own_mesh(run), run.settings.stage
             trained = load_trained(
-                workdir, settings.stage, prepared, mesh, kinds=kinds, by=by
+                run.workdir, stage, run.prepared, mesh, kinds=_KINDS, by=_BY
             )
-            if settings.dtype != "float32":
-                trained = dataclasses.replace(trained, params=_rounded(trained.params))
-            write_folder(folder, trained, prepared, mesh, settings.dtype)
-            if trained.manifest.kind != "cpt":
-                tokenizer = prepared.tokenizer(trained.role)
-                score = partial(_score, trained=trained, tokenizer=tokenizer, mesh=mesh)
-                add_served(folder, settings, trained, prepared, score)
-            write_card(folder, workdir, trained, prepared.manifest.facts["report"])
-            manifest.finish(
-                folder,
-                stage=settings.stage,
+            processes.first(lambda: _write(run, trained, mesh))
+            run.manifest.finish(
+                run.folder,
+                stage=stage,
                 length=trained.length,
-                files=manifests.outputs(folder),
+                files=processes.first(lambda: manifests.outputs(run.folder)),
             )
-            print(f"[export] {settings.stage} is in {folder}", flush=True)
-    return folder
+            if processes.leads():
+                print(f"[export] {stage} is in {run.folder}", flush=True)
+    return run.folder
+
+
+def _write(run: ExportRun, trained: Trained, mesh: Mesh) -> None:
+    """Writes all of the folder but its manifest."""
+    settings = run.settings
+    if settings.dtype != "float32":
+        trained = dataclasses.replace(trained, params=_rounded(trained.params))
+    write_folder(run.folder, trained, run.prepared, mesh, settings.dtype)
+    if trained.manifest.kind != "cpt":
+        tokenizer = run.prepared.tokenizer(trained.role)
+        score = partial(_score, trained=trained, tokenizer=tokenizer, mesh=mesh)
+        add_served(run.folder, settings, trained, run.prepared, score)
+    report = run.prepared.manifest.facts["report"]
+    write_card(run.folder, run.workdir, trained, report)
+
+
+def _own_mesh(run: ExportRun) -> Mesh:
+    """The mesh asked for; with several processes one of this process's devices alone.
+
+    The first process writes the folder, so it needs the whole model.
+    """
+    if processes.count() == 1:
+        return sharding.make_mesh(run.settings.mesh)
+    devices = jax.local_devices()
+    parts = math.gcd(run.parent.settings["model"]["embed_dim"], len(devices))
+    return sharding.make_mesh(config.Mesh(fsdp=parts), devices)
 
 
 def write_folder(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker import storage
+from ranker import processes, storage
 from ranker.batch import Batch
 
 FOLDER = "failures"
@@ -31,7 +31,7 @@ def write_failure(
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
         for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]
     }
-    index = jax.process_index()
+    index = processes.index()
     with storage.writing(target / f"batch_{index}.npz") as file:
         np.savez_compressed(file, **leaves)
     report = _readable({"step": step, **facts})

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from ranker import config, errors, manifests
+from ranker import config, errors, manifests, processes
 from ranker.batch import Batch
 from ranker.data import pairs, pipeline
 from ranker.data.prepare import NAME as PREPARE
@@ -26,7 +26,7 @@ from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
 from ranker.metrics.runs import mean_ndcg
 from ranker.scoring.targets import Joined, Targets, load_targets
-from ranker.training.objectives import Objective
+from ranker.training.run import Run
 from ranker.training.scorer import (
     device_batch,
     make_score,
@@ -34,50 +34,44 @@ from ranker.training.scorer import (
     shards_of,
     together,
 )
-from ranker.training.state import Network
 
 STATES = 1024  # of the last batches, kept
-_SCORED_AT_ONCE = 16  # pairs a list of a training batch, when measuring on dev
 
-Evaluate = Callable[[Any], dict[str, float]]  # parameters -> metrics
+Measure = Callable[[Any], dict[str, float]]  # parameters -> metrics
 
 
-def make_batches(
-    settings: config.Train,
-    role: config.Role,
-    prepared: Prepared,
-    network: Network,
-    workdir: pathlib.Path,
-) -> "Batches":
-    """Endless training batches of the stage, read as `role` does.
+def make_batches(run: Run) -> "Batches":
+    """Endless training batches of the stage.
 
     Raises:
-      ConfigError: when a micro-batch does not divide over the mesh.
+      ConfigError: when a micro-batch does not divide over the mesh, or there is nothing
+        to learn from.
     """
+    settings, prepared = run.settings, run.prepared
     common: dict[str, Any] = dict(
-        batch=settings.batch, seed=settings.seed, shards=shards_of(network)
+        batch=settings.batch, seed=settings.seed, shards=shards_of(run.network)
     )
     if isinstance(settings.objective, config.Language):
         clicks = _filled(prepared.clicks("train"), settings, "click of the split train")
         batches = pipeline.text_batches(
             clicks,
-            prepared.tokenizer(role),
-            length=settings.text.of(role, "length"),
+            prepared.tokenizer(run.role),
+            length=settings.text.of(run.role, "length"),
             **common,
         )
         order = pipeline.shuffled_rows(len(clicks), settings.seed)
         return Batches(batches, order, lambda row: clicks[row].query)
-    encoder = _encoder(settings, role, prepared, network)
+    encoder = _encoder(run)
     template = encoder.tokenizer.template
-    _, why = pairs.can_share(network.model, template, encoder.length)
-    if why and jax.process_index() == 0:
+    _, why = pairs.can_share(run.network.model, template, encoder.length)
+    if why and processes.leads():
         print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
         if settings.objective.triples:
-            tokenizer = prepared.tokenizer(role)
-            length = settings.text.of(role, "length")
+            tokenizer = prepared.tokenizer(run.role)
+            length = settings.text.of(run.role, "length")
             return _streamed(settings, tokenizer, length, common["shards"])
-        lists, common["targets"] = scored_lists(settings, prepared, workdir)
+        lists, common["targets"] = scored_lists(settings, prepared, run.workdir)
     else:
         lists = prepared.lists("train")
     lists = _filled(lists, settings, "list with documents to learn from")
@@ -145,7 +139,7 @@ class Batches:
         return [self._name(row) for row in self._rows(before, after)]
 
     def get_state(self, back: int = 0) -> dict[str, Any]:
-        """What `set_state` goes on from; every process asks for it together.
+        """What `set_state` resumes from; every process asks for it together.
 
         It can be written as JSON. Each data shard's part is in it, so it does not
         matter which process made that shard's rows, or how many processes there are.
@@ -167,7 +161,7 @@ class Batches:
         return {**state, "dealt": dealt}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on from a state; on another number of data shards, with what is left."""
+        """Resumes from a state; on another number of data shards, with what is left."""
         self._iterator.set_state(state)
         self._states.clear()
         self._states.append(self._iterator.get_state())
@@ -177,30 +171,32 @@ class Batches:
         self._iterator.close()
 
 
-def _encoder(
-    settings: config.Train, role: config.Role, prepared: Prepared, network: Network
-) -> pairs.ListEncoder:
-    tokens, tokenizer = settings.text.of(role, "length"), prepared.tokenizer(role)
-    shared, _ = pairs.can_share(network.model, tokenizer.template, tokens)
+def _encoder(run: Run) -> pairs.ListEncoder:
+    tokens = run.settings.text.of(run.role, "length")
+    tokenizer = run.prepared.tokenizer(run.role)
+    shared, _ = pairs.can_share(run.network.model, tokenizer.template, tokens)
     return pairs.ListEncoder(
-        prepared.corpus(),
+        run.prepared.corpus(),
         tokenizer,
         tokens,
         shared=shared,
-        tokens=corpus_tokens(prepared, tokenizer),
+        tokens=corpus_tokens(run.prepared, tokenizer),
     )
 
 
 def corpus_tokens(prepared: Prepared, tokenizer: Tokenizer) -> TokenStore:
-    """The corpus's token ids; made once a workdir, by the first process of a run."""
+    """The corpus's token ids; made once a workdir, by the first process of a run.
+
+    Every process of the run calls it together.
+    """
     folder = prepared.folder / "tokens"
     key = key_of(prepared.inputs("corpus")[f"{PREPARE}/corpus"], tokenizer)
-    if jax.process_count() > 1:
-        if jax.process_index() == 0:
-            make_store(folder, key, prepared.corpus(), tokenizer)
-        # Where hosts share no files, each makes its own.
-        multihost_utils.sync_global_devices("the corpus is tokenised")
-    return make_store(folder, key, prepared.corpus(), tokenizer)
+
+    def make() -> TokenStore:
+        return make_store(folder, key, prepared.corpus(), tokenizer)
+
+    processes.first(lambda: bool(make()))
+    return make()  # where hosts share no files, each makes its own
 
 
 def scored_lists(
@@ -265,38 +261,36 @@ def _target_scale(
     return 1.0, 0.0
 
 
-def make_evaluate(
-    settings: config.Train,
-    role: config.Role,
-    prepared: Prepared,
-    network: Network,
-    objective: Objective,
-) -> Evaluate:
+def make_measure(run: Run) -> Measure:
     """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
-    if isinstance(settings.objective, config.Language):
-        return _language_evaluate(settings, role, prepared, network, objective)
-    encoder, dev = _encoder(settings, role, prepared, network), prepared.lists("dev")
-    score = make_score(network)
-    rows = settings.batch.size * _SCORED_AT_ONCE
+    if isinstance(run.settings.objective, config.Language):
+        return _language_measure(run)
+    encoder, dev = _encoder(run), run.prepared.lists("dev")
+    dev = _first(dev, run.settings.loop.eval_queries)
+    score, batch = make_score(run.network), run.settings.batch
+    # What fits while training fits here: the rows of a micro-batch.
+    rows = batch.size // batch.accumulate * batch.list_size
 
-    def evaluate(params: Any) -> dict[str, float]:
+    def measure(params: Any) -> dict[str, float]:
         if not len(dev):
             return {}
-        scores = score_lists(score, params, network, dev, encoder, rows=rows)
+        scores = score_lists(score, params, run.network, dev, encoder, rows=rows)
         return {"dev_ndcg@5": mean_ndcg(dev, encoder.corpus, scores)}
 
-    return evaluate
+    return measure
 
 
-def _language_evaluate(
-    settings: config.Train,
-    role: config.Role,
-    prepared: Prepared,
-    network: Network,
-    objective: Objective,
-) -> Evaluate:
-    texts = prepared.clicks("dev")
-    shards = shards_of(network)
+def _first(source: Any, count: int) -> Any:
+    """The first `count` records; 0: all."""
+    if not count or count >= len(source):
+        return source
+    return [source[index] for index in range(count)]
+
+
+def _language_measure(run: Run) -> Measure:
+    settings, prepared, network = run.settings, run.prepared, run.network
+    texts = _first(prepared.clicks("dev"), settings.loop.eval_queries)
+    shards, objective = shards_of(network), run.objective
     one = config.Batch(size=settings.batch.size // settings.batch.accumulate)
 
     @jax.jit
@@ -304,14 +298,14 @@ def _language_evaluate(
         model = nnx.merge(network.graphdef, params)
         return objective.parts(model, batch, None)["language"]
 
-    def evaluate(params: Any) -> dict[str, float]:
+    def measure(params: Any) -> dict[str, float]:
         if not len(texts):
             return {}
         batches, nothing = pipeline.every_text(
             texts,
-            prepared.tokenizer(role),
+            prepared.tokenizer(run.role),
             batch=one,
-            length=settings.text.of(role, "length"),
+            length=settings.text.of(run.role, "length"),
             shards=shards,
         )
         with contextlib.closing(batches):
@@ -322,4 +316,4 @@ def _language_evaluate(
         total = sum(parts[1:], start=parts[0])
         return {"dev_language": float(total.mean())}
 
-    return evaluate
+    return measure

@@ -11,6 +11,9 @@ from ranker.errors import StageError
 
 Values = dict[str, float]
 
+# Metrics of dev that a best checkpoint can be chosen by: whether more of it is better.
+MORE_IS_BETTER = {"dev_ndcg@5": True, "dev_language": False}
+
 
 @dataclass
 class Progress:
@@ -23,6 +26,9 @@ class Progress:
     idle: dict[str, int] = field(default_factory=dict)  # steps in a row, by metric
     last: Values = field(default_factory=dict)  # what was reported last
     dev: Values = field(default_factory=dict)  # what was measured on dev last
+    measured: int = 0  # step that it was measured at
+    best: float | None = None  # value so far of the metric that decides
+    stalled: int = 0  # measurements in a row without a better one
 
     def add(self, steps: list[Values]) -> None:
         """Takes the metrics of the steps just done."""
@@ -33,6 +39,20 @@ class Progress:
                 if is_weight or name == "collapsed":
                     idle = value == 0 if is_weight else value == 1
                     self.idle[name] = self.idle.get(name, 0) + 1 if idle else 0
+
+    def take_dev(self, step: int, values: Values, metric: str) -> None:
+        """Takes what was measured on dev; `metric` decides what is best."""
+        self.measured, self.dev = step, values
+        if metric not in values:
+            return
+        value, more = values[metric], MORE_IS_BETTER[metric]
+        better = self.best is None or (value > self.best if more else value < self.best)
+        self.best = value if better else self.best
+        self.stalled = 0 if better else self.stalled + 1
+
+    def has_stalled(self, patience: int) -> bool:
+        """Whether training is to end early; never with a patience of 0."""
+        return bool(patience) and self.stalled >= patience
 
     def report(self) -> Values:
         """Means over the window, which begins anew."""

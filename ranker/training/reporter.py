@@ -6,12 +6,12 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
+from ranker import processes, storage
 
-from ranker import storage
+EVERY = 10.0  # seconds between reports of what has no steps
 
 
 def duration(seconds: float) -> str:
@@ -26,25 +26,29 @@ def duration(seconds: float) -> str:
 class Reporter:
     """Writes one stage's metrics; only the first process prints and writes."""
 
-    def __init__(self, folder: pathlib.Path, name: str, *, total: int, unit: str):
+    def __init__(
+        self, folder: pathlib.Path | None, name: str, *, total: int, unit: str
+    ):
         """Opens the stage's files.
 
         Args:
           folder: of the stage; `metrics.jsonl` is appended to, so that a resumed run
-            goes on in the same file.
+            continues in the same file. None: every process prints, and writes nothing.
           name: of the stage, in front of each line.
           total: how many units make the whole stage.
           unit: what is counted, such as "step" or "pair".
         """
         self.name, self.total, self.unit = name, total, unit
-        self.active = jax.process_index() == 0
+        self.active = folder is None or processes.leads()
         self._file = self._board = None
-        if self.active:
+        if folder is not None and self.active:
             folder.mkdir(parents=True, exist_ok=True)
             self._open(folder, resumed_at=None)
         self._folder = folder
         self._start = self._last = time.monotonic()
         self._first_count: int | None = None
+        self._last_count = self._tokens = 0
+        self._apart: dict[str, float] = {}  # seconds since the last report
 
     def _open(self, folder: pathlib.Path, resumed_at: int | None) -> None:
         self._file = (folder / "metrics.jsonl").open("a", buffering=1)
@@ -55,19 +59,22 @@ class Reporter:
             purge = None if resumed_at is None else resumed_at + 1
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
-    def resume(self, count: int) -> None:
+    def resume(self, count: int, *, measured: int) -> None:
         """Forgets what was written beyond `count` units: it is written again.
 
-        A line that a killed run left half-written is dropped, too.
+        So is what was measured on dev after the step `measured`. A line that a killed
+        run left half-written is dropped, too.
         """
-        if not self.active:
+        if self._folder is None or not self.active:
             return
         self.close()
         path = self._folder / "metrics.jsonl"
         kept = []
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)[self.unit] <= count:
+                found = json.loads(line)
+                dev = any(name.startswith("dev_") for name in found)
+                if found[self.unit] <= (min(count, measured) if dev else count):
                     kept.append(line + b"\n")
         with storage.writing(path) as file:
             file.write(b"".join(kept))
@@ -79,47 +86,73 @@ class Reporter:
             print(f"[{self.name}] {message}", flush=True)
 
     def start(self, count: int) -> None:
-        """Starts the clock: `count` units were done before this process began."""
-        self._first_count = count
+        """Starts the clock: `count` units were done before."""
+        self._first_count = self._last_count = count
         self._start = self._last = time.monotonic()
+        self._tokens = 0
+
+    def count_tokens(self, tokens: int) -> None:
+        """Takes in real tokens that have been seen since the last call."""
+        self._tokens += tokens
+
+    @contextlib.contextmanager
+    def apart(self, name: str) -> Iterator[None]:
+        """Time within it is a metric, seconds_NAME; but for "input" no rate counts it.
+
+        The devices work on while batches are waited for, so input is a part of a step.
+        """
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - begin
+            self._apart[name] = self._apart.get(name, 0.0) + spent
+            if name != "input":
+                self._start += spent
+                self._last += spent
 
     def progress(
-        self,
-        count: int,
-        *,
-        tokens: int,
-        values: dict[str, float],
-        shown: Sequence[str] = (),
+        self, count: int, *, values: dict[str, float], shown: Sequence[str] = ()
     ) -> None:
         """Reports that `count` units are done.
 
         Args:
           count: units done since the stage began.
-          tokens: real tokens seen since the last report.
           values: metrics to write.
           shown: names of those to print.
         """
         now = time.monotonic()
         if self._first_count is None:
             self.start(count)
-        rate = tokens / max(now - self._last, 1e-9)
-        done = count - (self._first_count or 0)
-        eta = (now - self._start) / max(done, 1) * (self.total - count)
-        self._last = now
+        here = count - (self._first_count or 0)
+        timed: dict[str, float] = {}
         text = "".join(
             f"{name} {values[name]:.4g}  " for name in shown if name in values
         )
-        self.note(
-            f"{self.unit} {count}/{self.total}  {text}{rate:,.0f} tokens/s  "
-            f"ETA {duration(eta)}"
-        )
-        self.record(count, {**values, "tokens_per_second": rate})
+        if here:  # else there was a step that was compiled, and no other
+            rate = self._tokens / max(now - self._last, 1e-9)
+            eta = (now - self._start) / here * (self.total - count)
+            timed["tokens_per_second"] = rate
+            if self.unit != "step":
+                speed = (count - self._last_count) / max(now - self._last, 1e-9)
+                text += f"{speed:,.0f} {self.unit}s/s  "
+            text += f"{rate:,.0f} tokens/s  ETA {duration(eta)}"
+        timed |= {f"seconds_{name}": spent for name, spent in self._apart.items()}
+        self._last, self._tokens, self._apart = now, 0, {}
+        self._last_count = count
+        self.note(f"{self.unit} {count:,}/{self.total:,}  {text}".rstrip())
+        self.record(count, {**values, **timed})
+
+    def now_and_then(self, count: int, tokens: int) -> None:
+        """As `count_tokens` and `progress`, every `EVERY` seconds and at the end."""
+        self.count_tokens(tokens)
+        if time.monotonic() - self._last > EVERY or count == self.total:
+            self.progress(count, values={})
 
     def record(self, count: int, values: dict[str, Any]) -> None:
         """Writes metrics without printing them."""
-        if not self.active:
+        if self._file is None:
             return
-        assert self._file is not None
         line = {self.unit: count, "time": round(time.time(), 3), **values}
         # JSON has no NaN, and a line that no parser takes helps nobody.
         clean = {

@@ -11,53 +11,71 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 import ranker
-from ranker import config, manifests, sharding
+from ranker import config, manifests, processes, sharding
 from ranker.data.pairs import can_share
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.text import Tokenizer
 from ranker.errors import DataError
-from ranker.manifests import Manifest
+from ranker.manifests import Manifest, ScoreFacts
 from ranker.models.folder import resolve_folder
 from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
 from ranker.scoring.pair_files import open_input
 from ranker.scoring.pairs import Bad, Content, Input, ListPairs
 from ranker.training.inputs import corpus_tokens
-from ranker.training.reporter import duration
+from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import adopt
 from ranker.training.trained import Trained, load_trained
 
 _KINDS = ("sft", "distill")  # stages that can score
-_REPORT_EVERY = 10.0  # seconds
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """What is to be done, before a model is loaded."""
+class ScoreRun:
+    """What is to be scored, before a model is loaded."""
 
+    settings: config.Score
+    workdir: pathlib.Path
     prepared: Prepared
     source: Input
     manifest: Manifest
-    folder: pathlib.Path  # of the stage
-    output: Any  # folder of the job: a path, or a text such as gs://...
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """Of the stage."""
+        return self.workdir / self.settings.name
+
+    @property
+    def output(self) -> Any:
+        """Folder of the job: a path, or a text such as gs://..."""
+        return self.settings.output or self.folder
+
+    @property
+    def by(self) -> str:
+        """The stage's name, for messages."""
+        return f"the score stage {self.settings.name!r}"
 
 
-def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _Plan:
+def plan(
+    settings: config.Score,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    planned: Mapping[str, Manifest] | None = None,
+) -> ScoreRun:
+    """The stage with its manifest; arguments as of `training.run.plan`."""
     by = f"the score stage {settings.name!r}"
     if settings.input:
-        prepared = _prepared_before(workdir, by)
         source: Input = open_input(
             settings.input,
             pairs=settings.pairs,
@@ -67,11 +85,15 @@ def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _P
         )
         pieces = []
     else:
-        prepared = prepare(settings.data, settings.text, workdir, replace=replace)
         lists = {name: prepared.lists(name) for name in settings.splits}
         source = ListPairs(lists, prepared.corpus())
         pieces = ["corpus", *(f"lists/{name}" for name in settings.splits)]
-    parent = manifests.require(workdir, settings.teacher, kinds=_KINDS, by=by)
+    parent = manifests.require(
+        workdir, settings.teacher, kinds=_KINDS, by=by, planned=planned
+    )
+    facts = ScoreFacts(
+        teacher=settings.teacher, teacher_facts=parent.facts, code=code_digest()
+    )
     manifest = Manifest(
         kind="score",
         settings={
@@ -83,14 +105,18 @@ def _plan(settings: config.Score, workdir: pathlib.Path, *, replace: bool) -> _P
             **prepared.inputs(parent.settings["role"], *pieces),
             settings.teacher: parent.key,
         },
-        facts={
-            "teacher": settings.teacher,
-            "teacher_facts": parent.facts,
-            "code": code_digest(),
-        },
+        facts=facts.to_dict(),
     )
-    folder = workdir / settings.name
-    return _Plan(prepared, source, manifest, folder, settings.output or folder)
+    return ScoreRun(settings, workdir, prepared, source, manifest)
+
+
+def read_prepared(
+    settings: config.Score, workdir: pathlib.Path, *, replace: bool = False
+) -> Prepared:
+    """The data of a scoring stage: prepared now, or as the teacher was trained on."""
+    if settings.input:
+        return _prepared_before(workdir, f"the score stage {settings.name!r}")
+    return prepare(settings.data, settings.text, workdir, replace=replace)
 
 
 def _prepared_before(workdir: pathlib.Path, by: str) -> Prepared:
@@ -128,41 +154,52 @@ def score(
       FloatingPointError: at a score that is not finite, naming chunk and pair.
     """
     settings = with_teacher(settings, workdir, replace=replace)
-    plan = _plan(settings, workdir, replace=replace)
+    prepared = read_prepared(settings, workdir, replace=replace)
+    return execute(plan(settings, prepared, workdir), replace=replace)
+
+
+def execute(run: ScoreRun, *, replace: bool = False) -> Manifest | None:
+    """Runs a planned scoring stage; chunks that are there are kept."""
+    settings = run.settings
     index, count = _worker(settings)
     # Two runs may not do the same part; other parts are other processes'.
     part = settings.name if count == 1 else f"{settings.name}.{index}-of-{count}"
     with contextlib.ExitStack() as stack:
-        stack.callback(plan.source.close)
-        # A folder of other settings is refused here, or moved aside.
-        if manifests.is_done(plan.folder, plan.manifest, replace=replace):
-            found = manifests.load(plan.folder)
-            assert found is not None
-            if found.facts["output"] == settings.output and jobs.is_there(plan.output):
-                return found
-        if settings.devices == "local" or jax.process_index() == 0:
-            stack.enter_context(manifests.lock(workdir, part))
-        return _score(settings, workdir, plan)
+        stack.callback(run.source.close)
+
+        def begin() -> Manifest | None:
+            # A folder of other settings is refused here, or moved aside.
+            if manifests.is_done(run.folder, run.manifest, replace=replace):
+                found = manifests.load(run.folder)
+                assert found is not None
+                same = ScoreFacts.of(found.facts).output == settings.output
+                if same and jobs.is_there(run.output):
+                    return found
+            stack.enter_context(manifests.lock(run.workdir, part))
+            return None
+
+        return processes.first(begin) or _score(run)
 
 
-def _score(
-    settings: config.Score, workdir: pathlib.Path, plan: _Plan
-) -> Manifest | None:
-    folder, manifest = plan.folder, plan.manifest
-    job = jobs.open_job(
-        plan.output,
-        manifest,
-        plan.source,
-        size=settings.chunk_pairs,
-        format=settings.format,
+def _score(run: ScoreRun) -> Manifest | None:
+    settings, manifest = run.settings, run.manifest
+    job = processes.first(
+        lambda: jobs.open_job(
+            run.output,
+            manifest,
+            run.source,
+            size=settings.chunk_pairs,
+            format=settings.format,
+        )
     )
-    missing = _agreed(settings, job)
-    manifest.save(folder)
+    missing = processes.first(job.missing)
+    manifest.begin(run.folder)
     index, count = _worker(settings)
     mine = [number for number in missing if number % count == index]
-    if mine:
-        _score_chunks(settings, workdir, plan, job, mine)
-    left = _agreed(settings, job)
+    if missing:
+        _score_chunks(run, job, mine)
+    processes.meet()
+    left = processes.first(job.missing)
     if left:
         print(
             f"[{settings.name}] this process is done; {len(left)} of "
@@ -170,12 +207,10 @@ def _score(
             flush=True,
         )
         return None
-    if jax.process_index():
-        return None
-    proof = proofs.verify(job)
-    _list_quarantined(settings, job, proof.quarantined)
-    return manifest.finish(
-        folder,
+    proof = processes.first(lambda: proofs.verify(job))
+    processes.first(lambda: _list_quarantined(settings, job, proof.quarantined))
+    facts = dataclasses.replace(
+        ScoreFacts.of(manifest.facts),
         output=settings.output,
         pairs=proof.pairs,
         quarantined=len(proof.quarantined),
@@ -184,6 +219,7 @@ def _score(
         min=proof.min,
         max=proof.max,
     )
+    return manifest.finish(run.folder, **facts.to_dict())
 
 
 def with_teacher(
@@ -224,11 +260,11 @@ def verify(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
       DataError, StageError: naming what is not as it should be.
     """
     settings = with_teacher(settings, workdir, replace=False)
-    plan = _plan(settings, workdir, replace=False)
-    with contextlib.closing(plan.source):
-        job = jobs.load_job(plan.output)
-        job.check(plan.manifest)
-        return proofs.verify(job, source=plan.source)
+    run = plan(settings, read_prepared(settings, workdir), workdir)
+    with contextlib.closing(run.source):
+        job = jobs.load_job(run.output)
+        job.check(run.manifest)
+        return proofs.verify(job, source=run.source)
 
 
 def _worker(settings: config.Score) -> tuple[int, int]:
@@ -237,40 +273,26 @@ def _worker(settings: config.Score) -> tuple[int, int]:
         return settings.process_index, settings.process_count
     if settings.devices == "all":
         return 0, 1
-    return jax.process_index(), jax.process_count()
+    return processes.index(), processes.count()
 
 
-def _agreed(settings: config.Score, job: jobs.Job) -> list[int]:
-    """The missing chunks, as the first of the processes that score together sees."""
-    missing = job.missing()
-    if jax.process_count() == 1:
-        return missing
-    flags = np.zeros(len(job.chunks), bool)
-    flags[missing] = True
-    agreed = multihost_utils.broadcast_one_to_all(flags)
-    return np.flatnonzero(agreed).tolist()
-
-
-def _score_chunks(
-    settings: config.Score,
-    workdir: pathlib.Path,
-    plan: _Plan,
-    job: jobs.Job,
-    mine: Sequence[int],
-) -> None:
+def _score_chunks(run: ScoreRun, job: jobs.Job, mine: Sequence[int]) -> None:
+    settings = run.settings
     devices = jax.local_devices() if settings.devices == "local" else jax.devices()
     mesh = sharding.make_mesh(settings.mesh, devices)
-    by = f"the score stage {settings.name!r}"
     teacher = load_trained(
-        workdir, settings.teacher, plan.prepared, mesh, kinds=_KINDS, by=by
+        run.workdir, settings.teacher, run.prepared, mesh, kinds=_KINDS, by=run.by
     )
-    scorer = _Scorer(settings, teacher, plan.prepared)
-    progress = _Progress(settings.name, sum(job.chunks[k].pairs for k in mine))
+    scorer = _Scorer(settings, teacher, run.prepared)
+    if not mine:  # loading is what all processes do together
+        return
+    total = sum(job.chunks[number].pairs for number in mine)
+    progress = _Progress(Reporter(None, settings.name, total=total, unit="pair"))
     code = code_digest()
-    for number, content in _ahead(plan.source, job, mine):
+    for number, content in _ahead(run.source, job, mine):
         start = time.monotonic()
         content, scores = scorer(job, number, content, progress)
-        if not mesh.is_multi_process or jax.process_index() == 0:
+        if not mesh.is_multi_process or processes.leads():
             jobs.save_chunk(
                 job,
                 number,
@@ -441,36 +463,18 @@ def _list_quarantined(
 
 
 class _Progress:
-    """Prints how far this process is."""
+    """Counts pairs over chunks, and reports how far this process is."""
 
-    def __init__(self, name: str, total: int):
-        self.name, self.total, self.done = name, total, 0
-        self.here = self.tokens = self.chunk_tokens = 0
-        self.start = self.shown = time.monotonic()
+    def __init__(self, reporter: Reporter):
+        self.reporter, self.done, self.chunk_tokens = reporter, 0, 0
+        reporter.start(0)
 
     def batch(self, pairs: int, tokens: int) -> None:
         """`pairs` of the chunk are scored, and `tokens` tokens more."""
-        self.here = pairs
-        self.tokens += tokens
         self.chunk_tokens += tokens
-        if time.monotonic() - self.shown > _REPORT_EVERY:
-            self.show()
+        self.reporter.now_and_then(self.done + pairs, tokens)
 
     def finish(self, pairs: int) -> None:
         """A chunk of `pairs` pairs is written."""
         self.done += pairs
-        self.here = self.chunk_tokens = 0
-        if self.done == self.total or time.monotonic() - self.shown > _REPORT_EVERY:
-            self.show()
-
-    def show(self) -> None:
-        """Prints a line."""
-        self.shown = time.monotonic()
-        seconds = max(self.shown - self.start, 1e-9)
-        done = self.done + self.here
-        eta = seconds / max(done, 1) * (self.total - done)
-        print(
-            f"[{self.name}] pair {done:,}/{self.total:,}  {done / seconds:,.0f} pairs/s"
-            f"  {self.tokens / seconds:,.0f} tokens/s  ETA {duration(eta)}",
-            flush=True,
-        )
+        self.chunk_tokens = 0

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from ranker import sharding
+from ranker import processes, sharding
 from ranker.batch import Batch
 from ranker.data.pairs import ListEncoder, Shards, Source, ahead, no_pairs, pair_batches
 from ranker.data.records import RankedList
@@ -126,6 +126,7 @@ def score_lists(
     batches = ahead(pair_batches(records, encoder, rows=rows, shards=shards))
     nothing = no_pairs(encoder, rows=rows, shards=shards)
     if network.mesh.is_multi_process:
+        processes.meet()  # what they compute together begins in all at once
         batches = together(batches, nothing)
     with jax.set_mesh(network.mesh):
         while True:

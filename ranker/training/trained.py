@@ -17,11 +17,17 @@ from ranker.data.pairs import ListEncoder, Source, can_share
 from ranker.data.prepare import Prepared
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, answers_of
+from ranker.manifests import TrainFacts, TrainSettings
 from ranker.models import adapters
 from ranker.models.build import Head
-from ranker.models.huggingface import flat, import_params, open_checkpoint
+from ranker.models.huggingface import (
+    Checkpoint,
+    flat,
+    import_params,
+    open_checkpoint,
+)
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.state import Network, make_network
+from ranker.training.state import Network, make_network, placed
 
 STAGES = ("cpt", "sft", "distill")
 KINDS = {config.Language: "cpt", config.Rank: "sft", config.Distillation: "distill"}
@@ -65,39 +71,144 @@ def load_trained(
     kinds: tuple[str, ...],
     by: str,
 ) -> Trained:
-    """Loads the newest checkpoint of stage `name` onto the mesh.
+    """Loads the result of stage `name` onto the mesh.
 
     Raises:
       StageError: when the stage is missing, unfinished, not one of `kinds`, made from
         other data, or its checkpoint cannot be read.
     """
-    manifest = _require(workdir, name, prepared, kinds=kinds, by=by)
-    settings = manifest.settings
-    model = config.from_dict(settings["model"])
-    vocab_size = manifest.facts["vocab_size"]
-    network = make_network(model, vocab_size, _head(manifest), mesh)
-    lora = lora_of(manifest)
-    if lora.rank:
-        parts = _load_adapted(workdir, name, manifest, prepared, mesh)
-        merge = jax.jit(
-            partial(adapters.merge, lora=lora),
-            out_shardings=dict(flat(network.shardings)),
-        )
-        params = unflat(merge(parts), network.abstract)
-    elif "source" in manifest.facts:
-        params = _read_source(workdir / name, manifest, prepared, network)
-    else:
-        params = _restore(workdir / name, network)
+    line = lineage(workdir, name, prepared, kinds=kinds, by=by)
+    last = line[-1]
+    params = put_together(line, mesh, lora=config.NO_LORA)
+    network = last.network(mesh, config.NO_LORA)
     return Trained(
         name=name,
-        manifest=manifest,
-        model=model,
-        role=settings["role"],
-        vocab_size=vocab_size,
-        length=settings["length"],
+        manifest=last.manifest,
+        model=last.model,
+        role=last.settings.role,
+        vocab_size=last.facts.vocab_size,
+        length=last.settings.length,
         network=network,
-        params=params,
+        params=unflat(params, network.abstract),
     )
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """A stage whose weights, or part of them, a later one consists of."""
+
+    folder: pathlib.Path
+    manifest: manifests.Manifest
+    settings: TrainSettings
+    facts: TrainFacts
+    checkpoint: Checkpoint | None  # that it is, or that its adapters belong to
+
+    @property
+    def model(self) -> config.Decoder | config.Encoder:
+        """The network's settings."""
+        return config.from_dict(self.settings.model)
+
+    @property
+    def head(self) -> Head:
+        """Kind of its head."""
+        return "language" if self.manifest.kind == "cpt" else "score"
+
+    @property
+    def lora(self) -> config.Lora:
+        """The adapters that it has trained; of rank 0: none."""
+        fields = self.settings.lora
+        return config.from_dict(fields) if fields else config.NO_LORA
+
+    def network(self, mesh: Mesh, lora: config.Lora) -> Network:
+        """The model on a mesh."""
+        return make_network(self.model, self.facts.vocab_size, self.head, mesh, lora)
+
+
+def lineage(
+    workdir: pathlib.Path,
+    name: str,
+    prepared: Prepared,
+    *,
+    kinds: tuple[str, ...],
+    by: str,
+) -> list[Ancestor]:
+    """The stages that the weights of `name` are put together from, the oldest first.
+
+    One that trained all its weights stands alone; one of adapters follows its base.
+
+    Raises:
+      StageError: when one is missing, or is no longer what a later one belongs to.
+    """
+    line: list[Ancestor] = []
+    wanted = ""
+    while True:
+        manifest = _require(workdir, name, prepared, kinds=kinds, by=by)
+        folder, facts = workdir / name, TrainFacts.of(manifest.facts)
+        settings = TrainSettings.of(manifest.settings)
+        if wanted and manifest.key != wanted:
+            raise errors.StageError(
+                f"{line[0].folder} holds adapters of the stage {name!r}, which has run "
+                f"again since; run {line[0].folder.name!r} again too"
+            )
+        checkpoint = _open_source(folder, settings, facts, prepared)
+        line.insert(0, Ancestor(folder, manifest, settings, facts, checkpoint))
+        if not isinstance(facts.base, str):
+            return line
+        by, kinds, wanted = f"the stage {name!r}", STAGES, manifest.inputs[facts.base]
+        name = facts.base
+
+
+def put_together(
+    line: list[Ancestor], mesh: Mesh, *, lora: config.Lora
+) -> dict[str, jax.Array]:
+    """Weights of the last of a lineage by dotted path, for who trains with `lora`.
+
+    Adapters are merged into their base, unless they are trained on as they are.
+    """
+    params: dict[str, jax.Array] = {}
+    before: Head | None = None
+    for one, after in zip(line, [*(one.lora for one in line[1:]), lora], strict=True):
+        if not one.lora.rank:
+            params = _whole(one, one.network(mesh, config.NO_LORA))
+        else:
+            taken = for_head(params, before or one.head, one.head)
+            params = _adapted(one, taken, one.network(mesh, one.lora))
+            if after != one.lora:
+                merge = jax.jit(
+                    partial(adapters.merge, lora=one.lora),
+                    out_shardings=dict(
+                        flat(one.network(mesh, config.NO_LORA).shardings)
+                    ),
+                )
+                params = merge(params)
+        before = one.head
+    return params
+
+
+def for_head(
+    params: dict[str, jax.Array], head: Head, wanted: Head
+) -> dict[str, jax.Array]:
+    """Without the head, where a model has one of another kind."""
+    return {p: v for p, v in params.items() if head == wanted or p.startswith("body.")}
+
+
+def _whole(one: Ancestor, network: Network) -> dict[str, jax.Array]:
+    """All weights of a stage without adapters."""
+    if one.checkpoint is None:
+        return dict(flat(_restore(one.folder, network)))
+    return _read_source(one.checkpoint, one.head, network)
+
+
+def _adapted(
+    one: Ancestor, taken: dict[str, jax.Array], network: Network
+) -> dict[str, jax.Array]:
+    """The frozen base of a stage and the adapters that it trained."""
+    if one.checkpoint is not None:
+        taken, _ = import_params(
+            one.checkpoint, one.head, network.frozen, network.frozen_shardings
+        )
+    frozen = freeze(taken, network, by=f"the stage {one.folder.name!r}")
+    return {**dict(flat(frozen)), **dict(flat(_restore(one.folder, network)))}
 
 
 def _require(
@@ -118,53 +229,49 @@ def _require(
     return manifest
 
 
-def _head(manifest: manifests.Manifest) -> Head:
-    return "language" if manifest.kind == "cpt" else "score"
+def _open_source(
+    folder: pathlib.Path,
+    settings: TrainSettings,
+    facts: TrainFacts,
+    prepared: Prepared,
+) -> Checkpoint | None:
+    """The checkpoint that a stage of no steps is, or that adapters belong to.
 
-
-def lora_of(manifest: manifests.Manifest) -> config.Lora:
-    """The adapters that a stage has trained; of rank 0: none."""
-    fields = manifest.settings.get("lora")
-    return config.from_dict(fields) if fields else config.NO_LORA
+    Raises:
+      StageError: when it is no longer the one that the stage was run with.
+    """
+    source = facts.source or facts.base
+    if not isinstance(source, dict):
+        return None
+    template = prepared.text.of(settings.role, "template")
+    answers = answers_of(template) if facts.source else ()
+    checkpoint = open_checkpoint(config.from_dict(source), answers)
+    recorded = settings.checkpoint or {}
+    if checkpoint.digest != recorded.get("digest"):
+        what = "is" if facts.source else "holds adapters of"
+        raise errors.StageError(
+            f"{folder} {what} the checkpoint {checkpoint.folder}, which has changed "
+            f"since; bring the old one back, or run the stage {folder.name!r} again"
+        )
+    return checkpoint
 
 
 def _restore(folder: pathlib.Path, network: Network) -> Any:
-    abstract = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(
-            shape.shape, shape.dtype, sharding=sharding
-        ),
-        network.abstract,
-        network.shardings,
-    )
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore_params(abstract)
+        return checkpoints.restore_params(placed(network.abstract, network.shardings))
     finally:
         checkpoints.close()
 
 
 def _read_source(
-    folder: pathlib.Path,
-    manifest: manifests.Manifest,
-    prepared: Prepared,
-    network: Network,
-) -> Any:
+    checkpoint: Checkpoint, head: Head, network: Network
+) -> dict[str, jax.Array]:
     """The weights of a stage without steps, which are a checkpoint's.
 
     Matrices that are computed with in bfloat16, and come in it, are kept in it: a large
     teacher takes half the memory to the same scores.
-
-    Raises:
-      StageError: when it is no longer the checkpoint that the stage was run with.
     """
-    template = prepared.text.of(manifest.settings["role"], "template")
-    source = config.from_dict(manifest.facts["source"])
-    checkpoint = open_checkpoint(source, answers_of(template))
-    if checkpoint.digest != manifest.settings["checkpoint"]["digest"]:
-        raise errors.StageError(
-            f"{folder} is the checkpoint {checkpoint.folder}, which has changed since; "
-            f"bring the old one back, or run the stage {folder.name!r} again"
-        )
     narrow = checkpoint.halves and checkpoint.model.dtype == "bfloat16"
 
     def kept(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -174,78 +281,8 @@ def _read_source(
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
 
     abstract = jax.tree_util.tree_map_with_path(kept, network.abstract)
-    params, _ = import_params(checkpoint, _head(manifest), abstract, network.shardings)
-    return unflat(params, network.abstract)
-
-
-def inherit(
-    workdir: pathlib.Path,
-    name: str,
-    prepared: Prepared,
-    mesh: Mesh,
-    *,
-    head: Head,
-    lora: config.Lora,
-    kinds: tuple[str, ...],
-    by: str,
-) -> dict[str, jax.Array]:
-    """What the stage `by` takes over from its parent `name`, by dotted path.
-
-    A child with the parent's own adapter settings goes on with its base and its
-    adapters as they are: rounding them into a bfloat16 base would lose small changes.
-    The head comes along if it is of the same kind.
-
-    Raises:
-      StageError: as `load_trained`.
-    """
-    manifest = _require(workdir, name, prepared, kinds=kinds, by=by)
-    if lora.rank and lora == lora_of(manifest):
-        taken = _load_adapted(workdir, name, manifest, prepared, mesh)
-    else:
-        parent = load_trained(workdir, name, prepared, mesh, kinds=kinds, by=by)
-        taken = dict(flat(parent.params))
-    same_head = head == _head(manifest)
-    return {p: v for p, v in taken.items() if same_head or p.startswith("body.")}
-
-
-def _load_adapted(
-    workdir: pathlib.Path,
-    name: str,
-    manifest: manifests.Manifest,
-    prepared: Prepared,
-    mesh: Mesh,
-) -> dict[str, jax.Array]:
-    """The frozen base of a stage and the adapters that it trained, by dotted path.
-
-    Raises:
-      StageError: when the base is no longer the one that the adapters belong to.
-    """
-    model = config.from_dict(manifest.settings["model"])
-    lora, head = lora_of(manifest), _head(manifest)
-    network = make_network(model, manifest.facts["vocab_size"], head, mesh, lora)
-    source, by = manifest.facts["base"], f"the stage {name!r}"
-    if isinstance(source, str):
-        parent = manifests.require(workdir, source, kinds=STAGES, by=by)
-        if parent.key != manifest.inputs[source]:
-            raise errors.StageError(
-                f"{workdir / name} holds adapters of the stage {source!r}, which has "
-                f"run again since; run {name!r} again too"
-            )
-        taken = inherit(
-            workdir, source, prepared, mesh, head=head, lora=lora, kinds=STAGES, by=by
-        )
-    else:
-        checkpoint = open_checkpoint(config.from_dict(source))
-        if checkpoint.digest != manifest.settings["checkpoint"]["digest"]:
-            raise errors.StageError(
-                f"{workdir / name} holds adapters of {checkpoint.folder}, which is "
-                f"another checkpoint now; bring the old one back, or run {name!r} again"
-            )
-        taken, _ = import_params(
-            checkpoint, head, network.frozen, network.frozen_shardings
-        )
-    frozen = freeze(taken, network, by=by)
-    return {**dict(flat(frozen)), **dict(flat(_restore(workdir / name, network)))}
+    params, _ = import_params(checkpoint, head, abstract, network.shardings)
+    return params
 
 
 def freeze(taken: dict[str, jax.Array], network: Network, *, by: str) -> Any:

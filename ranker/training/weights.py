@@ -1,121 +1,28 @@
-"""Weights that a training stage begins from: a checkpoint's, a parent's, or fresh."""
+"""Weights that a training stage starts from: a checkpoint's, a parent's, or fresh."""
 
-import dataclasses
 import math
-import pathlib
 from typing import Any
 
 import jax
 from flax import nnx
 
 from ranker import config
-from ranker.data.prepare import Prepared
 from ranker.models import build
 from ranker.models.build import Head
-from ranker.models.huggingface import Checkpoint, flat, import_params, open_checkpoint
-from ranker.training.imports import template_answers
+from ranker.models.huggingface import flat, import_params
 from ranker.training.reporter import Reporter
+from ranker.training.run import PARENTS, Run
 from ranker.training.state import Network
-from ranker.training.trained import freeze, inherit, unflat
+from ranker.training.trained import (
+    for_head,
+    freeze,
+    lineage,
+    put_together,
+    unflat,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """What a stage trains: the model, and the checkpoint that it is, if it is one."""
-
-    model: config.Decoder | config.Encoder
-    role: config.Role
-    vocab_size: int  # rows of the embeddings
-    checkpoint: Checkpoint | None
-
-
-def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
-    """The model of a stage, whether the config describes or names it.
-
-    Raises:
-      ConfigError: when the model cannot read the prepared text.
-      ModelError: when a checkpoint cannot be read.
-    """
-    model, checkpoint = settings.model, None
-    if isinstance(model, config.Pretrained):
-        checkpoint = open_checkpoint(model, template_answers(settings))
-        model = checkpoint.model
-    decoder = isinstance(model, config.Decoder) and model.causal
-    role = settings.role
-    if role == "auto":
-        role = "teacher" if decoder else "student"
-    stage = f"stage {settings.name!r}"
-    if isinstance(settings.objective, config.Language) and not decoder:
-        raise config.ConfigError(
-            f"{stage}: the language objective needs a decoder, found an encoder"
-        )
-    template = settings.text.of(role, "template")
-    either = model.causal != isinstance(model, config.Decoder)  # EuroBERT and the like
-    if not either and decoder == (template == "pair"):
-        fitting = "another than 'pair'" if decoder else "'pair'"
-        raise config.ConfigError(
-            f"{stage}: text.{role}_template is {template!r}, and "
-            f"{'a decoder' if decoder else 'an encoder'} needs {fitting}"
-        )
-    length = settings.text.of(role, "length")
-    positions = 0 if isinstance(model, config.Decoder) else model.max_positions
-    if positions and length > positions:
-        raise config.ConfigError(
-            f"{stage}: text.{role}_length {length} is over model.max_positions "
-            f"{positions}"
-        )
-    if checkpoint and not settings.text.of(role, "tokenizer"):
-        raise config.ConfigError(
-            f"{stage}: text.{role}_tokenizer is empty, so one was trained, and "
-            f"{model_name(settings)} reads its own; set --config.text.{role}_tokenizer="
-            f"{model_name(settings)}"
-        )
-    tokens = prepared.manifest.facts[role]["vocab_size"]
-    rows = checkpoint.vocab_size if checkpoint else tokens
-    if tokens > rows:
-        raise config.ConfigError(
-            f"{stage}: the tokenizer has {tokens} tokens, and {model_name(settings)} "
-            f"has embeddings for {rows}; set text.{role}_tokenizer to the tokenizer "
-            "of that checkpoint"
-        )
-    return Origin(model, role, rows, checkpoint)
-
-
-def check_scores(settings: config.Train, origin: Origin) -> None:
-    """Refuses a ranker without steps whose score head would be drawn at random.
-
-    Raises:
-      ConfigError: saying what scores.
-    """
-    if settings.parent or (
-        origin.checkpoint and origin.checkpoint.plan("score").scores
-    ):
-        return
-    raise config.ConfigError(
-        f"stage {settings.name!r} has loop.steps=0, and {model_name(settings)} has no "
-        "score head, so its scores would be random; set loop.steps, or name a "
-        "checkpoint that scores: a sequence classifier of one label, or a language "
-        f"model with the words that it answers (text.{origin.role}_template "
-        "qwen3_reranker or bge_reranker_gemma, or model.score_tokens)"
-    )
-
-
-def model_name(settings: config.Train) -> str:
-    """The checkpoint's path, for messages."""
-    model = settings.model
-    return model.path if isinstance(model, config.Pretrained) else "the model"
-
-
-def first_params(
-    settings: config.Train,
-    origin: Origin,
-    network: Network,
-    head: Head,
-    prepared: Prepared,
-    workdir: pathlib.Path,
-    parents: tuple[str, ...],
-    reporter: Reporter,
-) -> tuple[Any, Any]:
+def first_params(run: Run, reporter: Reporter) -> tuple[Any, Any]:
     """Weights at step 0: the parent's or the checkpoint's, and fresh ones for the rest.
 
     Returns:
@@ -125,36 +32,27 @@ def first_params(
       StageError: when the parent cannot be loaded.
       ModelError: when the checkpoint cannot be read.
     """
+    settings, origin, network = run.settings, run.origin, run.network
     taken: dict[str, jax.Array] = {}
-    by = f"the stage {settings.name!r}"
     if settings.parent:
-        taken = inherit(
-            workdir,
-            settings.parent,
-            prepared,
-            network.mesh,
-            head=head,
-            lora=settings.lora,
-            kinds=parents,
-            by=by,
-        )
+        taken = inherit(run)
         with_head = any(path.startswith("head") for path in taken)
         parts = "weights" if with_head else "body"
-        reporter.note(f"begins from the {parts} of {settings.parent!r}")
+        reporter.note(f"starts from the {parts} of {settings.parent!r}")
     elif origin.checkpoint:
         source = origin.checkpoint
-        reporter.note(f"begins from {source.folder}, {source.gib:.2f} GiB")
+        reporter.note(f"starts from {source.folder}, {source.gib:.2f} GiB")
         taken, notes = import_params(
             origin.checkpoint,
-            head,
+            run.objective.head,
             nnx.merge_state(network.abstract, network.frozen),
             nnx.merge_state(network.shardings, network.frozen_shardings),
         )
         for note in notes:
             reporter.note(f"  {note}")
     else:
-        reporter.note("begins from fresh weights")
-    frozen = freeze(taken, network, by=by)
+        reporter.note("starts from fresh weights")
+    frozen = freeze(taken, network, by=run.by)
     if settings.lora.rank:
         reporter.note(_counts(network))
     params = complete(
@@ -162,11 +60,28 @@ def first_params(
         network,
         origin.model,
         origin.vocab_size,
-        head,
+        run.objective.head,
         seed=settings.seed,
         lora=settings.lora,
     )
     return params, frozen
+
+
+def inherit(run: Run) -> dict[str, jax.Array]:
+    """What a stage takes over from its parent, by dotted path.
+
+    A child with the parent's own adapter settings keeps its base and its adapters as
+    they are: rounding them into a bfloat16 base would lose small changes. The head
+    comes along if it is of the same kind.
+
+    Raises:
+      StageError: as `load_trained`.
+    """
+    kinds = PARENTS[run.manifest.kind]
+    parent = run.settings.parent
+    line = lineage(run.workdir, parent, run.prepared, kinds=kinds, by=run.by)
+    params = put_together(line, run.mesh, lora=run.settings.lora)
+    return for_head(params, line[-1].head, run.objective.head)
 
 
 def _counts(network: Network) -> str:

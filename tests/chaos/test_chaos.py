@@ -196,7 +196,7 @@ def _records(workdir):
 def _metrics(workdir):
     """A stage that goes on reads its log; nobody else does."""
     reporter = Reporter(workdir / "cpt", "cpt", total=10, unit="step")
-    reporter.resume(10)
+    reporter.resume(10, measured=10)
     reporter.close()
 
 

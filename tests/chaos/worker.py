@@ -153,7 +153,7 @@ def live(workdir: pathlib.Path, stage: str, count: int) -> None:
         (loop, "device_batch"),
     ):
         moments.watch(owner, name)
-    run._call()(pipeline(), workdir)
+    run.run(pipeline(), workdir)
 
 
 def fork(workdir: pathlib.Path, stage: str = "", count: int = 0, seconds: float = 0):

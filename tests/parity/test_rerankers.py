@@ -131,7 +131,7 @@ def test_qwen3_reranker_to_a_student(family, tmp_path):
     save_student(tmp_path / "student", family)
     settings = qwen_to_bert(tmp_path, family)
     workdir = tmp_path / "run"
-    run._call()(settings, workdir)
+    run.run(settings, workdir)
     # The teacher's scores are those of its model card.
     prepared = prepare(settings.data, settings.reading, workdir)
     mesh = sharding.make_mesh(settings.mesh)
