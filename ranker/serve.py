@@ -13,6 +13,8 @@ from typing import Any
 
 from ranker import cli
 
+_GRACE = 0.5  # seconds for connections that were taken to send their requests
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to end; returns 0, or 1 where it could not start."""
@@ -51,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-wait", type=float, default=10.0, help="seconds queued (%(default)s)")
     add("--max-body", type=int, default=8 << 20, help="bytes (%(default)s)")
     add("--max-documents", type=int, default=10_000, help="a request (%(default)s)")
-    add("--drain", type=float, default=0.0, help="seconds served after SIGTERM")
+    add("--drain", type=float, default=1.0, help="seconds served after SIGTERM")
     add("--first", type=pathlib.Path, help="folder of a cheaper model before this one")
     add("--keep", type=int, default=100, help="texts it leaves over (%(default)s)")
     add("--otel", action="store_true", help="trace requests by OpenTelemetry")
@@ -140,6 +142,18 @@ def _make_server() -> type:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self._end, loop)
             yield
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            """Takes no new connection, lets the others send and read, then closes.
+
+            Without the pause a connection that was just taken would be closed before
+            its request is read.
+            """
+            for server in self.servers:
+                server.close()
+            self._state.closing = True
+            await asyncio.sleep(_GRACE)
+            await super().shutdown(sockets)
 
         def _end(self, loop: Any) -> None:
             if self._state.draining:

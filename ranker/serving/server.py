@@ -63,6 +63,7 @@ class State:
     served: Served | None = None
     batcher: Batcher | None = None
     draining: bool = False
+    closing: bool = False  # no new connection is taken; each answer is the last of one
     problem: str = ""  # why it does not start
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -245,6 +246,8 @@ def _endpoint(name: str, parse: Parse) -> Callable:
         except asyncio.CancelledError:
             state.metrics.failures.labels(err="dropped").inc()
             return Response(status_code=499)
+        if state.closing:
+            response.headers["connection"] = "close"
         if response.status_code == 200:
             state.metrics.successes.labels(method=name).inc()
             state.metrics.duration.observe(time.perf_counter() - begun)

@@ -21,6 +21,7 @@ from ranker.serving.precision import Graded
 from ranker.training.trained import Trained
 
 _QUERIES = 2000  # of dev that are scored, at most
+_TEACHER_QUERIES = 100  # the same where a decoder scores them, in float32
 _CALIBRATION_LISTS = 40  # of train, that ranges of activations are taken from
 
 
@@ -45,7 +46,9 @@ def add_served(
     """
     promise = contract.load(folder)
     encoder = trained.encoder(prepared)
-    lists = _graded(prepared.lists("dev"), encoder, _QUERIES)
+    small = isinstance(trained.model, config.Encoder)
+    most = _QUERIES if small else _TEACHER_QUERIES
+    lists = _graded(prepared.lists("dev"), encoder, most)
     if settings.calibration != "none":
         fields = _calibrate(settings, lists, score)
         promise = dataclasses.replace(promise, calibration=fields)
