@@ -23,7 +23,7 @@ from ranker import config
 from ranker.data import files, formats, list_files
 from ranker.data.formats import Skipped
 from ranker.data.records import Document
-from ranker.errors import ConfigError, DataError
+from ranker.errors import ConfigError, DataError, shown
 from ranker.storage import open_path
 
 Qrels = dict[str, dict[str, int]]  # query -> document -> grade
@@ -184,8 +184,17 @@ class _Folder:
                 f"{self.folder / 'queries.jsonl'}: no such file; "
                 f"{_what_is_there(self.folder)}"
             )
-        found = formats.read_all_queries(tables, seen={}, **self.lenient)
-        return {one.id: one.text for one in found}
+        queries: dict[str, str] = {}
+        for table in tables:
+            # Several files may hold a query, as MS MARCO's dev and dev.small do.
+            for one in formats.read_all_queries([table], seen={}, **self.lenient):
+                if queries.setdefault(one.id, one.text) != one.text:
+                    raise DataError(
+                        f"{table}: the query {one.id!r} has two texts, "
+                        f"{shown(queries[one.id])} in another file and "
+                        f"{shown(one.text)}; give each query an id of its own"
+                    )
+        return queries
 
     def _qrels_files(self, name: str) -> list[Any]:
         """Files of one split's judgements."""

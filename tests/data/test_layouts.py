@@ -1,0 +1,216 @@
+"""Layouts of collections, and random BEIR folders against a naive reading."""
+
+import gzip
+import json
+import pathlib
+import tempfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from loaded import load
+
+from ranker.errors import ConfigError, DataError
+
+TEXTS = {"1": "red lamp", "2": "blue kettle", "3": "green ladder", "4": "old pillow"}
+ASKED = {"11": "lamp", "12": "kettle", "13": "ladder", "14": "pillow"}
+
+
+def tsv(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join("\t".join(map(str, row)) + "\n" for row in rows))
+    return path
+
+
+def parquet(path, **columns):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def sizes(loaded):
+    return {split: len(lists) for split, lists in loaded.lists.items()}
+
+
+def test_ms_marco(tmp_path):
+    path = tsv(tmp_path / "collection.tsv", *TEXTS.items())
+    path.with_suffix(".tsv.gz").write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    tsv(tmp_path / "queries.train.tsv", *list(ASKED.items())[:2])
+    tsv(tmp_path / "queries.dev.tsv", *list(ASKED.items())[2:])
+    tsv(tmp_path / "queries.dev.small.tsv", *list(ASKED.items())[3:])  # again
+    tsv(tmp_path / "qrels.train.tsv", (11, 0, 1, 1), (12, 0, 2, 1))
+    tsv(tmp_path / "qrels.dev.tsv", (13, 0, 3, 1), (14, 0, 9, 1))
+    texts = [(13, place, "ladder", TEXTS[str(place)]) for place in (3, 1)]
+    tsv(tmp_path / "top1000.dev", *texts)
+    loaded = load(tmp_path, test="dev")
+    assert sizes(loaded) == {"train": 2, "unlabelled": 0, "dev": 0, "test": 2}
+    assert loaded.lists["test"][0].documents.tolist() == [2, 0]  # as they are listed
+    test = loaded.report["splits"]["test"]
+    assert test["judged_without_text"] == 1 and test["candidate_recall"] == 0.5
+    tsv(tmp_path / "queries.dev.small.tsv", (14, "another text"))
+    with pytest.raises(DataError, match=r"queries\.dev.*tsv: the query '14' has two"):
+        load(tmp_path, test="dev")
+
+
+def test_parquet_folders(tmp_path):
+    for part, names in enumerate((["1", "2"], ["3", "4"])):
+        texts = [TEXTS[name] for name in names]
+        path = tmp_path / "corpus" / f"corpus-0000{part}-of-00002.parquet"
+        parquet(path, _id=names, title=["", ""], text=texts)
+    path = tmp_path / "queries" / "queries-00000-of-00001.parquet"
+    parquet(path, _id=list(ASKED), text=list(ASKED.values()))
+    judged = {"query-id": ["13", "14"], "corpus-id": ["3", "4"], "score": [1, 2]}
+    parquet(tmp_path / "data" / "test-00000-of-00001.parquet", **judged)
+    loaded = load(tmp_path)
+    assert sizes(loaded) == {"train": 0, "unlabelled": 2, "dev": 0, "test": 2}
+    assert loaded.report["splits"]["test"]["candidate_recall"] == 1.0
+    assert "no query of train is judged" in loaded.report["notes"][0]
+
+
+def test_names_of_ir_datasets(monkeypatch):
+    import ir_datasets
+    from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel
+
+    class Part:
+        def __init__(self, judged):
+            self.judged = judged
+
+        has_docs = has_queries = has_qrels = lambda self: True
+        docs_iter = lambda self: [GenericDoc(*one) for one in TEXTS.items()]  # noqa: E731
+        queries_iter = lambda self: [  # noqa: E731
+            GenericQuery(name, ASKED[name]) for name, _ in self.judged
+        ]
+        qrels_iter = lambda self: [TrecQrel(*one, 1, "0") for one in self.judged]  # noqa: E731
+
+    parts = {"c/train": Part([("11", "1")]), "c/test": Part([("13", "3"), ("14", "4")])}
+    monkeypatch.setattr(ir_datasets, "load", parts.__getitem__)
+    assert sizes(load("irds:c/test"))["test"] == 2
+    assert sizes(load("irds:train=c/train,test=c/test"))["train"] == 1
+    with pytest.raises(DataError, match="irds:c/none: ir_datasets cannot load it"):
+        load("irds:c/none")
+    with pytest.raises(ConfigError, match="it takes irds:NAME"):
+        load("irds:all=c/test")
+
+
+def test_a_folder_that_is_none(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello\n")
+    with pytest.raises(DataError, match=r"corpus\.jsonl: no such file.*has notes\.txt"):
+        load(tmp_path)
+
+
+# Documents, and a query for each.
+LANGUAGES = {
+    "Chinese": (
+        ["苹果手机电池更换价格", "北京明天的天气预报", "红烧肉的家常做法"],
+        ["手机电池多少钱", "北京天气怎么样", "红烧肉怎么做"],
+    ),
+    "Japanese": (
+        ["東京の天気予報", "ラーメンの作り方", "新幹線の時刻表"],
+        ["東京は雨の天気か", "おいしいラーメン", "新幹線は何時"],
+    ),
+    "Thai": (
+        ["ร้านอาหารในกรุงเทพ", "ตารางรถไฟเชียงใหม่", "วิธีทำแกงเขียวหวาน"],
+        ["อาหารกรุงเทพ", "รถไฟไปเชียงใหม่", "แกงเขียวหวานทำอย่างไร"],
+    ),
+    "Hindi": (
+        ["दिल्ली का मौसम", "रेल टिकट की कीमत", "हिन्दी व्याकरण"],
+        ["मौसम दिल्ली", "टिकट कीमत", "व्याकरण हिन्दी में"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_the_right_document_comes_first_in_any_language(name, tmp_path):
+    documents, queries = LANGUAGES[name]
+    corpus = [{"_id": f"d{i}", "text": text} for i, text in enumerate(documents)]
+    asked = [{"_id": f"q{i}", "text": text} for i, text in enumerate(queries)]
+    for file, rows in (("corpus", corpus), ("queries", asked)):
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (tmp_path / f"{file}.jsonl").write_text(text, encoding="utf-8")
+    pairs = [(f"q{i}", f"d{i}", 1) for i in range(len(queries))]
+    tsv(tmp_path / "qrels" / "test.tsv", ("query-id", "corpus-id", "score"), *pairs)
+    loaded = load(tmp_path, candidates=1)
+    found = [one.documents.tolist() for one in loaded.lists["test"]]
+    assert found == [[0], [1], [2]]
+
+
+# --- random folders ---
+
+names = st.sampled_from("abcdefgh")
+judged = st.lists(st.tuples(names, st.sampled_from("stuvwxyz!"), st.integers(-1, 3)))
+QUERIES = {name: f"word{i} common" for i, name in enumerate("abcdefgh")}
+
+
+def write_beir(folder, corpus, splits):
+    lines = [
+        json.dumps({"_id": name, "title": "", "text": text}) for name, text in corpus
+    ]
+    (folder / "corpus.jsonl").write_text("\n".join(lines))
+    lines = [json.dumps({"_id": name, "text": text}) for name, text in QUERIES.items()]
+    (folder / "queries.jsonl").write_text("\n".join(lines))
+    for split, pairs in splits.items():
+        head = ("query-id", "corpus-id", "score")
+        tsv(folder / "qrels" / f"{split}.tsv", head, *pairs)
+
+
+def naive(splits):
+    """Queries of each split, and grades of each: what the words of the docs say."""
+    held = {query for split in ("dev", "test") for query, _, _ in splits[split]}
+    found = {}
+    for split, pairs in splits.items():
+        grades = {}
+        for query, document, grade in pairs:
+            if split != "train" or query not in held:
+                grades.setdefault(query, {})[document] = grade
+        found[split] = grades
+    judged = {query for pairs in splits.values() for query, _, _ in pairs}
+    found["unlabelled"] = {name: {} for name in QUERIES if name not in judged}
+    return found
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.permutations("stuvwxyz"),
+    st.dictionaries(st.tuples(names, st.sampled_from("stuvwxyz!")), st.integers(-1, 3)),
+    st.dictionaries(st.tuples(names, st.sampled_from("stuvwxyz!")), st.integers(-1, 3)),
+    st.dictionaries(
+        st.tuples(names, st.sampled_from("stuvwxyz!")), st.integers(-1, 3), min_size=1
+    ),
+)
+def test_random_folders_are_what_a_naive_reading_finds(order, train, dev, test):
+    splits = {
+        split: [(*pair, grade) for pair, grade in pairs.items()]
+        for split, pairs in (("train", train), ("dev", dev), ("test", test))
+    }
+    # Every document has the common word, so all are candidates of every query.
+    corpus = [(name, f"common {name}") for name in order]
+    with tempfile.TemporaryDirectory() as place:
+        folder = pathlib.Path(place)
+        write_beir(folder, corpus, splits)
+        expected = naive(splits)
+        try:
+            loaded = load(folder, max_queries=0)
+        except DataError as error:
+            # Only where nothing that is relevant has a text.
+            assert "none of its" in str(error)
+            for split in ("dev", "test"):
+                relevant = [d for _, d, grade in splits[split] if grade > 0]
+                if relevant and set(relevant) == {"!"}:
+                    return
+            raise
+    rows = {name: row for row, (name, _) in enumerate(corpus)}
+    for split, grades in expected.items():
+        lists = {one.query_id: one for one in loaded.lists[split]}
+        assert lists.keys() == grades.keys(), split
+        for name, one in lists.items():
+            assert set(one.documents.tolist()) == set(rows.values())
+            found = dict(zip(one.judged_ids, one.judged_grades.tolist(), strict=True))
+            assert found == grades[name]
+            for row, label, seen in zip(
+                one.documents.tolist(), one.labels.tolist(), one.judged, strict=True
+            ):
+                document = corpus[row][0]
+                assert label == max(0, grades[name].get(document, 0))
+                assert seen == (document in grades[name])
