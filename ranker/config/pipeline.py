@@ -79,6 +79,8 @@ class Pipeline:
     distill: Recipe
     labels: Recipe  # of the student that is trained on the labels alone
     rank: Rank = field(default_factory=Rank)
+    click_lists: str = ""  # of sft and the students of labels; see Train
+    judged_lists: bool = True  # sft learns from the judged lists too
     distillation: Distillation = field(default_factory=Distillation)
     # teacher scores from outside, in place of cpt, sft and score; see data.given_scores
     given_scores: str = ""
@@ -107,6 +109,11 @@ class Pipeline:
             data = dataclasses.replace(self.data, given_scores=given)
             object.__setattr__(self, "data", data)
 
+    @property
+    def _sources(self) -> dict[str, Any]:
+        """What a stage with a rank objective learns from."""
+        return dict(click_lists=self.click_lists, judged_lists=self.judged_lists)
+
     def _add_teacher(
         self,
         stages: dict[str, Stage],
@@ -117,7 +124,7 @@ class Pipeline:
         if self.cpt.loop.steps:
             stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
         parent = "".join(stages)
-        ranks = dict(teacher, objective=self.rank)
+        ranks = dict(teacher, objective=self.rank, **self._sources)
         stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
         if "sft_without_cpt" in self.compare:
             stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
@@ -125,7 +132,10 @@ class Pipeline:
             if name in self.compare:
                 rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
                 stages[name] = train(
-                    name, self.sft, parent=parent, objective=rank, **teacher
+                    name,
+                    self.sft,
+                    parent=parent,
+                    **dict(ranks, objective=rank),
                 )
 
     def stages(self) -> dict[str, Stage]:
@@ -168,7 +178,11 @@ class Pipeline:
             stages["scores"] = Score(**shared, rows=self.rows)
         if "student_labels" in self.compare:
             stages["student_labels"] = train(
-                "student_labels", self.labels, objective=self.rank, **student
+                "student_labels",
+                self.labels,
+                objective=self.rank,
+                **student,
+                **self._sources,
             )
         for name, term in wanted(terms):
             objective = dataclasses.replace(self.distillation, **term)

@@ -15,6 +15,7 @@ from ranker.config.training import (
     Lora,
     Objective,
     Optim,
+    Rank,
 )
 
 
@@ -38,6 +39,9 @@ class Train(Stage):
     # whose tokenizer and template; auto: decoders are teachers
     role: Literal["auto", "teacher", "student"] = "auto"
     scores: str = ""  # folder of teacher scores in the workdir (distillation)
+    # lists with labels from clicks (ranker.online impressions), of a rank objective
+    click_lists: str = ""
+    judged_lists: bool = True  # learn from the judged lists too, or from clicks alone
     lora: Lora = NO_LORA
     optim: Optim
     batch: Batch
@@ -66,6 +70,16 @@ class Train(Stage):
                 f"{', '.join(objective.comparing)} compares documents; set it to 2 or "
                 "more, or take a point-wise loss",
             )
+        require(
+            not self.click_lists or isinstance(self.objective, Rank),
+            f"stage {self.name!r}: click_lists is {self.click_lists!r}; only a rank "
+            "objective (sft) learns from lists of clicks",
+        )
+        require(
+            self.judged_lists or bool(self.click_lists),
+            f"stage {self.name!r}: judged_lists is False and click_lists is empty: "
+            "there is nothing to learn from; name a file of lists",
+        )
         if isinstance(self.objective, Language):
             require(
                 not isinstance(self.model, Encoder),

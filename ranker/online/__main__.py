@@ -1,7 +1,7 @@
 """Online evaluation: python -m ranker.online COMMAND --log FILE [flags].
 
-The commands are ab, interleave, power, aa, gsb, clickmodel, counterfactual and
-simulate; COMMAND --help shows the flags of one. None needs jax.
+The commands are ab, interleave, power, aa, gsb, clickmodel, counterfactual,
+impressions and simulate; COMMAND --help shows the flags of one. None needs jax.
 """
 
 import argparse
@@ -519,6 +519,39 @@ def _counterfactual(given: argparse.Namespace) -> Summary:
         return counterfactual.analyse(log, runs, settings)
 
 
+def _impressions_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    _inputs(parser)
+    _file(add, "--out", "lists to write (JSON lines), for sft", required=True)
+    _file(add, "--propensities", "looking chances by rank, of clickmodel --out")
+    add("--clip", type=float, default=20.0, help="largest weight; default %(default)s")
+    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add("--least", type=int, default=1, help="pages of a query; default %(default)s")
+    _rules(parser)
+
+
+def _impressions(given: argparse.Namespace) -> Summary:
+    import json
+
+    from ranker.online import attraction, impressions
+
+    looks = attraction.read_file(given.propensities) if given.propensities else ()
+    settings = impressions.Settings(
+        depth=given.depth,
+        looks=looks,
+        clip=given.clip,
+        least=given.least,
+        rules=_make_rules(given),
+    )
+    with _read(given, impressions.FIELDS) as log:
+        summary, lists = impressions.analyse(log, settings)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with given.out.open("w", encoding="utf-8") as file:
+        for one in lists:
+            file.write(json.dumps(one, ensure_ascii=False) + "\n")
+    return {**summary, "out": str(given.out)}
+
+
 def _simulate_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _file(add, "--log", "log to write, .tsv or .jsonl", required=True)
@@ -653,6 +686,11 @@ COMMANDS: dict[str, tuple[str, Callable[..., None], Callable[..., Summary]]] = {
         "what users would have clicked in other rankings",
         _counterfactual_flags,
         _counterfactual,
+    ),
+    "impressions": (
+        "lists with labels from clicks, to train on",
+        _impressions_flags,
+        _impressions,
     ),
     "simulate": ("a log with a known truth", _simulate_flags, _simulate),
     "gsb": ("a blind side-by-side sheet, and its verdicts", _gsb_flags, _gsb),

@@ -19,6 +19,7 @@ _TITLES = {
     "gsb": "Side by side",
     "clickmodel": "Click models",
     "counterfactual": "Counterfactual estimate",
+    "impressions": "Lists of clicks",
     "simulate": "Simulated log",
 }
 
@@ -371,6 +372,33 @@ def _counterfactual(summary: Summary) -> list[Grid]:
     return found
 
 
+def _impressions(summary: Summary) -> list[Grid]:
+    row = [
+        summary["out"],
+        *(
+            f"{summary[key]:,}"
+            for key in (
+                "lists",
+                "pages",
+                "clicks",
+                "without_a_click",
+                "shown_too_seldom",
+            )
+        ),
+        summary["weights"],
+    ]
+    header = [
+        "file",
+        "lists",
+        "pages",
+        "clicks",
+        "queries without a click",
+        "shown too seldom",
+        "weight of a click",
+    ]
+    return [Grid("lists to learn from", header, [row])]
+
+
 def _simulate(summary: Summary) -> list[Grid]:
     rows = [
         [
@@ -397,6 +425,7 @@ _GRIDS: dict[str, Callable[[Summary], list[Grid]]] = {
     "gsb": _gsb,
     "clickmodel": _clickmodel,
     "counterfactual": _counterfactual,
+    "impressions": _impressions,
     "simulate": _simulate,
 }
 

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from ranker import config, errors, manifests, processes
 from ranker.batch import Batch
 from ranker.data import pairs, pipeline
+from ranker.data.impressions import load_click_lists
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared
 from ranker.data.text import Tokenizer
@@ -73,7 +74,7 @@ def make_batches(run: Run) -> "Batches":
             return _streamed(settings, tokenizer, length, common["shards"])
         lists, common["targets"] = scored_lists(settings, prepared, run.workdir)
     else:
-        lists = prepared.lists("train")
+        lists = rank_lists(settings, prepared)
     lists = _filled(lists, settings, "list with documents to learn from")
     return Batches(
         pipeline.list_batches(lists, encoder, **common),
@@ -93,6 +94,20 @@ def _streamed(
         order, tokenizer, batch=settings.batch, length=length, shards=shards
     )
     return Batches(batches, order.row, lambda row: f"row {row} of the triples")
+
+
+def rank_lists(settings: config.Train, prepared: Prepared) -> Any:
+    """The judged lists, those of clicks, or both behind each other."""
+    sources: list[Any] = [prepared.lists("train")] if settings.judged_lists else []
+    if settings.click_lists:
+        held_out = Joined([prepared.lists(split) for split in ("dev", "test")])
+        found = load_click_lists(
+            pathlib.Path(settings.click_lists), prepared.corpus(), held_out
+        )
+        if jax.process_index() == 0:
+            print(f"[{settings.name}] {found.report()}", flush=True)
+        sources.append(found)
+    return sources[0] if len(sources) == 1 else Joined(sources)
 
 
 def _filled(source: Any, settings: config.Train, what: str) -> Any:

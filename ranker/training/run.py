@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 from collections.abc import Mapping
@@ -80,6 +81,18 @@ class Run:
         )
 
 
+def _digest_of(path: str) -> str:
+    """Of a file's content; another content makes another stage."""
+    try:
+        with pathlib.Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise config.ConfigError(
+            f"click_lists is {path!r}, which cannot be read ({error.strerror}); write "
+            "it by python -m ranker.online impressions --out"
+        ) from error
+
+
 def plan(
     settings: config.Train,
     prepared: Prepared,
@@ -106,6 +119,8 @@ def plan(
         lists = ["lists/train"] if kind == "sft" else []
         pieces = ["corpus", "lists/dev", *lists]
     inputs = prepared.inputs(origin.role, *pieces)
+    if settings.click_lists:
+        inputs["click lists"] = _digest_of(settings.click_lists)
     for name, kinds in (
         (settings.parent, PARENTS[kind]),
         (settings.scores, ("score",)),

@@ -320,6 +320,14 @@ def test_simulate_clickmodel_and_counterfactual(tmp_path):
     systems = json.loads(out.read_text())["systems"]
     assert systems["first"]["ips"]["value"] > systems["last"]["ips"]["value"]
 
+    lists = tmp_path / "lists.jsonl"
+    flags = ("--out", lists, "--propensities", looks, "--depth", 3, "--json", out)
+    _run("impressions", "--log", log, *flags)
+    rows = [json.loads(line) for line in lists.read_text().splitlines()]
+    assert len(rows) == json.loads(out.read_text())["lists"] == 4
+    assert all(len(row["document_ids"]) == len(row["labels"]) == 3 for row in rows)
+
+    flags = ("--run", *runs, "--depth", 3)
     stop = _run("counterfactual", "--log", log, *flags, "--propensities", out, code=1)
     assert "holds no looking chances" in str(stop)
     other = tmp_path / "other"
