@@ -338,14 +338,14 @@ class _Pieces:
         """Writes all tokens at once, each piece from its place on."""
         if not self.tokens:
             return
-        facts = np.array(self.facts)
+        facts = np.array(self.facts, np.int32)
         lengths = facts[:, 0]
-        within = np.arange(lengths.sum()) - np.repeat(
+        within = np.arange(lengths.sum(), dtype=np.int32) - np.repeat(
             np.cumsum(lengths) - lengths, lengths
         )
-        start, number, prefix, begin, document, first, second = np.repeat(
-            facts[:, 1:], lengths, axis=0
-        ).T
+        start, number, prefix, begin, document, first, second = (
+            np.repeat(column, lengths) for column in facts.T[1:]
+        )
         at, positions = start + within, begin + within
         rows = batch.rows
         leaves = [
