@@ -12,6 +12,7 @@ from ranker.config.data import TEMPLATES as TEMPLATES
 from ranker.config.data import ClickRules as ClickRules
 from ranker.config.data import Data as Data
 from ranker.config.data import Mesh as Mesh
+from ranker.config.data import Negatives as Negatives
 from ranker.config.data import Role as Role
 from ranker.config.data import Template as Template
 from ranker.config.data import Text as Text

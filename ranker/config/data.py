@@ -76,6 +76,25 @@ class ClickRules:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """Which documents that nobody judged stand in the lists of train as negatives."""
+
+    first: int = 0  # candidates of the highest ranks that are left out
+    last: int = 0  # rank of the last candidate that is taken; 0: all
+    random: int = 0  # documents of the corpus, drawn for each query
+
+    def __post_init__(self):
+        for name in ("first", "last", "random"):
+            value = getattr(self, name)
+            require(value >= 0, f"data.negatives.{name} must be 0 or more, is {value}")
+        require(
+            not self.last or self.last > self.first,
+            f"data.negatives takes the ranks behind {self.first} up to {self.last}, "
+            "which are none; raise data.negatives.last, or set it to 0",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Data:
     """Where queries, documents, judgements, candidates and clicks come from."""
 
@@ -88,6 +107,7 @@ class Data:
     held_out: float = 0.1  # of files of lists: share of queries for dev and test each
     runs: str = "runs/*.{split}.*"  # run files below path; none: BM25
     candidates: int = 50  # documents a query, the first of the run
+    negatives: Negatives = field(default_factory=Negatives)
     language: str = ""  # that BM25 stems by, as Snowball names it: english; empty: none
     # leave a document with the query's id out: auto, where its text is the same too
     ignore_identical_ids: Literal["auto", "always", "never"] = "auto"

@@ -143,6 +143,7 @@ class ListMaker:
         self.corpus, self.rows, self.own, self.skipped = corpus, rows, own, skipped
         self.counts = {split: SplitCounts() for split in SPLITS}
         self.searched = 0
+        self.outside_window = self.drawn_at_random = 0  # negatives of train
         self._runs: dict[str, dict[str, Scored] | None] = {}
         self._index: Bm25 | None = None
         self.given = read_given(settings, collection, members, rows)
@@ -275,22 +276,20 @@ class ListMaker:
     def _list(self, name: str, split: str, found: Scored) -> RankedList:
         rows, scores = found
         judged = self._judged(name, split)
-        if split == "train" and self.given.scores is None:
-            missed = [
-                self.rows[document]
-                for document, grade in judged.items()
-                if grade > 0
-                and document in self.rows
-                and self.rows[document] not in rows
-            ]
-            lowest = scores.min() if len(scores) else 0.0
-            rows = np.concatenate([rows, np.array(missed, np.int64)])
-            scores = np.concatenate([scores, np.full(len(missed), lowest, np.float32)])
         grades = {
             self.rows[document]: grade
             for document, grade in judged.items()
             if document in self.rows
         }
+        if split == "train" and self.given.scores is None:
+            rows, scores = self._in_window(rows, scores, grades)
+            missed = [row for row, grade in grades.items() if grade > 0]
+            missed = [row for row in missed if row not in rows]
+            drawn = self._drawn(name, {*rows.tolist(), *grades})
+            more = np.array(missed + drawn, np.int64)
+            lowest = scores.min() if len(scores) else 0.0
+            rows = np.concatenate([rows, more])
+            scores = np.concatenate([scores, np.full(len(more), lowest, np.float32)])
         listed = rows.tolist()
         return RankedList(
             query_id=name,
@@ -303,6 +302,29 @@ class ListMaker:
             judged=np.array([row in grades for row in listed], bool),
             teacher=self._teacher(name, split, rows),
         )
+
+    def _in_window(
+        self, rows: np.ndarray, scores: np.ndarray, grades: Mapping[int, int]
+    ) -> Scored:
+        """Candidates without those that nobody judged outside the ranks asked for."""
+        window, ranks = self.settings.negatives, np.arange(len(rows))
+        inside = (ranks >= window.first) & (ranks < (window.last or len(rows)))
+        kept = inside | np.array([row in grades for row in rows.tolist()], bool)
+        self.outside_window += int(len(rows) - kept.sum())
+        return rows[kept], scores[kept]
+
+    def _drawn(self, name: str, known: set[int]) -> list[int]:
+        """Random documents for a query, the same ones every time."""
+        count = min(self.settings.negatives.random, len(self.rows) - len(known))
+        seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        generator = np.random.default_rng(seed)
+        drawn: dict[int, None] = {}
+        while len(drawn) < count:
+            row = int(generator.integers(len(self.rows)))
+            if row not in known:
+                drawn[row] = None
+        self.drawn_at_random += len(drawn)
+        return list(drawn)
 
     def _judged(self, name: str, split: str) -> dict[str, int]:
         """Grades that may be used of a query; none where it is unlabelled."""

@@ -168,6 +168,10 @@ class Files:
             "leaks": self.members.leaks
             | {"clicks": {"rows": held.held_out, "queries": held.held_out_queries}},
             "dropped": self.skipped.report(),
+            "negatives": {
+                "outside_the_window": self.maker.outside_window,
+                "drawn_at_random": self.maker.drawn_at_random,
+            },
             "teacher_scores": self._teacher_scores,
             "given_scores": self.maker.given.report,
             "notes": list(self._notes()),

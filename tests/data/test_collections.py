@@ -4,7 +4,8 @@ import pathlib
 import pytest
 from loaded import load
 
-from ranker.errors import DataError
+from ranker import config
+from ranker.errors import ConfigError, DataError
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -164,3 +165,23 @@ def test_dev_held_out_is_not_dev_too(folder):
     assert [one.query_id for one in loaded.lists["test"]] == ["q3"]
     assert not loaded.lists["dev"]
     assert [one.query_id for one in loaded.lists["unlabelled"]] == ["q5"]
+
+
+def test_negatives_of_a_window_of_ranks_and_at_random(folder):
+    (folder / "runs").mkdir()
+    lines = [f"q1 Q0 d{i} {i} {9 - i} x\n" for i in (2, 3, 1)]
+    (folder / "runs" / "first.train.trec").write_text("".join(lines))
+    # d1, d2, d3 by score; d1 and d4 are relevant, d4 was missed.
+    loaded = load(folder, negatives=config.Negatives(first=2))
+    [train] = loaded.lists["train"]
+    assert train.documents.tolist() == [0, 2, 3]
+    assert train.judged.tolist() == [True, False, True]
+    assert loaded.report["negatives"] == {"outside_the_window": 1, "drawn_at_random": 0}
+    loaded = load(folder, negatives=config.Negatives(last=2, random=9))
+    [train] = loaded.lists["train"]
+    assert train.documents.tolist() == [0, 1, 3, 2]  # d3 was cut, and drawn again
+    assert loaded.report["negatives"] == {"outside_the_window": 1, "drawn_at_random": 1}
+    again = load(folder, negatives=config.Negatives(last=2, random=9)).lists["train"][0]
+    assert again.documents.tolist() == train.documents.tolist()
+    with pytest.raises(ConfigError, match="ranks behind 5 up to 3, which are none"):
+        config.Negatives(first=5, last=3)
