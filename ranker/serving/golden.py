@@ -289,7 +289,7 @@ def choose(
             query=pairs[i][0],
             title=pairs[i][1][0],
             text=pairs[i][1][1],
-            tokens=segments[i].tokens,
+            tokens=[int(token) for token in segments[i].tokens],
             document=segments[i].document,
             score=float(scores[i]),
         )

@@ -200,7 +200,7 @@ def load(
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and value >= 1
+    return isinstance(value, (int, np.integer)) and bool(value >= 1)
 
 
 def check_pairs(pairs: Any) -> list[tuple[str, Texts]]:

@@ -444,7 +444,8 @@ def _per_query(
 def _tau(lists: Sequence[Graded], a: np.ndarray, b: np.ndarray) -> float:
     """Mean over queries of Kendall's tau between two scorings."""
     pairs = zip(_split(lists, a), _split(lists, b), strict=True)
-    taus = [stats.kendalltau(x, y).statistic for x, y in pairs if len(x) > 1]
+    found: list[Any] = [stats.kendalltau(x, y) for x, y in pairs if len(x) > 1]
+    taus = [one.statistic for one in found]
     known = [tau for tau in taus if np.isfinite(tau)]
     return float(np.mean(known)) if known else 1.0
 

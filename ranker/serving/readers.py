@@ -303,7 +303,7 @@ def template_rows(folder: pathlib.Path, promise: Contract, template: Any) -> lis
         title, text = golden.title, golden.text
         [ids] = tokenizer.documents([Document("", title, text)])
         one = tokenizer.segment(prefix, ids, promise.length)
-        rows.append(Row(one.tokens, one.types))
+        rows.append(Row([int(token) for token in one.tokens], one.types))
     return rows
 
 

@@ -164,7 +164,8 @@ class Onnx:
         """
         import onnxruntime
 
-        self.precision, self.vocab_size = precision, vocab_size
+        self.precision: Precision = precision
+        self.vocab_size = vocab_size
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
@@ -233,7 +234,8 @@ class OpenVino:
         import threading
 
         openvino = _import_openvino()
-        self.precision, self.vocab_size = precision, vocab_size
+        self.precision: Precision = precision
+        self.vocab_size = vocab_size
         hint = "bf16" if precision == "bfloat16" else "f32"
         # A stream a core, of one thread each, for as many rows at once.
         settings = {

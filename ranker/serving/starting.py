@@ -76,7 +76,8 @@ def _accepted(
         raise ModelError(
             f"{folder}: {precision} was accepted in {one['runtime']}, not in {name}"
         )
-    path = folder / runtimes.FILES[precision]
+    key: Any = precision
+    path = folder / runtimes.FILES[key]
     if not path.is_file() or contract.file_digest(path) != one["digest"]:
         raise ModelError(
             f"{path} is not the file that was accepted; export the stage again"

@@ -125,7 +125,8 @@ class TextEncoder:
         }
         longest = self.encoder.frame.length + 1
         made = self.encoder.documents(list(missing.values()))
+        known = {key: ids for key, ids in found.items() if ids is not None}
         for key, ids in zip(missing, made, strict=True):
-            found[key] = np.array(ids[:longest], np.int32)
-            self.cache.put(key, found[key])
-        return [found[key].tolist() for key in keys]
+            known[key] = np.array(ids[:longest], np.int32)
+            self.cache.put(key, known[key])
+        return [known[key].tolist() for key in keys]
