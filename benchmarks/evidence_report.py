@@ -192,7 +192,8 @@ def sizes(data: Collection, part: Part) -> None:
     rows = []
     for name, scores in (part.test or part.dev).items():
         means = ndcg(scores, data, data.parts[split]).mean(1)
-        rows.append([name, f"{means.mean():.4f}", f"{means.std(ddof=1):.4f}"])
+        spread = f"{means.std(ddof=1):.4f}" if len(means) > 1 else ""
+        rows.append([name, f"{means.mean():.4f}", spread])
     table(["students", f"NDCG@10 on {split}", "sd over seeds"], rows)
 
 
