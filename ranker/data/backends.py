@@ -67,7 +67,7 @@ def _find(path: str | pathlib.Path, name: str, local: bool) -> pathlib.Path | No
     if local:
         found = pathlib.Path(path) / name
         return found if found.is_file() else None
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     found = cached_file(str(path), name, _raise_exceptions_for_missing_entries=False)
     return pathlib.Path(found) if found else None

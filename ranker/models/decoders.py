@@ -89,15 +89,16 @@ def _read_llama(c: Fields) -> Decoder:
 def _read_mistral(c: Fields) -> Decoder:
     base, window = _base(c), c.get("sliding_window") or 0
     local = tuple(range(base["num_layers"])) if window else ()
-    return Decoder(**base | dict(window=window, local_layers=local))
+    base |= dict(window=window, local_layers=local)
+    return Decoder(**base)
 
 
 def _read_ministral3(c: Fields) -> Decoder:
     beta = (c.get("rope_parameters") or {}).get("llama_4_scaling_beta") or 0.0
     base, window = _base(c), c.get("sliding_window") or 0
     local = tuple(range(base["num_layers"])) if window else ()
-    grown = dict(window=window, local_layers=local, query_growth=beta)
-    return Decoder(**base | grown)
+    base |= dict(window=window, local_layers=local, query_growth=beta)
+    return Decoder(**base)
 
 
 def _read_qwen(c: Fields) -> Decoder:
@@ -187,7 +188,8 @@ def _read_phi(c: Fields) -> Decoder:
         dict.__setitem__(c, "rope_parameters", rope)
     base, window = _base(c), c.get("sliding_window") or 0
     local = tuple(range(base["num_layers"])) if window else ()
-    return Decoder(**base | dict(window=window, local_layers=local))
+    base |= dict(window=window, local_layers=local)
+    return Decoder(**base)
 
 
 def _read_seed(c: Fields) -> Decoder:
@@ -204,7 +206,8 @@ _EUROBERT = {"bos": "cls", "mean": "mean", "late": "late"}
 
 def _read_eurobert(c: Fields) -> Decoder:
     biased, mlp = bool(c.get("attention_bias")), bool(c.get("mlp_bias"))
-    base = _base(c) | dict(causal=False, tie_embeddings=True)
+    base = _base(c)
+    base |= dict(causal=False, tie_embeddings=True)
     return Decoder(
         **base,
         qkv_bias=biased,

@@ -387,7 +387,8 @@ def _bert_table(root: str) -> Callable[[Encoder, int], Table]:
         for source, ours in (("query", "q"), ("key", "k"), ("value", "v")):
             name = f"{layer}attention.self.{source}"
             made.dense(name, body + ours, (D, N, H), **heads)
-        out, inward = f"{layer}attention.output.", dict(transform=HEADS_IN, bias=(D,))
+        out = f"{layer}attention.output."
+        inward: dict[str, Any] = dict(transform=HEADS_IN, bias=(D,))
         made.dense(f"{out}dense", f"{body}o", (N, H, D), **inward)
         _norm(made, f"{out}LayerNorm", f"{body}attention_norm", D)
         made.dense(f"{layer}intermediate.dense", f"{body}up", (D, F), bias=(F,))

@@ -167,7 +167,7 @@ def describe(folder: pathlib.Path) -> Described:
     try:
         dropped = ("model_type", "dtype", "auto_map")
         kwargs = {k: v for k, v in written.items() if k not in dropped}
-        fields = AutoConfig.for_model(kind, **kwargs).to_dict()
+        fields = AutoConfig.for_model(family.name, **kwargs).to_dict()
     except Exception as error:  # transformers raises many kinds
         reason = " ".join(str(error).split())
         raise ModelError(f"{path}: transformers cannot read it: {reason}") from error

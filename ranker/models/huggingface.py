@@ -366,8 +366,9 @@ def _own_words(model: Model, tensors: Tensors) -> tuple[Model, Tensors, list[str
         tensors.get("lm_head.weight"),
         tensors.get("model.embed_tokens.weight"),
     )
-    decoder = isinstance(model, config.Decoder) and model.causal
-    if not decoder or not model.tie_embeddings or head is None or table is None:
+    if not isinstance(model, config.Decoder) or not model.causal:
+        return model, tensors, []
+    if not model.tie_embeddings or head is None or table is None:
         return model, tensors, []
     if head.shape == table.shape and _alike(head, table):
         return model, tensors, []
@@ -383,8 +384,8 @@ def _alike(a: Tensor | Held, b: Tensor | Held) -> bool:
     rows, width = a.shape
     for start in np.linspace(0, max(rows - 4, 0), 8, dtype=int):
         index = (slice(int(start), min(int(start) + 4, rows)), slice(0, width))
-        pair = (one.read(index).astype(np.float32) for one in (a, b))
-        if not np.array_equal(*pair):
+        ours, theirs = (one.read(index).astype(np.float32) for one in (a, b))
+        if not np.array_equal(ours, theirs):
             return False
     return True
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Exports as transformers 4 reads them: the quickstart's student, and tiny teachers.
+# Exports as transformers 4 reads them: the quickstart's student and teacher, and tiny
+# models of the families that it spells otherwise.
 #   check.sh WORKDIR      of a finished quickstart; RANKER_PYTHON is its Python
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -7,4 +8,6 @@ work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 "$RANKER_PYTHON" -m ranker.export --config configs/export.py --workdir "$1" \
   --config.stage=sft --config.folder="$work/teacher"
-python "$here/check.py" "$1/export" "$work/teacher"
+"$RANKER_PYTHON" "$here/make.py" "$work/tiny"
+rm -r "$work/tiny/bpe" "$work/tiny/wordpiece"
+python "$here/check.py" "$1/export" "$work/teacher" "$work"/tiny/*
