@@ -4,13 +4,21 @@ import importlib.util
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import transformers
+from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from ranker import config
-from ranker.models.huggingface import open_checkpoint
+from ranker.data.text import train_wordpiece
+from ranker.models.huggingface import (
+    ModelError,
+    export_huggingface,
+    flat,
+    open_checkpoint,
+)
 
 _path = pathlib.Path(__file__).with_name("test_huggingface.py")
 _spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
@@ -108,3 +116,83 @@ def test_fewer_layers_of_every_family(kind, tmp_path):
             assert sources == ([every[i] for i in kept] if entry.stacked else every)
         said = f"layers {kept[0]}, {kept[1]} are kept"
         assert any(said in note for note in found.notes)
+
+
+def test_two_labels_are_one_score(tmp_path):
+    model = save_labels(tmp_path, 2)
+    _, params, notes = helpers.load(tmp_path, "score")
+    both = model.classifier.weight.detach().numpy()
+    np.testing.assert_allclose(params["head.dense"], both[1] - both[0], atol=1e-6)
+    bias = model.classifier.bias.detach().numpy()
+    np.testing.assert_allclose(params["head.bias"], bias[1] - bias[0], atol=1e-6)
+    assert any("second's logit less the first's" in note for note in notes)
+    assert "head.dense" not in plan(tmp_path, fresh_head=True).entries
+
+
+def save_labels(folder, count):
+    settings = transformers.BertConfig(**SIZES, num_labels=count)
+    model = transformers.BertForSequenceClassification(settings)
+    helpers.randomised(model).save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(is_decoder=True), "is_decoder is True"),
+        (dict(add_cross_attention=True), "add_cross_attention is True"),
+        (dict(hidden_act="mish"), "hidden_act is 'mish'"),
+        (dict(model_type="deberta-v2"), "given_scores"),
+        (dict(model_type="qwen3_moe"), "mixture of experts.*given_scores"),
+    ],
+)
+def test_fields_that_change_a_model_are_refused(fields, message, tmp_path):
+    save_labels(tmp_path, 1)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    with pytest.raises(ModelError, match=message):
+        plan(tmp_path)
+
+
+def test_strange_fields_and_code_are_noted(tmp_path):
+    save_labels(tmp_path, 1)
+    path = tmp_path / "config.json"
+    more = dict(my_field=3, auto_map={"AutoModel": "own.Model"})
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    notes = " ".join(plan(tmp_path).notes)
+    assert "my_field" in notes and "auto_map" in notes and "not run" in notes
+
+
+@pytest.mark.parametrize("pooling", ["mean"])
+def test_a_pooling_without_a_class_is_written_as_modules(pooling, tmp_path):
+    """CrossEncoder loads BERT pooled by its mean, and so does this package."""
+    from sentence_transformers import CrossEncoder
+
+    save_labels(tmp_path / "in", 1)
+    texts = ["cheap flights to rome", "low fares every day"] * 3
+    train_wordpiece(iter(texts), 40, tmp_path / "tokenizer")
+    model, settings = helpers.imported(tmp_path / "in", "score", pooling=pooling)
+    notes = export_huggingface(
+        tmp_path / "out",
+        settings,
+        nnx.state(model, nnx.Param),
+        head="score",
+        tokenizer=tmp_path / "tokenizer",
+        length=30,
+    )
+    assert "modules" in notes[-1]
+    stock = CrossEncoder(str(tmp_path / "out"), device="cpu")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    pair = ("cheap fares", "every day to rome")
+    expected = stock.predict([pair], show_progress_bar=False)
+    found = tokenizer(*pair)
+    n = len(found["input_ids"])
+    arrays = [found["input_ids"], [1] * n, range(n), found["token_type_ids"]]
+    rows = helpers.as_jax([[list(one)] for one in arrays])
+    ours = model(rows, jnp.zeros((1, 1), jnp.int32))
+    np.testing.assert_allclose(ours[0], expected, atol=1e-5)
+    checkpoint, params, _ = helpers.load(tmp_path / "out", "score")
+    assert checkpoint.model.pooling == pooling
+    before = dict(flat(nnx.state(model, nnx.Param)))
+    for path, value in params.items():
+        np.testing.assert_allclose(value, before[path], atol=1e-6, err_msg=path)
