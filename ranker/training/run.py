@@ -116,7 +116,8 @@ def plan(
     if kind == "cpt":
         pieces = ["clicks/train", "clicks/dev"]
     else:  # of a distillation's lists the scores' own key tells
-        lists = ["lists/train"] if kind == "sft" else []
+        judged = kind == "sft" and settings.judged_lists
+        lists = ["lists/train"] if judged else []
         pieces = ["corpus", "lists/dev", *lists]
     inputs = prepared.inputs(origin.role, *pieces)
     if settings.click_lists:
