@@ -383,7 +383,9 @@ def _differences(
         for one in outcomes
     ]
     both = [(results[name][one], results[reference][one]) for name, one in keys]
-    models = [_MODELS.get(parse_measure(one).base, "shift") for _, one in keys]
+    models: list[significance.Model] = [
+        _MODELS.get(parse_measure(one).base, "shift") for _, one in keys
+    ]
     tried = dict(zip(keys, _tests(both, models, tests), strict=True))
     corrected = {
         one: significance.holm(

@@ -273,9 +273,9 @@ def _places(
 
 def _break_ties(
     values: Float[np.ndarray, " N"],
-    listed: Sequence[str],
+    listed: list[str],
     places: Int[np.ndarray, "3 J"],
-    names: Sequence[str],
+    names: list[str],
 ) -> Int[np.ndarray, " J"]:
     """Ranks of the documents `names`, see `_places`, ties by id backwards.
 
