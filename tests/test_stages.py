@@ -109,7 +109,9 @@ def test_the_whole_run_leaves_what_it_says(workdir):
         lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
         values = [json.loads(line) for line in lines]
         assert all(np.isfinite(v["loss"]) for v in values if "loss" in v)
-        assert values[0]["step"] == 1 and "tokens_per_second" in values[0]
+        # The first step was compiled, so it tells no speed.
+        assert values[0]["step"] == 1 and "tokens_per_second" not in values[0]
+        assert "tokens_per_second" in values[1]
     assert (
         manifests.load(workdir / "sft").inputs["cpt"]
         == manifests.load(workdir / "cpt").key

@@ -38,7 +38,14 @@ SEED = int(os.environ.get("RANKER_CHAOS_SEED", 0))
 TRAINED = ("cpt", "sft", "distill")
 # Orbax warns where it is not told how to lay out what it loads, which is as saved here.
 pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
-CLOCK = ("time", "tokens_per_second")  # may differ between two runs
+# What may differ between two runs.
+CLOCK = (
+    "time",
+    "tokens_per_second",
+    "seconds_input",
+    "seconds_evaluation",
+    "seconds_saving",
+)
 
 
 @pytest.fixture(scope="module")
