@@ -101,7 +101,9 @@ def _of_folder(folder: pathlib.Path, promise: Contract) -> Iterator[Runtime]:
     """Every runtime and precision that the folder can be served by."""
     graph = (folder / runtimes.FILES["float32"]).is_file()
     onnx: tuple[runtimes.Name, ...] = ("onnxruntime", "openvino")
-    names = [name for name in onnx if graph and runtimes.installed(name)]
+    names: list[runtimes.Name] = [
+        name for name in onnx if graph and runtimes.installed(name)
+    ]
     for name in names if jax.default_backend() == "cpu" else ():
         yield runtimes.open_runtime(folder, name, "float32")
     for precision, one in promise.precisions.items():

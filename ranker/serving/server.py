@@ -164,7 +164,7 @@ async def _score(state: State, request: Request) -> Scored:
     if not served.first or len(request.groups) > 1 or request.count <= served.keep:
         return await _score_by(state, served, batcher, request)
     assert served.first.batcher
-    query, documents = request.groups[0]
+    query, documents = next(iter(request.groups))
     cheap = await _score_by(state, served.first, served.first.batcher, request)
     kept = forms.order(cheap.raw)[: served.keep]
     best = (query, tuple(documents[i] for i in kept))
