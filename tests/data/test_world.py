@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ranker import config
-from ranker.data.bm25 import Bm25, words
+from ranker.data.bm25 import Bm25
+from ranker.data.words import split
 from ranker.data.world import Content, Meaning, SearchWorld, grade
 
 SETTINGS = config.World()
@@ -71,11 +72,11 @@ def test_queries_use_words_that_documents_never_do(world):
     documents = {
         word
         for row in range(world.num_documents)
-        for word in words(world.document(row).title)
+        for word in split(world.document(row).title)
     }
     topic = {world.word("topic", index, 3) for index in range(SETTINGS.num_topics)}
     assert not topic & documents
-    queries = {word for i in range(500) for word in words(world.query(i).text)}
+    queries = {word for i in range(500) for word in split(world.query(i).text)}
     assert topic & queries and documents & queries
 
 
