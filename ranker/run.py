@@ -27,7 +27,6 @@ def _modules() -> dict[type, ModuleType]:
         config.Train: train,
         config.Score: score,
         config.Given: given,
-        config.Given: given,
         config.Evaluate: evaluate,
         config.Export: export,
     }

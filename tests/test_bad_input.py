@@ -75,12 +75,7 @@ def start(folder, *arguments):
     file = str(ROOT / "configs" / "beir.py") + ":smoke"
     known = ["--config", file, "--workdir", str(folder.parent / "runs")]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(
-            config.Pipeline,
-            run._call,
-            "",
-            [*known, f"--config.data.path={folder}", *arguments],
-        )
+        run.main([*known, f"--config.data.path={folder}", *arguments])
     said = str(stopped.value)
     assert said.startswith("error: ") and "Traceback" not in said
     return said
