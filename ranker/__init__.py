@@ -24,4 +24,4 @@ def load(path: "str | os.PathLike[str]", **options: Any) -> "Model":
     """
     from ranker.serving import library
 
-    return library.load(path, **options)
+    return library.load(os.fspath(path), **options)

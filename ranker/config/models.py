@@ -63,10 +63,10 @@ class Rope:
     beta_fast: float = 32.0  # waves a text; those above are left alone (yarn)
     beta_slow: float = 1.0  # waves a text; those below are stretched (yarn)
     attention_factor: float = 1.0  # on queries and keys (yarn, longrope)
-    short_factors: tuple[
-        float, ...
-    ] = ()  # of each wavelength, in short texts (longrope)
-    long_factors: tuple[float, ...] = ()  # and in those over original_length (longrope)
+    # Of each wavelength, in texts up to original_length (longrope).
+    short_factors: tuple[float, ...] = ()
+    # Of each wavelength, in longer texts (longrope).
+    long_factors: tuple[float, ...] = ()
 
     def __post_init__(self):
         positive(self, "theta", "factor", "attention_factor")
@@ -113,9 +113,8 @@ class Decoder:
     activation: Activation = "silu"  # of the MLP's gate
     causal: bool = True  # a token sees those before it alone
     pooling: Pooling = "last"  # what a text is scored by
-    head_activation: HeadActivation = (
-        "none"  # between pooler and score; none: no pooler
-    )
+    # Between pooler and score; none: no pooler.
+    head_activation: HeadActivation = "none"
     grades: int = 0  # tokens whose expected grade is the score; 0: one dense layer
     residual_scale: float = 1.0  # factor on what attention and MLP add to the stream
     logit_scale: float = 1.0  # factor on language-model logits

@@ -17,7 +17,7 @@ class Optim:
 
     learning_rate: float  # at the peak
     warmup: int | float  # steps; below 1: share of all steps
-    optimiser: Optimiser = "adamw"
+    optimiser: Optimiser = "adamw"  # what turns gradients into updates
     schedule: Schedule = "cosine"  # after the warm-up; wsd: constant, then linear
     final_fraction: float = 0.1  # of learning_rate, at the last step; not of constant
     decay: float = 0.1  # share of the steps, at the end, over which wsd falls

@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_rows(tmp_path):
         (2000.0, False, "black tea", "B", None, None),
     ]
     zipped = tmp_path / "log.tsv.gz"
-    zipped.write_bytes(gzip.compress(tsv.read_bytes()))
+    zipped.write_bytes(gzip.compress(tsv.read_bytes(), mtime=0))
     lines = tmp_path / "log.jsonl"
     lines.write_text("".join(json.dumps(row) + "\n\n" for row in _dicts()))
     typed = [
@@ -160,7 +160,11 @@ def test_a_bad_row_of_parquet_is_named(tmp_path):
         ("log.jsonl", b"[1]\n", "log.jsonl:1: found '[1]'"),
         ("log.parquet", b"PAR1 and nothing", "no Parquet file"),
         ("log.csv", b"a\n", "is .tsv, .jsonl or .parquet"),
-        ("log.tsv.gz", gzip.compress(b"time\tuser" * 999)[:30], "cannot be read"),
+        (
+            "log.tsv.gz",
+            gzip.compress(b"time\tuser" * 999, mtime=0)[:30],
+            "cannot be read",
+        ),
     ],
 )
 def test_files_that_are_no_log(tmp_path, name, content, said):

@@ -334,7 +334,8 @@ def scores_of(model, tokens, mask, positions):
     return torch.stack(scores).numpy()
 
 
-@pytest.mark.parametrize("name", DECODERS)
+# Granite has no class for scores in transformers.
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"granite"}))
 def test_a_decoder_as_a_reranker_and_its_export(name, tmp_path, tokenizers):
     theirs = decoder(name, "ForSequenceClassification", tmp_path / "in")
     model, settings = helpers.imported(tmp_path / "in", "score")
