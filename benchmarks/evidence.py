@@ -214,7 +214,9 @@ LOSSES: dict[str, Callable] = {
         s, t, where=w, pairs=margins.of_top(t, w, top=1)
     ),
     "kl": lambda s, t, y, w: distillation.listwise_kl(s, t, where=w),
-    "soft": lambda s, t, y, w: distillation.soft_cross_entropy(s, t, where=w),
+    "soft": lambda s, t, y, w: distillation.soft_cross_entropy(
+        s, jax.nn.sigmoid(t), where=w
+    ),
 }
 # Arms of E1: name -> weight of each loss.
 ARMS: dict[str, dict[str, float]] = {

@@ -3,7 +3,8 @@
     python benchmarks/score_overhead.py [--rounds 5] [--chunk_pairs 2048]
 
 The quickstart's teacher (2 layers, 128 wide: the smallest one that anybody would use,
-so that the overhead weighs most) scores pairs of the made world as a job, a few times
+so that the overhead weighs most) scores pairs of the synthetic collection as a job, a
+few times
 over. Time in what a job does beside the scoring (listings, chunks and receipts with
 their digests and fsync, the manifest, the proof at the end) is set against the time of
 the scoring alone; listing the input, to cut it, is given apart. Chunks are small; with

@@ -2,7 +2,8 @@
 
     python benchmarks/score_streaming.py [--pairs 50000000] [--processes 2]
 
-Lists the pairs of a made world, cuts them into chunks, and writes every chunk with its
+Lists the pairs of a synthetic collection, cuts them into chunks, and writes every
+chunk with its
 receipt, in several processes. The processes are killed in the middle, and another
 number of them goes on. Then the whole is proved.
 
@@ -35,7 +36,7 @@ CANDIDATES = 100  # a query
 
 
 def make_source(pairs: int) -> WorldPairs:
-    """A made world with that many unlabelled pairs."""
+    """A synthetic collection with that many unlabelled pairs."""
     return WorldPairs(
         config.World(
             num_topics=30_000,

@@ -29,7 +29,8 @@ from ranker.training import scorer as scoring
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# Queries of Google users and paragraphs of Wikipedia; the made world where absent.
+# Queries of Google users and paragraphs of Wikipedia; where absent, the synthetic
+# collection.
 REAL = ROOT.parent / "shared" / "data" / "nqqed"
 
 

@@ -1,4 +1,4 @@
-"""The whole method on the made search world, on a laptop, without a download.
+"""The whole method on a synthetic collection, on a laptop, without a download.
 
 python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 """

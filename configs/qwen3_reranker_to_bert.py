@@ -9,8 +9,8 @@ unlabelled queries; the student learns from these scores by point-wise and margi
 and is exported for `CrossEncoder`. FOLDER is in the BEIR layout (configs/beir.py).
 
 Variants: "" takes every second layer of bert-base-uncased (6 layers, English), "xlmr"
-xlm-roberta-base (12 layers, 100 languages), "smoke" BERT on a made world of few
-queries, for which any checkpoints do. Checkpoints are hub names or folders:
+xlm-roberta-base (12 layers, 100 languages), "smoke" BERT on a synthetic collection of
+few queries, for which any checkpoints do. Checkpoints are hub names or folders:
 `--config.teacher.path=Qwen/Qwen3-Reranker-4B`, `--config.student.path=FOLDER`.
 
 To train the teacher on judged queries first: `--config.sft.loop.steps=500`, best with

@@ -34,7 +34,7 @@ class Mesh:
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The made search world: a deterministic function of (seed, index)."""
+    """The synthetic search collection: a deterministic function of (seed, index)."""
 
     seed: int = 0  # every document, query and click follows from it
     num_topics: int = 64  # topics; each has its own words for titles and for queries
@@ -98,7 +98,8 @@ class Negatives:
 class Data:
     """Where queries, documents, judgements, candidates and clicks come from."""
 
-    # folder (BEIR, MS MARCO, Parquet), files of lists, irds:NAME; empty: the made world
+    # folder (BEIR, MS MARCO, Parquet), files of lists, irds:NAME; empty: the synthetic
+    # collection
     path: str = ""
     # collection: corpus, queries, qrels; lists: queries with their documents
     format: Literal["auto", "collection", "lists", "irds"] = "auto"

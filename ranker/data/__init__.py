@@ -1,1 +1,1 @@
-"""Data: from raw files and the made world to batches of static shape."""
+"""Data: from raw files and the synthetic collection to batches of static shape."""

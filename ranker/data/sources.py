@@ -1,4 +1,4 @@
-"""Where raw data comes from: files of a collection and a click log, or the made world.
+"""Where raw data comes from: files and a click log, or the synthetic collection.
 
 `prepare` asks for documents, then for click examples, then for lists; nothing but ids,
 queries and judgements stays in memory.
@@ -207,7 +207,7 @@ def _is_same(query: str, document: Document) -> bool:
 
 
 class Made:
-    """The made world."""
+    """The synthetic collection."""
 
     def __init__(self, settings: config.Data):
         """Makes nothing yet."""
@@ -246,7 +246,7 @@ class Made:
     def lists(self, split: str) -> Iterator[RankedList]:
         """See `Source`."""
         counts = self.counts[split]
-        counts.source = "the made world"
+        counts.source = "the synthetic collection"
         for index in self._splits[split]:
             record = self._list(index, split != "unlabelled")
             grades = record.judged_grades.tolist()
@@ -286,7 +286,7 @@ class Made:
         assert self._table is not None
         told = self._table.counts.report() | self._table.shown
         return {
-            "clicks": {"source": "the made world", **told},
+            "clicks": {"source": "the synthetic collection", **told},
             "leaks": {},
             "dropped": {},
             "given_scores": {},

@@ -1,4 +1,4 @@
-"""The made search world: documents, queries, grades and clicks from (seed, index).
+"""The synthetic collection: documents, queries, grades, clicks from (seed, index).
 
 Nothing is stored: every call computes its record from the seed and an index with
 integer hashing alone, so the n-th row of a click log costs the same for every n, and
@@ -109,7 +109,7 @@ def grade(query: Meaning, document: Content) -> int:
 
 
 class SearchWorld:
-    """Records of the made world by index; see the module's docstring."""
+    """Records of the synthetic collection by index; see the module's docstring."""
 
     def __init__(self, settings: config.World):
         self.settings = settings

@@ -122,7 +122,7 @@ def make_job(
       settings: of the stage.
       teacher: for scoring: the stage that trains the model that scores.
       devices: of all slices.
-      pairs: for scoring: how many there are; None: as the made world has.
+      pairs: for scoring: how many there are; None: as the synthetic collection has.
 
     Raises:
       ConfigError: when the mesh, the batch or the model do not go together.

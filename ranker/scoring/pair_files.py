@@ -59,7 +59,7 @@ def open_input(
       path: "world", a folder in the BEIR layout, or a file, folder or glob pattern of
         Parquet, ArrayRecord or JSON lines; local, or gs://.
       pairs: glob pattern, below a BEIR folder, of the files that list the pairs.
-      world: settings of the made world.
+      world: settings of the synthetic collection.
       cache: local folder for what is looked up or fetched; empty: the system's.
       lenient: leave malformed documents and queries out; their pairs cannot be scored.
 

@@ -79,7 +79,7 @@ class Input(Protocol):
         ...
 
 
-# --- lists by index: prepared splits and the made world ---
+# --- lists by index: prepared splits and the synthetic collection ---
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ListPairs:
 
 
 class WorldPairs:
-    """The unlabelled queries of the made world with their candidates."""
+    """The unlabelled queries of the synthetic collection with their candidates."""
 
     def __init__(self, settings: config.World):
         self._settings, self.world = settings, SearchWorld(settings)

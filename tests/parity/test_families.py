@@ -294,7 +294,7 @@ def padded_left(tokens, lengths):
     return left, mask
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"llama both ways"}))
 def test_a_decoders_language_model(name, tmp_path):
     theirs = decoder(name, "ForCausalLM", tmp_path)
     model, settings = helpers.imported(tmp_path, "language")
@@ -403,7 +403,7 @@ def same_tensors(a, b):
         )
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", sorted(DECODERS.keys() - {"llama both ways"}))
 def test_a_language_model_out_again(name, tmp_path, tokenizers):
     theirs = decoder(name, "ForCausalLM", tmp_path / "in")
     model, settings = helpers.imported(tmp_path / "in", "language")
