@@ -45,7 +45,7 @@ def get_config(variant: str = "") -> config.Train:
     )
     triples = "triples/*.parquet"
     if smoke:
-        rate, steps, length, rows = 1e-3, 40, 64, 8
+        rate, steps, length, rows = 1e-3, 20, 64, 8
         model = config.Encoder(num_layers=2, embed_dim=32, num_heads=2, mlp_dim=64)
         triples = __file__.removesuffix(".py") + "_smoke.parquet"
     return config.Train(

@@ -261,7 +261,9 @@ def _by_gap(scores, targets, *, where):
 
 
 def _soft_cross_entropy(scores, targets, *, where):
-    return distillation.soft_cross_entropy(scores, jax.nn.sigmoid(targets), where=where)
+    return distillation.soft_cross_entropy(
+        scores, jax.nn.sigmoid(targets.astype(jnp.float32)), where=where
+    )
 
 
 def _to_highest(scores, targets, *, where):
