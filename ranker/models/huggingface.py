@@ -105,8 +105,16 @@ def open_checkpoint(
       ModelError: for missing or broken files and unknown architectures, naming them.
     """
     folder = resolve_folder(settings.path, settings.revision)
-    found = describe(folder)
-    path, model, notes = found.path, *_model_of(found)
+    try:
+        found = describe(folder)
+        path, model, notes = found.path, *_model_of(found)
+    except ModelError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"{folder / 'config.json'}: a field has a value that no model of the kind "
+            f"has ({error!r})"
+        ) from error
     head = read_head(folder)
     family = FAMILIES[model.family]
     tensors, digest = find_tensors(folder)
@@ -137,17 +145,9 @@ def open_checkpoint(
 
 def _model_of(found: Described) -> tuple[Model, list[str]]:
     """The model that a config.json describes, and notes on its fields."""
-    try:
-        model, seen = read_config(str(found.path), found.fields)
-        harmless = FAMILIES[model.family].harmless
-        return model, check_rest(seen, found.written, found.defaults, harmless)
-    except ModelError:
-        raise
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-        raise ModelError(
-            f"{found.path}: a field has a value that no model of the kind has "
-            f"({error!r})"
-        ) from error
+    model, seen = read_config(str(found.path), found.fields)
+    harmless = FAMILIES[model.family].harmless
+    return model, check_rest(seen, found.written, found.defaults, harmless)
 
 
 def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNames]:

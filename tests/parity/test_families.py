@@ -450,7 +450,8 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
     with torch.no_grad():
         expected = theirs(**inputs).logits.numpy()
         hidden = theirs.base_model(**inputs).last_hidden_state.numpy()
-    arrays = helpers.as_jax([tokens, segments, positions, types])
+    four = [tokens, segments, positions, types]
+    arrays = helpers.as_jax(four)
     real = segments.astype(bool)
     np.testing.assert_allclose(
         np.asarray(model.body(arrays))[real], hidden[real], atol=1e-4
@@ -458,8 +459,8 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
     index = jnp.asarray([[0], [T]], jnp.int32)
     np.testing.assert_allclose(model(arrays, index), expected, atol=1e-4)
     # Padding on the left, and two texts in one row.
-    turned = [np.concatenate([row[1:, 15:], row[1:, :15]], axis=1) for row in arrays]
-    packed = [np.concatenate([x[1:, :15], x[:1]], axis=1) for x in arrays]
+    turned = [np.concatenate([row[1:, 15:], row[1:, :15]], axis=1) for row in four]
+    packed = [np.concatenate([x[1:, :15], x[:1]], axis=1) for x in four]
     packed[1] = np.concatenate([np.full((1, 15), 1), np.full((1, T), 2)], axis=1)
     for row, places, scores in (
         (turned, [[9]], expected[1:]),
