@@ -212,7 +212,7 @@ def rank_by_grade(
     for at, (query, documents, grades) in enumerate(listed):
         drawn = np.random.default_rng([seed, at]).random(len(documents))
         values = -np.asarray(grades) - noise * drawn
-        order = np.argsort(values, kind="stable")[:depth].tolist()
+        order: list[int] = np.argsort(values, kind="stable")[:depth].tolist()
         pages.append(
             Page(query, [documents[o] for o in order], [grades[o] for o in order])
         )
