@@ -63,6 +63,7 @@ def read_batches(
             cells = []
             for name in wanted:
                 values, size = _plain(path, name, batch[name])
+                _check_utf8(path, name, values, number)
                 cells.append(values)
                 left -= size
                 if left < 0:
@@ -84,7 +85,9 @@ def read_rows(path: Any, names: Sequence[str]) -> Iterator[tuple[int, dict[str, 
         return found or schema.names
 
     for batch in read_batches(path, known, at_once=4096):
-        for row in batch.to_pylist():
+        with _readable(path):
+            rows = batch.to_pylist()
+        for row in rows:
             number += 1
             yield number, row
 
@@ -108,6 +111,24 @@ def _open(path: Any, **how: Any) -> pq.ParquetFile:
 def _size(path: Any) -> int:
     stat = path.stat()
     return stat.st_size if hasattr(stat, "st_size") else stat.length
+
+
+def _check_utf8(path: Any, name: str, column: Any, before: int) -> None:
+    """Raises `DataError` for texts that are not UTF-8; `before` are rows before."""
+    if not is_text(column.type):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        for number, text in enumerate(column, before + 1):
+            try:
+                text.as_py()
+            except UnicodeDecodeError as error:
+                raise DataError(
+                    f"{path}: row {number}: column {name!r}: byte {error.start} of its "
+                    "text is not UTF-8; write the file again with texts in UTF-8"
+                ) from error
+        raise
 
 
 def _plain(path: Any, name: str, column: Any) -> tuple[Any, int]:
