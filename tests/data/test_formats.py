@@ -64,7 +64,11 @@ def test_a_bad_document_names_file_line_and_field(tmp_path, row, message):
     kept = list(formats.read_corpus(path, on_error="skip", skipped=skipped))
     assert [one.id for one in kept] == ["d1"]
     assert skipped.counts == {"corpus.jsonl": 1}
-    assert "1 malformed" in next(iter(skipped.report().values()))
+    reason, mark, _ = str(error.value).partition("; correct it, or skip")
+    assert mark
+    assert skipped.report() == {
+        "corpus.jsonl": {"records": 1, "of": 2, "first": reason}
+    }
 
 
 @pytest.mark.parametrize("line", ["{", "[1]", "nonsense", '"text"', "[" * 100_000])
@@ -137,14 +141,24 @@ def test_qrels_beir_and_trec(tmp_path):
         ("q1\td1\t1.5", "whole number"),
         ("q1\td1\tnan", "finite"),
         ("q1\td1", "query, document and grade"),
-        ("q9\td1\t1", "field 'query-id': found 'q9'.*queries.jsonl"),
-        ("q1\td9\t1", "field 'corpus-id': found 'd9'.*corpus.jsonl"),
+        ("q9\td1\t1", "field 'query-id': found 'q9', expected an id that the queries"),
+        (
+            "q1\td9\t1",
+            "field 'corpus-id': found 'd9', expected an id that the documents",
+        ),
     ],
 )
 def test_a_bad_judgement(tmp_path, line, message):
     path = write(tmp_path / "test.tsv", "query-id\tcorpus-id\tscore", line)
-    with pytest.raises(DataError, match=rf"test.tsv:2: .*{message}"):
+    remedy = "; correct it, or skip such records with --config.data.on_error=skip"
+    with pytest.raises(DataError, match=rf"test.tsv:2: .*{message}.*{remedy}$"):
         list(formats.read_qrels(path, queries={"q1"}, documents={"d1"}))
+
+
+def test_a_judged_document_needs_no_text(tmp_path):
+    path = write(tmp_path / "test.tsv", "query-id\tcorpus-id\tscore", "q1\td9\t1")
+    found = list(formats.read_qrels(path, queries={"q1"}))
+    assert found == [Judgement("q1", "d9", 1)]
 
 
 def test_a_pair_judged_twice(tmp_path):
