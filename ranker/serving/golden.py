@@ -31,7 +31,7 @@ _PUNCTUATION = ("really?! (see: e.g. U.S.A...) -- 50%%", "what??  C++/C#, 'a''b'
 
 # Stock models of these count positions over all tokens but padding, so that a text with
 # the padding token's own text is read otherwise than in training.
-_COUNT_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_COUNT_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet")
 
 Pair = tuple[str, Texts]
 Score = Callable[[Sequence[Segment]], np.ndarray]
