@@ -32,7 +32,7 @@ def test_decoder_template(folders):
     text = tokenizer.backend.decode(segment.tokens, skip_special_tokens=False)
     assert text == "query: cheap flights\ntitle: Low\nsummary: fares</s>"
     assert segment.score == len(segment.tokens) - 1
-    assert segment.tokens[segment.score] == tokenizer.end
+    assert segment.tokens[segment.score] == tokenizer.loaded.eos_token_id
     assert tokenizer.backend.decode(segment.tokens[segment.document :]).startswith(
         "title"
     )
@@ -61,7 +61,7 @@ def test_truncation_cuts_the_document_alone(folders, kind, length):
     segment = tokenizer.segment(query, document, length)
     assert len(segment.tokens) == length
     assert segment.tokens[: len(query)] == query
-    assert segment.tokens[-1] == tokenizer.end
+    assert segment.tokens[-len(tokenizer.tail) :] == tokenizer.tail
 
 
 def test_a_query_without_room_is_refused(folders):

@@ -175,7 +175,10 @@ def test_stock_tokenizers_frame_a_decoders_pair(folders, tmp_path, template):
     amend(bare / "tokenizer_config.json", lambda c: c.pop("pad_token"))
     tokenizer = Tokenizer(bare, template)
     out = pathlib.Path(shutil.copytree(bare, tmp_path / "out"))
-    (out / "config.json").write_text(json.dumps({"pad_token_id": tokenizer.end}))
+    end = tokenizer.tail[-1] if tokenizer.tail else None
+    size = tokenizer.vocab_size + 1  # a row that no token has yet
+    described = {"pad_token_id": end, "vocab_size": size}
+    (out / "config.json").write_text(json.dumps(described))
     frame_pairs(out, tokenizer_frame(tokenizer, 400))
     stock = AutoTokenizer.from_pretrained(out)
     document = Document("", "Low fares", "every day to rome " * 60)
@@ -192,7 +195,7 @@ def test_stock_tokenizers_frame_a_decoders_pair(folders, tmp_path, template):
         assert found["input_ids"] == expected.tokens
     # Stock models look for the last token that is no padding.
     described = json.loads((out / "config.json").read_text())
-    assert stock.pad_token_id == described["pad_token_id"] != tokenizer.end
+    assert stock.pad_token_id == described["pad_token_id"] != end
 
 
 def edit_weights(folder, wanted):
