@@ -3,6 +3,7 @@
 import os
 
 import jax
+import pytest
 
 # They run in environments of their own; see .ci/run.
 collect_ignore = ["tests/environments"]
@@ -21,8 +22,33 @@ def pytest_addoption(parser):
     parser.addoption("--all", action="store_true", help="run slow tests as well")
 
 
+# Folders and files whose every test compiles a lot, or starts processes.
+SLOW = (
+    "tests/chaos/",
+    "tests/launch/",
+    "tests/models/test_hostile_folders.py",
+    "tests/models/test_models.py",
+    "tests/parity/",
+    "tests/planning/test_plan.py",
+    "tests/serving/test_checking.py",
+    "tests/serving/test_precision.py",
+    "tests/serving/test_runtimes.py",
+    "tests/serving/test_serve_process.py",
+    "tests/test_processes.py",
+    "tests/test_sharding.py",
+    "tests/test_stages.py",
+    "tests/training/test_adapted_stages.py",
+    "tests/training/test_score.py",
+    "tests/training/test_shared_prefix.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Leaves slow tests out, unless all are asked for or `-m` chooses."""
+    """Marks slow tests, and leaves them out unless `--all` or `-m` asks for them."""
+    for one in items:
+        if one.nodeid.startswith(SLOW):
+            one.add_marker(pytest.mark.slow)
     if config.getoption("--all") or config.getoption("-m"):
         return
     chosen = [one for one in items if not one.get_closest_marker("slow")]
