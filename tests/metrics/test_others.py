@@ -73,9 +73,12 @@ def compare(seed):
 def as_ir_measures(names, qrels, run):
     mine = ranking.evaluate(qrels, run, names)
     parsed = {name: ir_measures.parse_measure(name) for name in names}
+    # One by one: asked for several, it may give a measure another one's gains, by the
+    # order of a set.
     found = {
-        (str(x.measure), x.query_id): x.value
-        for x in ir_measures.iter_calc(list(parsed.values()), qrels, run)
+        (str(measure), x.query_id): x.value
+        for measure in parsed.values()
+        for x in ir_measures.iter_calc([measure], qrels, run)
     }
     for name, measure in parsed.items():
         expected = [found[str(measure), query] for query in mine[name].queries]
