@@ -91,6 +91,7 @@ def add(name, line):
 
 def cut_gzip(folder):
     whole = gzip.compress((folder / "corpus.jsonl").read_bytes())
+    (folder / "corpus.jsonl").unlink()
     (folder / "corpus.jsonl.gz").write_bytes(whole[: len(whole) // 2])
 
 
