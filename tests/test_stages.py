@@ -266,7 +266,7 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
         (
             train,
             dataclasses.replace(stages()["distill"], name="x", scores="sft"),
-            "from a score stage",
+            "needs a score stage",
         ),
         (
             score,
