@@ -249,7 +249,7 @@ def test_sizes_that_do_not_divide_are_listed_together():
     settings = config.Decoder(
         num_layers=1, embed_dim=12, num_heads=3, num_kv_heads=3, head_dim=4, mlp_dim=32
     )
-    with pytest.raises(config.ConfigError, match="heads 3 .*mesh.tensor 2.*kv_heads 3"):
+    with pytest.raises(config.ConfigError, match="heads 3 .*mesh.tensor 2.*heads 3"):
         state.make_network(settings, V, "score", mesh_of("data2-fsdp2-tensor2"))
 
 

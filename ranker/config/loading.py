@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ranker.config.data import ClickRules, Data, Text, World
+from ranker.config.data import ClickRules, Data, Negatives, Text, World
 from ranker.config.models import Decoder, Encoder, Pretrained, Rope
 from ranker.config.pipeline import Pipeline
 from ranker.config.training import Lora
@@ -154,7 +154,18 @@ def from_dict(fields: dict[str, Any]) -> Any:
     Raises:
       ConfigError: when the class or a field is unknown to this version.
     """
-    known = (Decoder, Encoder, Rope, Pretrained, Lora, Data, Text, World, ClickRules)
+    known = (
+        Decoder,
+        Encoder,
+        Rope,
+        Pretrained,
+        Lora,
+        Data,
+        Text,
+        Negatives,
+        World,
+        ClickRules,
+    )
     classes = {one.__name__: one for one in known}
 
     def build(value: Any) -> Any:
