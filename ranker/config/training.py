@@ -91,7 +91,7 @@ DevMetric = Literal["none", "dev_ndcg@5", "dev_language"]
 class Loop:
     """How long to train, and what to do on the way."""
 
-    steps: int  # optimiser steps; 0: the weights are taken over as they are
+    steps: int  # optimiser steps; 0: the weights are used unchanged
     log_every: int = 50  # steps
     eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
     save_every: int = 1000  # steps between checkpoints; one is always saved at the end
