@@ -36,6 +36,7 @@ QUERIES = {
     "q4": "🦄 𝔘𝔫𝔦",
     "q5": "a word of many",
     "none": "zzzzzz",  # BM25 finds nothing
+    "missed": "yyyyyy",  # nor here
     "one": "swim",  # and here one document
 }
 
@@ -52,7 +53,7 @@ def sound(tmp_path_factory):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")
     (folder / "qrels").mkdir()
-    train = "q1\td1\t2\nq2\td2\t1\nq5\tlong\t1\nnone\td4\t1\none\td3\t2\n"
+    train = "q1\td1\t2\nq2\td2\t1\nq5\tlong\t1\nmissed\td4\t1\none\td3\t2\n"
     test = "q3\tכלב/..\t2\nq4\t🦄\t1\nnone\td4\t1\none\td3\t2\nq1\td1\t1\n"
     (folder / "qrels" / "train.tsv").write_text(HEAD + train, encoding="utf-8")
     (folder / "qrels" / "test.tsv").write_text(HEAD + test, encoding="utf-8")
@@ -207,7 +208,8 @@ def test_what_is_odd_but_sound_is_prepared(sound, tmp_path):
     found = {one.query_id: len(one.documents) for one in prepared.lists("test")}
     assert found["none"] == 0 and found["one"] == 1 and len(found) == 5
     train = {one.query_id: one for one in prepared.lists("train")}
-    assert [corpus[row].id for row in train["none"].documents] == ["d4"]
+    assert [corpus[row].id for row in train["missed"].documents] == ["d4"]
+    assert train.keys().isdisjoint(found)  # held-out queries are not trained on
     for role, length in (("teacher", 40), ("student", 32)):
         tokenizer = prepared.tokenizer(role)
         documents = tokenizer.documents(corpus)

@@ -263,6 +263,8 @@ class _Folder:
         """The file of a split's candidates, or None."""
         try:
             pattern = self.settings.runs.format(split=split)
+            if pattern.startswith("/"):
+                raise ValueError("it is absolute")
             paths = sorted(self.folder.glob(pattern), key=str) if pattern else []
         except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
             raise DataError(
