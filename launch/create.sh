@@ -14,7 +14,7 @@
 # --bucket gs://BUCKET    mounted at /mnt/bucket on every worker; a restart needs it
 # --runtime-version V     of the VM's image; default: by the kind of TPU
 # --wait SECONDS          give up waiting after so long, without deleting [0: never]
-# --resume                go on waiting for a TPU that was asked for
+# --resume                keep waiting for a TPU already requested
 # --create-option=--FLAG  any other flag of gcloud's create, e.g. --network=NET; repeatable
 # --ssh-option=--FLAG     for every ssh and scp, e.g. --tunnel-through-iap; repeatable
 # --dry-run               print the commands instead
@@ -62,7 +62,7 @@ choose_shape() {
     [[ -z $accelerator ]] || usage_error "--topology and --accelerator-type exclude each other"
     [[ $topology =~ ^(v4|v5e|v5p|v6e):[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || usage_error \
       "--topology: found '$topology', expected v4:, v5e:, v5p: or v6e: and sides, e.g. \
-v5e:4x4 or v5p:2x2x4 (TPU7x is to be had through Kubernetes alone)"
+v5e:4x4 or v5p:2x2x4 (TPU7x is available only through Kubernetes)"
     for side in ${sides//x/ }; do chips=$((chips * side)); done
     case "$generation" in
       v5e) shape=("--accelerator-type=v5litepod-$chips") ;;
@@ -97,7 +97,7 @@ trap 'exit 130' INT TERM
 if $resume; then
   load_state "$name"
 else
-  [[ ! -f $(state_file) ]] || die "$name has been made already (launch/list.sh); go on \
+  [[ ! -f $(state_file) ]] || die "$name already exists (launch/list.sh); resume \
 waiting with --resume, or choose another name"
   [[ -n $zone ]] || usage_error "--zone is missing, e.g. --zone us-west4-a"
   want_number --slices "$slices"

@@ -33,7 +33,7 @@ gcsfuse-$(lsb_release -cs) main" | sudo tee /etc/apt/sources.list.d/gcsfuse.list
     # No cached metadata: what one worker writes, the others see.
     gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$bucket" "$at"
   fi
-  # A checkpoint is written aside and renamed: on a flat bucket that is no rename.
+  # A checkpoint is written aside and renamed: a flat bucket cannot rename.
   probe="$at/.ranker-probe-$(hostname)-$$"
   mkdir "$probe"
   : >"$probe/file"

@@ -12,7 +12,7 @@ from typing import Any
 from ranker import config
 from ranker.errors import Stopped, UserError
 
-AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command goes on
+AGAIN = 75  # exit code (EX_TEMPFAIL): stopped, and the same command resumes
 _DISK = {
     errno.ENOSPC: "make room",
     errno.EDQUOT: "make room in your quota",

@@ -167,7 +167,7 @@ def lock(workdir: pathlib.Path, name: str, *, wait: bool = False) -> Iterator[No
 
     The operating system lets go of the lock when its process ends, however it ends.
     It also holds between machines on file systems that share locks (NFS, Lustre with
-    `-o flock`); where there are none, a line says so and the run goes on.
+    `-o flock`); where there are none, a line says so and the run continues.
 
     Args:
       workdir: folder of all stages.

@@ -2,7 +2,7 @@
 
 A config file is Python and defines ``get_config(variant="")``; it imports this package
 and nothing else of ranker. `load` runs it and applies typed overrides from the command
-line. The comment behind a field is its help text and gives its unit.
+line. The comment after a field is its help text and gives its unit.
 """
 
 from dataclasses import replace as replace

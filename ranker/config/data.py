@@ -89,7 +89,7 @@ class Negatives:
             require(value >= 0, f"data.negatives.{name} must be 0 or more, is {value}")
         require(
             not self.last or self.last > self.first,
-            f"data.negatives takes the ranks behind {self.first} up to {self.last}, "
+            f"data.negatives takes the ranks after {self.first} up to {self.last}, "
             "which are none; raise data.negatives.last, or set it to 0",
         )
 

@@ -178,7 +178,7 @@ def choose_padding(
 
     An ordinary word would be split off before all others once it is declared, and texts
     that have it would be read otherwise than in training. Without a special token to
-    spare, one is added behind the last.
+    spare, one is added after the last.
 
     Args:
       backend: may get a new token.

@@ -476,7 +476,7 @@ def _clean_integers(batch: pa.RecordBatch, name: str, low: int, size: int) -> An
     _require(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
     if pa.types.is_floating(column.type):
         column = _compute.if_else(_compute.is_nan(column), None, column)
-    column = _compute.cast(column, pa.int32())  # raises where it is no whole number
+    column = _compute.cast(column, pa.int32())  # raises where it is not a whole number
     least = _compute.min(column).as_py()
     _require(least is None or least >= low)
     column = _compute.cast(column, kind)

@@ -268,7 +268,7 @@ class _Folder:
             paths = sorted(self.folder.glob(pattern), key=str) if pattern else []
         except (LookupError, AttributeError, ValueError, NotImplementedError) as error:
             raise DataError(
-                f"data.runs {self.settings.runs!r} is no pattern of files below "
+                f"data.runs {self.settings.runs!r} is not a pattern of files below "
                 f"{self.folder} ({error}); write it like runs/*.{{split}}.*"
             ) from error
         if not paths and pattern:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ranker.errors import DataError
 
-MAX_LINE = 16 * 2**20  # bytes; a longer line is no record
+MAX_LINE = 16 * 2**20  # bytes; a longer line is not a record
 # A gzip file may unpack to so many times its size, and this many bytes. Text packs 3 to
 # 20 times, and gzip at most 1,032 times.
 MAX_EXPANSION = 200

@@ -363,5 +363,5 @@ class _Pieces:
 
 
 def join(shards: Sequence[Batch]) -> Batch:
-    """Shards behind each other."""
+    """Shards one after the other."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shards)

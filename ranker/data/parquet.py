@@ -29,7 +29,7 @@ def columns(path: Any) -> pa.Schema:
     """Names and types of a file's columns.
 
     Raises:
-      DataError: when it is no Parquet file, or a column is there twice.
+      DataError: when it is not a Parquet file, or a column is there twice.
     """
     with lines.open_file(path), _readable(path), _open(path) as file:
         schema = file.schema_arrow
@@ -143,12 +143,12 @@ def _plain(path: Any, name: str, column: Any) -> tuple[Any, int]:
     if longest >= lines.MAX_LINE:
         raise DataError(
             f"{path}: column {name!r} holds a text of {longest} bytes, over "
-            f"{lines.MAX_LINE // 2**20} MiB; this is no table of texts"
+            f"{lines.MAX_LINE // 2**20} MiB; this is not a table of texts"
         )
     size = _compute.sum(lengths).as_py() or 0
     if size > _MOST:
         raise DataError(
             f"{path}: column {name!r}: {len(column)} rows hold {size / 2**20:.0f} MiB "
-            "of text; this is no table of texts"
+            "of text; this is not a table of texts"
         )
     return known.take(places), size

@@ -33,7 +33,7 @@ from ranker.data.records import Document
 from ranker.errors import DataError
 
 END, PAD = "</s>", "<pad>"
-NO_END = "-"  # third part of a template behind whose document nothing stands
+NO_END = "-"  # third part of a template with nothing after the document
 _WORDPIECE_SPECIALS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -72,7 +72,7 @@ class Words:
     # Behind the document, each tokenised on its own; empty: the end token, if `closed`.
     # The score is read from the last token.
     end: tuple[str, ...] = ()
-    closed: bool = True  # something stands behind the document
+    closed: bool = True  # something follows the document
     bos: bool = True  # begins with the tokenizer's bos token, if it has one
     # What the model answers: the score is the logit of the first, less the second's.
     # More than two are grades from 0 on: the score is the expected grade.
@@ -180,7 +180,7 @@ class Tokenizer:
       head: ids before the query.
       middle: ids between query and document.
       tail: ids after the document, never cut.
-      type_ids: token types of the parts before and behind the bar.
+      type_ids: token types of the parts before and after the bar.
       pad: id that rows are filled up with.
     """
 
@@ -276,7 +276,7 @@ class Tokenizer:
         return [self.head + ids + self.middle for ids in self._encode(texts)]
 
     def documents(self, documents: Sequence[Document]) -> list[list[int]]:
-        """Token ids of the part behind the bar, for each document, without its end."""
+        """Token ids of the part after the bar, for each document, without its end."""
         return self._encode([document_text(doc, self.template) for doc in documents])
 
     def segment(self, query: list[int], document: list[int], length: int) -> Segment:

@@ -49,7 +49,7 @@ class Triples:
         """Reads the footers of the files that the pattern (or name) matches.
 
         Raises:
-          DataError: when there is none, or one is no Parquet file with a query, a
+          DataError: when there is none, or one is not a Parquet file with a query, a
             document and a score.
         """
         self.files = sorted(glob.glob(pattern))
@@ -82,7 +82,7 @@ class Triples:
         """One row.
 
         Raises:
-          DataError: naming file, row and column of what is no text or no number.
+          DataError: naming file, row and column of what is neither text nor number.
         """
         group = int(np.searchsorted(self.begins, row, side="right")) - 1
         place = int(row - self.begins[group])

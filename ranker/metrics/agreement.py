@@ -127,7 +127,7 @@ def saturation(scores: Scores) -> float:
 
     Near 0 for raw scores; a sigmoid or a clip on the way heaps them up at the ends. As
     many as the most frequent score between the ends has do not count at either: the
-    grades 0 to 3 are no clipped scores.
+    grades 0 to 3 are not clipped scores.
 
     >>> saturation(np.array([0.0, 0.0, 0.0, 0.4, 1.0]))
     0.4

@@ -152,7 +152,7 @@ class Comparison:
         """All but the values of single queries, as JSON takes it: None for no number.
 
         Per system `queries`, `pairs`, `ties`, and by measure `metrics` (values),
-        `tie_range`, `counted` (queries behind the value), and against the reference
+        `tie_range`, `counted` (queries that enter the value), and against the reference
         `difference`, `interval`, `p_value`, `p_holm`, `wins`, `effect_size`,
         `detectable` and with a margin `equivalent` and `p_equivalence`, which are None
         for the reference. Systems of several seeds have `seeds` and `sd_over_seeds`.
@@ -271,9 +271,9 @@ def compare(
       fields: values of the queries; each field of two values or more makes slices.
 
     Raises:
-      ValueError: for a reference that is no system, an unknown measure, a NaN score, a
-        run without a judged query, judgements that give nothing but 0, or a field that
-        cannot be cut into slices.
+      ValueError: for a reference that is not a system, an unknown measure, a NaN
+        score, a run without a judged query, judgements that give nothing but 0, or
+        a field that cannot be cut into slices.
     """
     if reference not in runs:
         raise ValueError(
@@ -516,7 +516,7 @@ def _tests(
 def _count_pairs(
     ranked: Mapping[str, Sequence[ranking.Ranked]], measures: Sequence[Measure]
 ) -> dict[str, int]:
-    """Judged pairs behind PNR and OPA, of the seed that has fewest."""
+    """Judged pairs that enter PNR and OPA, of the seed that has fewest."""
     asked = [one for one in measures if one.base in PAIR_MEASURES]
     if not asked:
         return {}

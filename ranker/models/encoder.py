@@ -114,7 +114,7 @@ class Encoder(nnx.Module):
         self.config = c
         D = c.embed_dim
         E = c.table_dim or D
-        # A narrow table is not split: its width is no width of the stream.
+        # A narrow table is not split: its width is not the stream's.
         width = "embed" if E == D else None
         self.embedding = layers.weight(rngs, (vocab_size, E), ("vocab", width))
         if c.max_positions:

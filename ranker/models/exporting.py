@@ -322,7 +322,7 @@ def save_modules(
 
 
 def _head_modules(model: Model) -> list[str]:
-    """Kinds of the modules behind the pooling."""
+    """Kinds of the modules after the pooling."""
     found = [] if model.head_activation == "none" else ["Dense"]
     if isinstance(model, config.Encoder) and model.head_norm:
         found.append("LayerNorm")
@@ -433,7 +433,7 @@ def _token_fields(tokenizer: pathlib.Path, described: Json) -> dict[str, int]:
         found = backend.token_to_id(token) if token else None
         if found is not None:
             fields[f"{name}_token_id"] = found
-    # A decoder's last real token is found by the padding behind it.
+    # A decoder's last real token is found by the padding after it.
     if "pad_token_id" not in fields and "eos_token_id" in fields:
         fields["pad_token_id"] = fields["eos_token_id"]
     return fields

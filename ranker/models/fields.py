@@ -274,7 +274,7 @@ def layer_types(c: config.Decoder | config.Encoder) -> list[str]:
 
 
 def pattern(c: config.Decoder | config.Encoder, at: int) -> int | None:
-    """Every which layer sees all, as old releases say it; None if it is no pattern.
+    """Every which layer sees all, as old releases say it; None if it is not a pattern.
 
     Args:
       c: the model.

@@ -164,7 +164,7 @@ def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNam
     elif head.normed or (head.activation != "none" and not head.biased[0]):
         raise ModelError(
             f"{family.name}: a head of modules with a LayerNorm, or a Dense without a "
-            "bias, can be read behind an encoder alone"
+            "bias, can be read after an encoder only"
         )
     return dataclasses.replace(model, **changes), head.names
 
@@ -509,7 +509,7 @@ def _drop_parts(
         return []
     for path in ("head.dense", "head.bias"):
         entries.pop(path, None)
-    return [f"head.dense: starts fresh, since it was trained behind {', '.join(lost)}"]
+    return [f"head.dense: starts fresh, since it was trained with {', '.join(lost)}"]
 
 
 def _say_shape(name: str, found: tuple[int, ...], entry: Entry, last: bool) -> str:

@@ -72,7 +72,7 @@ LESS_ONE = Transform(lambda x: x - 1, lambda read, index, shape: read(index) + 1
 
 
 def skip_rows(count: int) -> Transform:
-    """RoBERTa's positions begin behind its padding token; the rows before are unused.
+    """RoBERTa's positions begin after its padding token; the rows before are unused.
 
     They are written as zeros.
     """

@@ -367,8 +367,8 @@ def _gsb(given: argparse.Namespace) -> Summary:
             names, same = key["names"], key["same"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{given.key}: is no key of a sheet ({error}); it was written beside "
-                "the sheet"
+                f"{given.key}: is not a key of a sheet ({error}); it was written "
+                "beside the sheet"
             ) from error
         try:
             text = given.sheet.read_text(encoding="utf-8")

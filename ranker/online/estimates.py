@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy import stats
 
 NUMERATOR, DENOMINATOR, BEFORE_NUMERATOR, BEFORE_DENOMINATOR = range(4)
-SRM_LEVEL = 0.001  # p-value below which an arm's share of users is no accident
+SRM_LEVEL = 0.001  # p-value below which an arm's share of users is not chance
 
 
 @dataclass(frozen=True)

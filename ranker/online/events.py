@@ -283,7 +283,7 @@ def _sources(
                 if broken is not None:
                     raise broken
             types = dict.fromkeys(columns, "VARCHAR")
-            # JSON's null is no text.
+            # JSON's null is not text.
             cells = {
                 name: f"json_extract_string(line, {_quoted(_json_path(name))})"
                 for name in columns
@@ -335,7 +335,7 @@ def _parquet_types(
         rows = connection.execute(f"DESCRIBE SELECT * FROM {relation}").fetchall()
     except duckdb.Error as error:
         raise DataError(
-            f"{group[0]}: is no Parquet file that can be read ({_first(error)})"
+            f"{group[0]}: is not a Parquet file that can be read ({_first(error)})"
         ) from error
     return {name: str(kind).upper() for name, kind, *_ in rows}
 
@@ -689,7 +689,7 @@ def _numbered(source: _Source, path: pathlib.Path) -> str:
 def _broken_json(
     connection: duckdb.DuckDBPyConnection, source: _Source, path: pathlib.Path
 ) -> DataError | None:
-    """The first line that is no JSON object."""
+    """The first line that is not JSON object."""
     row = connection.execute(
         f"SELECT line_, line FROM {_numbered(source, path)} WHERE "
         "CASE WHEN json_valid(line) THEN json_type(line) <> 'OBJECT' ELSE true END "

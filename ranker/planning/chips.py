@@ -120,7 +120,8 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", topology)
     if not found:
         raise config.ConfigError(
-            f"--topology {topology!r} is no chip and shape; write it like {_EXAMPLES}"
+            f"--topology {topology!r} is not a valid chip and shape; "
+            f"for example {_EXAMPLES}"
         )
     name, shape = found[1], tuple(map(int, found[2].split("x")))
     if name not in CHIPS:

@@ -63,7 +63,7 @@ class Instruction:
     op: str
     shapes: tuple[Shape, ...]  # of its result; several for a tuple
     operands: tuple[str, ...]
-    text: str  # what stands behind the operands
+    text: str  # what follows the operands
     root: bool
     literal: str  # what stands in the parentheses
 

@@ -50,7 +50,7 @@ def interval(ends: Sequence[float] | None) -> str:
 
 
 def means(summary: Summary) -> Grid:
-    """Every system's values, and what is behind them; marked where they differ."""
+    """Every system's values, and what they rest on; marked where they differ."""
     reference, systems = summary["reference"], summary["systems"]
     shown = [
         key for key in ("pairs", "ties") if any(key in s for s in systems.values())

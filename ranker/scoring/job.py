@@ -132,7 +132,7 @@ class Job:
             huge = isinstance(value, int | float) and not abs(value) < 2**60
             if not isinstance(value, kind) or huge:
                 raise DataError(
-                    f"{path} is no chunk's receipt: field {name!r}: found "
+                    f"{path} is not a chunk's receipt: field {name!r}: found "
                     f"{str(value)[:80]!r}; delete it and run the scoring "
                     "command again"
                 )
@@ -370,7 +370,7 @@ def read_chunk(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
     except FileNotFoundError as error:
         raise DataError(
             f"chunk {job.name(number)} is missing from {job.folder}; run the scoring "
-            "command again: it goes on with what is missing"
+            "command again: it resumes with what is missing"
         ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
@@ -386,7 +386,9 @@ def read_chunk(job: Job, number: int) -> tuple[pa.Table, dict[str, Any]]:
         bad = [Bad(**one) for one in receipt["quarantined"]]
         whole = np.concatenate([numbers, np.array([one.pair for one in bad], np.int64)])
     except (KeyError, ValueError, TypeError, RuntimeError, pa.ArrowException) as error:
-        raise DataError(f"{path}: is no chunk of scores ({error}); {again}") from error
+        raise DataError(
+            f"{path}: is not a chunk of scores ({error}); {again}"
+        ) from error
     counts = len(whole) == chunk.pairs  # first: a job may claim any number of pairs
     wanted = np.arange(chunk.first, chunk.first + len(whole))
     sound = counts and np.array_equal(np.sort(whole), wanted)

@@ -178,7 +178,7 @@ def _row(fields: Any, where: str) -> _Row:
 
 
 def _of_rows(rows: Iterable[_Row], first: int) -> Content:
-    """Groups consecutive pairs of a query into lists; sets aside what is no pair."""
+    """Groups consecutive pairs of a query into lists; sets aside what is not a pair."""
     lists: list[RankedList] = []
     bad: list[Bad] = []
     pairs: list[int] = []

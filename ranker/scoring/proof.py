@@ -72,7 +72,7 @@ def verify(
         raise DataError(
             f"{job.folder}: {len(missing)} of {len(job.chunks)} chunks are missing: "
             f"{names}{', ...' if len(missing) > 5 else ''}; run the scoring command "
-            "again: it goes on with these"
+            "again: it resumes with these"
         )
     proof = Proof()
     with contextlib.closing(_Ids(job.pairs)) as ids:

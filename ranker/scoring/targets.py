@@ -129,7 +129,7 @@ def _same(
 
 
 class Joined:
-    """Several sources behind each other, as one."""
+    """Several sources, one after the other, as one."""
 
     def __init__(self, sources: Sequence[Source[RankedList]]):
         self.sources = sources

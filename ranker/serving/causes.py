@@ -278,7 +278,7 @@ _SIDE = "cut on the right (truncation_side in tokenizer_config.json, or the requ
 FAULTS: tuple[Fault, ...] = (
     Fault(
         "end token",
-        "what stands behind the document ('{behind}') is missing" + _END,
+        "what follows the document ('{behind}') is missing" + _END,
         _needs("suffix", _without_suffix),
     ),
     Fault(
@@ -289,7 +289,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "end token",
         "the last token ('{last}') is there twice: the text ends with the contract's "
-        "`suffix`, and the tokenizer puts another one behind it",
+        "`suffix`, but the tokenizer appends another",
         _needs("suffix", _twice),
     ),
     Fault(
@@ -339,7 +339,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "end token",
-        "what stands behind the document ('{behind}') is missing" + _END,
+        "what follows the document ('{behind}') is missing" + _END,
         _needs("suffix", lambda t: t.framed(suffix=[])),
         texts=True,
     ),
@@ -378,7 +378,7 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "truncation",
         "the cut takes the special tokens at the end too; cut the document alone, and "
-        "put the contract's `suffix` behind it",
+        "append the contract's `suffix`",
         _cut_end,
         texts=True,
     ),

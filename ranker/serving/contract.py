@@ -47,7 +47,7 @@ class Contract:
     document: str  # second text; {both}: title and text, those that are not empty
     prefix: list[int]  # ids before the first text
     middle: list[int]  # ids between the texts
-    suffix: list[int]  # ids behind the second text, never cut
+    suffix: list[int]  # ids after the second text, never cut
     special_tokens: dict[str, str]  # id -> token, of these three
     types: list[int]  # token types of the first text and of the second
     padding: int  # id; padding is on the right and is not attended to
@@ -84,7 +84,7 @@ def load(folder: pathlib.Path) -> Contract:
         raise ContractError(f"{folder}: no such folder")
     if not path.is_file():
         raise ContractError(
-            f"{folder} has no {FILE}: it is no ranker that this package exported; "
+            f"{folder} has no {FILE}: it is not an export of this package; "
             f"{again}, or check it --against a folder that has one"
         )
     try:
@@ -141,7 +141,9 @@ def tensor_digests(folder: pathlib.Path) -> dict[str, str]:
                     found[name] = f"{one['dtype']}:{digest}"
         except _BROKEN as error:
             said = str(error)[:300]
-            raise ContractError(f"{path} is no whole safetensors: {said}") from error
+            raise ContractError(
+                f"{path} is not a valid safetensors file: {said}"
+            ) from error
     return dict(sorted(found.items()))
 
 

@@ -28,7 +28,7 @@ class Frame:
     document: str  # second text: {title} and {text}, or {both}
     prefix: tuple[int, ...]  # ids before the first text
     middle: tuple[int, ...]  # ids between the texts
-    suffix: tuple[int, ...]  # ids behind the second text, never cut
+    suffix: tuple[int, ...]  # ids after the second text, never cut
     types: tuple[int, int]  # token types of the first text and of the second
     length: int  # tokens a pair, special tokens included
     padding: int  # id
@@ -50,7 +50,7 @@ class Frame:
         return self.document.format(title=title, text=text, both=both)
 
     def room(self, query: int) -> int:
-        """Tokens left for a document behind a query of so many; at least 1."""
+        """Tokens left for a document after a query of so many; at least 1."""
         return self.length - self.fixed - min(query, self.longest_query(query))
 
     def longest_query(self, query: int) -> int:

@@ -53,7 +53,7 @@ def frame_pairs(folder: pathlib.Path, frame: Frame) -> None:
     A decoder's own tokenizer joins two texts without a word between or an end. Then
     stock tools that are given the contract's `query` and `document` read what was
     trained on. The padding must not be the end token: stock models look for the last
-    token that is no padding.
+    token other than padding.
     """
     if not frame.last:
         return
@@ -126,7 +126,7 @@ def write_contract(
     if not pairs:
         raise DataError(
             f"no query leaves room for a document in {frame.length} tokens, so there "
-            "are no golden pairs; raise the length"
+            "are not golden pairs; raise the length"
         )
     pairs = [*pairs, *hard_pairs(pairs, padding, frame.length)]
     segments = encoder.pairs(pairs)

@@ -125,14 +125,14 @@ def parse_json(body: bytes) -> Any:
     """
 
     def constant(name: str) -> Any:
-        raise ValueError(f"{name} is no JSON")
+        raise ValueError(f"{name} is not JSON")
 
     try:
         return json.loads(body, parse_constant=constant)
     except RecursionError:
         raise Refused(400, "Validation", "the JSON is nested too deep") from None
     except ValueError as error:
-        raise Refused(400, "Validation", f"the body is no JSON: {error}") from None
+        raise Refused(400, "Validation", f"the body is not JSON: {error}") from None
 
 
 def _rows(served: Served, request: Request) -> Rows:
@@ -199,7 +199,7 @@ async def _score_by(
     finally:
         batcher.release(estimate)
     if not np.isfinite(raw).all():
-        raise Refused(424, "Backend", "the model gave a score that is no number")
+        raise Refused(424, "Backend", "the model gave a score that is not a number")
     state.metrics.observe(rows, raw)
     if request.raw:
         return Scored(

@@ -255,7 +255,7 @@ class Checkpoints:
 
         Raises:
           StageError: when it is missing or damaged. The stage then counts as not
-            finished, so that it goes on from the checkpoint before when run again.
+            finished, so that it resumes from the checkpoint before when run again.
         """
         manifest = manifests.load(self.folder)
         facts = manifest.facts if manifest else {}

@@ -97,7 +97,7 @@ def _streamed(
 
 
 def rank_lists(settings: config.Train, prepared: Prepared) -> Any:
-    """The judged lists, those of clicks, or both behind each other."""
+    """The judged lists, those of clicks, or both, one after the other."""
     sources: list[Any] = [prepared.lists("train")] if settings.judged_lists else []
     if settings.click_lists:
         held_out = Joined([prepared.lists(split) for split in ("dev", "test")])

@@ -17,7 +17,7 @@ MORE_IS_BETTER = {"dev_ndcg@5": True, "dev_language": False}
 
 @dataclass
 class Progress:
-    """Saved with every checkpoint, so that a run that goes on logs what it would have.
+    """Saved with every checkpoint, so that a resumed run logs what it would have.
 
     The values are float32 of the step, which JSON keeps to the bit.
     """

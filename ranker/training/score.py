@@ -142,7 +142,7 @@ def score(
 ) -> Manifest | None:
     """Scores the settings' splits, or their input, into chunks.
 
-    Chunks that are there are kept, so a run that was stopped goes on with the rest. The
+    Chunks that are there are kept, so an interrupted run resumes with the rest. The
     process that finds all chunks there proves them and finishes the stage.
 
     Returns:

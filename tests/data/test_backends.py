@@ -97,7 +97,7 @@ def test_padding_is_special_and_never_a_word():
     assert choose_padding(made, taken=(3,), rows=20) == 0
     assert choose_padding(made, taken=(0,), rows=20) == 1  # [UNK]
     bare = make(specials=["[UNK]"])
-    # No special token is to spare: one is added behind the last.
+    # No special token is to spare: one is added after the last.
     size = bare.get_vocab_size()
     assert choose_padding(bare, taken=(0,), rows=20) == size
     assert bare.token_to_id(PADDING) == size

@@ -183,5 +183,5 @@ def test_negatives_of_a_window_of_ranks_and_at_random(folder):
     assert loaded.report["negatives"] == {"outside_the_window": 1, "drawn_at_random": 1}
     again = load(folder, negatives=config.Negatives(last=2, random=9)).lists["train"][0]
     assert again.documents.tolist() == train.documents.tolist()
-    with pytest.raises(ConfigError, match="ranks behind 5 up to 3, which are none"):
+    with pytest.raises(ConfigError, match="ranks after 5 up to 3, which are none"):
         config.Negatives(first=5, last=3)

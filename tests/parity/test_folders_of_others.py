@@ -86,7 +86,7 @@ def test_a_score_without_the_pooler_it_was_trained_behind(tmp_path):
     edit(tmp_path, lambda t: {n: v for n, v in t.items() if "pooler" not in n})
     found = plan(tmp_path)
     assert not found.scores and "head.dense" not in found.entries
-    assert any("trained behind head.pooler" in note for note in found.notes)
+    assert any("trained with head.pooler" in note for note in found.notes)
 
 
 # The documented forms of keep_layers, and what they keep of four layers.

@@ -193,7 +193,7 @@ def test_stock_tokenizers_frame_a_decoders_pair(folders, tmp_path, template):
         )
         found = stock(first, second, truncation="only_second", max_length=length)
         assert found["input_ids"] == expected.tokens
-    # Stock models look for the last token that is no padding.
+    # Stock models look for the last token other than padding.
     described = json.loads((out / "config.json").read_text())
     assert stock.pad_token_id == described["pad_token_id"] != end
 
