@@ -109,6 +109,7 @@ def plan(
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
+    from ranker.chips import GIB
     from ranker.planning import chips, estimate, search
     from ranker.planning.job import make_job
     from ranker.training.imports import check_imports
@@ -139,7 +140,7 @@ def plan(
         for place, one in enumerate(plans, 1):
             print(
                 f"{place:>2}. {one['tokens_per_second']:>11,.0f} tokens/s  "
-                f"{one['memory']['total'] / chips.GIB:6.2f} GiB  "
+                f"{one['memory']['total'] / GIB:6.2f} GiB  "
                 f"{one['bound']:<7}  {one['flags']}"
             )
         _write(known.json, plans)

@@ -19,6 +19,7 @@ ROWS = {
     "losses": 1,
     "metrics": 1,
     "batch": 1,
+    "chips": 1,
     "storage": 1,
     "processes": 1,
     "manifests": 2,

@@ -7,6 +7,11 @@ import socket
 import subprocess
 import sys
 
+import numpy as np
+
+from ranker import manifests
+from ranker.scoring.job import load_job, read_chunk
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # The whole path of a run: the entry joins the processes, data is dealt to their shards,
@@ -32,17 +37,69 @@ def get_config(variant=""):
     )
 """
 
+# A whole run of seconds: adapters, and a best checkpoint chosen while training.
+PIPELINE = """
+from ranker import config
 
-def start(tmp_path, workdir, devices, processes=""):
+def get_config(variant=""):
+    def recipe(steps, lora=config.Lora(), **loop):
+        return config.Recipe(optim=config.Optim(learning_rate=1e-2, warmup=1),
+            batch=config.Batch(size=8, list_size=4), lora=lora,
+            loop=config.Loop(steps=steps, log_every=1, save_every=2, **loop))
+
+    world = config.World(num_topics=4, documents_per_topic=4, labelled_queries=16,
+        unlabelled_queries=16, dev_queries=4, test_queries=8, clicks=100, candidates=4)
+    best = dict(eval_every=1, best_metric="dev_ndcg@5", result="best")
+    return config.Pipeline(
+        data=config.Data(world=world),
+        text=config.Text(teacher_vocab_size=300, student_vocab_size=300,
+            teacher_length=48, student_length=48),
+        teacher=config.Decoder(num_layers=1, embed_dim=16, num_heads=2,
+            num_kv_heads=2, head_dim=8, mlp_dim=16),
+        student=config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
+        cpt=recipe(2), sft=recipe(2, lora=config.Lora(rank=2)),
+        distill=recipe(4, **best), labels=recipe(2),
+        compare=(), measures=("NDCG@5",), rows=16,
+    )
+"""
+
+# Two machines that mount one bucket: no lock reaches the other, digests take long.
+APART = """
+import fcntl, time
+fcntl.flock = lambda *_: None
+from ranker import storage
+digests = storage.file_digests
+def slow(folder, *rest):
+    found = digests(folder, *rest)
+    time.sleep(1 if "step_" in str(folder) else 0)
+    return found
+storage.file_digests = slow
+"""
+
+# The first process is told that its machine goes away, while the student trains.
+STOPPED = """
+import os, pathlib, signal
+from ranker.training import train
+log = train._log
+def told(work, progress, number):
+    log(work, progress, number)
+    if work.run.settings.name == "distill" and number == 1 and jax.process_index() == 0:
+        os.kill(os.getpid(), signal.SIGTERM)
+train._log = told
+"""
+
+
+def start(tmp_path, workdir, devices, processes="", entry="train", before="", more=()):
     code = (
         "import jax\n"
         "jax.config.update('jax_platforms', 'cpu')\n"
         f"jax.config.update('jax_num_cpu_devices', {devices})\n"
         "jax.config.update('jax_disable_most_optimizations', True)\n"
+        f"{before}\n"
         "import runpy, sys\n"
-        f"sys.argv = ['train', '--config', {str(tmp_path / 'stage.py')!r}, "
-        f"'--workdir', {str(workdir)!r}]\n"
-        "runpy.run_module('ranker.train', run_name='__main__')\n"
+        f"sys.argv = ['{entry}', '--config', {str(tmp_path / 'stage.py')!r}, "
+        f"'--workdir', {str(workdir)!r}, *{tuple(more)!r}]\n"
+        f"runpy.run_module('ranker.{entry}', run_name='__main__')\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("RANKER_PROCESSES", None)
@@ -58,10 +115,18 @@ def start(tmp_path, workdir, devices, processes=""):
     )
 
 
-def finish(*processes):
+def finish(*processes, code=0):
     outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert [one.returncode for one in processes] == [0] * len(processes), outputs
+    assert [one.returncode for one in processes] == [code] * len(processes), outputs
     return outputs
+
+
+def two(tmp_path, workdir, **more):
+    """Starts two processes of four devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    return [start(tmp_path, workdir, 4, f"{address},2,{i}", **more) for i in (0, 1)]
 
 
 def metrics(workdir):
@@ -74,12 +139,7 @@ def metrics(workdir):
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     (tmp_path / "stage.py").write_text(CONFIG)
     finish(start(tmp_path, tmp_path / "one", 8))
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    first, second = finish(
-        *(start(tmp_path, tmp_path / "two", 4, f"{address},2,{i}") for i in (0, 1))
-    )
+    first, second = finish(*two(tmp_path, tmp_path / "two"))
     alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(alone) == len(together) == 4
     for a, b in zip(alone, together, strict=True):
@@ -88,3 +148,39 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
             assert abs(a[name] - b[name]) <= 2e-4 * abs(a[name]), (name, a, b)
     # One process reports, and the other only computes.
     assert "step 4/4" in first and "step 4/4" not in second
+
+
+def results(workdir):
+    """What a whole run has come to: NDCG of each system, and the teacher's scores."""
+    systems = json.loads((workdir / "summary.json").read_text())["systems"]
+    assert (workdir / "export" / "model.safetensors").is_file()
+    facts = manifests.read(workdir / "distill").facts
+    kept = workdir / "distill" / "checkpoints" / f"step_{facts['checkpoint']}.json"
+    assert kept.is_file()  # a finished stage names what is there
+    return {name: one["metrics"]["NDCG@5"] for name, one in systems.items()}
+
+
+def scores(folder):
+    job = load_job(folder)
+    tables = [read_chunk(job, number)[0] for number in range(len(job.chunks))]
+    return np.concatenate([table["score"].to_numpy() for table in tables])
+
+
+def test_a_whole_run_by_two_processes_is_that_of_one(tmp_path):
+    (tmp_path / "stage.py").write_text(PIPELINE)
+    finish(start(tmp_path, tmp_path / "one", 8, entry="run"))
+    one, apart = results(tmp_path / "one"), dict(entry="run", before=APART)
+    finish(*two(tmp_path, tmp_path / "two", **apart))
+    assert results(tmp_path / "two") == one
+    # Stopped in the middle, and resumed by one process.
+    told = dict(apart, before=APART + STOPPED)
+    finish(*two(tmp_path, tmp_path / "stopped", **told), code=75)
+    said, *_ = finish(start(tmp_path, tmp_path / "stopped", 8, entry="run"))
+    assert "[distill] resumes from the checkpoint" in said
+    assert results(tmp_path / "stopped") == one
+    # One teacher over the devices of both, in place of one on each process's.
+    again = ("--stage=scores", "--config.name=all", "--config.devices=all")
+    finish(*two(tmp_path, tmp_path / "two", entry="score", more=again))
+    local = scores(tmp_path / "one" / "scores")
+    for name in ("scores", "all"):
+        np.testing.assert_allclose(scores(tmp_path / "two" / name), local, atol=1e-5)

@@ -43,7 +43,7 @@ from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer
 from ranker.data.triples import Triple
 
-_x = 2  # batches that are packed while the devices compute
+_READY = 2  # batches that are packed while the devices compute
 
 
 def _ordered(
@@ -240,7 +240,7 @@ def _steps(
         micro, batch_fn=lambda parts: jax.tree.map(lambda *x: np.stack(x), *parts)
     )
     ahead = grain.experimental.ThreadPrefetchIterDataset
-    return iter(ahead(steps, prefetch_buffer_size=_x))
+    return iter(ahead(steps, prefetch_buffer_size=_READY))
 
 
 def make_layout(batch: config.Batch, *, size: int, length: int, shards: int) -> Layout:

@@ -17,8 +17,8 @@ from ranker.data.packing import Layout, empty_batch
 from ranker.data.pairs import can_share, share
 from ranker.data.pipeline import make_layout
 from ranker.losses.reduction import WeightedSum
+from ranker.models.flops import model_flops
 from ranker.models.huggingface import open_checkpoint
-from ranker.planning.flops import model_flops
 from ranker.planning.known import KNOWN
 from ranker.training.objectives import Objective, make_objective
 from ranker.training.optim import make_optimizer

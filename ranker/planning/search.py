@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from ranker import config
+from ranker.chips import GIB
 from ranker.planning import chips
 from ranker.planning.estimate import Estimate, estimate
 from ranker.planning.job import Job, make_job
@@ -103,7 +104,7 @@ def search(
         try:
             job = make_job(candidate.settings, teacher, slices.devices, pairs)
             if job.argument_bytes > slices.chip.usable:
-                note(f"{name}: arguments of {job.argument_bytes / chips.GIB:.1f} GiB")
+                note(f"{name}: arguments of {job.argument_bytes / GIB:.1f} GiB")
                 too_much.append(candidate)
                 continue
             result = estimate(job, slices)
@@ -118,7 +119,7 @@ def search(
         else:
             too_much.append(candidate)
             rate = "does not fit"
-        note(f"{name}: {memory.total / chips.GIB:.2f} GiB, {rate}")
+        note(f"{name}: {memory.total / GIB:.2f} GiB, {rate}")
     return sorted(
         found,
         key=lambda one: (-one.job.tokens / one.estimate.seconds, one.job.tokens),

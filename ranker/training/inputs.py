@@ -61,7 +61,7 @@ def make_batches(run: Run) -> "Batches":
             **common,
         )
         order = pipeline.shuffled_rows(len(clicks), settings.seed)
-        return Batches(batches, order, lambda row: clicks[row].query)
+        return Batches(batches, order, lambda row: clicks[row].query, size=len(clicks))
     encoder = _encoder(run)
     template = encoder.tokenizer.template
     _, why = pairs.can_share(run.network.model, template, encoder.length)
@@ -80,6 +80,7 @@ def make_batches(run: Run) -> "Batches":
         pipeline.list_batches(lists, encoder, **common),
         pipeline.shuffled_rows(len(lists), settings.seed),
         lambda row: lists[row].query_id,
+        size=len(lists),
     )
 
 
@@ -93,7 +94,12 @@ def _streamed(
     batches = pipeline.triple_batches(
         order, tokenizer, batch=settings.batch, length=length, shards=shards
     )
-    return Batches(batches, order.row, lambda row: f"row {row} of the triples")
+    return Batches(
+        batches,
+        order.row,
+        lambda row: f"row {row} of the triples",
+        size=len(triples),
+    )
 
 
 def rank_lists(settings: config.Train, prepared: Prepared) -> Any:
@@ -130,6 +136,8 @@ class Batches:
         iterator: grain.DatasetIterator,
         row: Callable[[int], int],
         name: Callable[[int], str],
+        *,
+        size: int,
     ):
         """Batches of `iterator`.
 
@@ -137,8 +145,9 @@ class Batches:
           iterator: of pipeline's.
           row: of the source, at each index of the iterator's order.
           name: of a row of its source.
+          size: records of the source, an epoch.
         """
-        self._iterator = iterator
+        self._iterator, self._size = iterator, size
         self._rows = functools.partial(pipeline.rows_between, row=row)
         self._name = name
         self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
@@ -147,6 +156,13 @@ class Batches:
         batch = next(self._iterator)
         self._states.append(self._iterator.get_state())
         return batch
+
+    @property
+    def epoch(self) -> float:
+        """How often the source has been read, in its first shard here."""
+        dealt: dict[str, list[int]] = self._states[-1]["dealt"]
+        first, *_ = dealt[min(dealt, key=int)]
+        return first / self._size
 
     def names(self) -> list[str]:
         """Names of the records in the last batch, of this process's data shards."""

@@ -5,9 +5,13 @@ import importlib.util
 import json
 import math
 import pathlib
+import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
+
+import jax
 
 from ranker import processes, storage
 
@@ -23,11 +27,27 @@ def duration(seconds: float) -> str:
     )
 
 
+def memory_peak() -> float:
+    """Most bytes so far in a device of this process; on a CPU, in the process."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if peaks:
+        return float(max(peaks))
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
 class Reporter:
     """Writes one stage's metrics; only the first process prints and writes."""
 
     def __init__(
-        self, folder: pathlib.Path | None, name: str, *, total: int, unit: str
+        self,
+        folder: pathlib.Path | None,
+        name: str,
+        *,
+        total: int,
+        unit: str,
+        peak: float = 0.0,
     ):
         """Opens the stage's files.
 
@@ -37,8 +57,10 @@ class Reporter:
           name: of the stage, in front of each line.
           total: how many units make the whole stage.
           unit: what is counted, such as "step" or "pair".
+          peak: tokens a second at the devices' matrix peak, which mfu is a share of;
+            0: not known.
         """
-        self.name, self.total, self.unit = name, total, unit
+        self.name, self.total, self.unit, self.peak = name, total, unit, peak
         self.active = folder is None or processes.leads()
         self._file = self._board = None
         if folder is not None and self.active:
@@ -133,11 +155,14 @@ class Reporter:
             rate = self._tokens / max(now - self._last, 1e-9)
             eta = (now - self._start) / here * (self.total - count)
             timed["tokens_per_second"] = rate
+            if self.peak:
+                timed["mfu"] = rate / self.peak
             if self.unit != "step":
                 speed = (count - self._last_count) / max(now - self._last, 1e-9)
                 text += f"{speed:,.0f} {self.unit}s/s  "
             text += f"{rate:,.0f} tokens/s  ETA {duration(eta)}"
         timed |= {f"seconds_{name}": spent for name, spent in self._apart.items()}
+        timed["memory_peak"] = memory_peak()
         self._last, self._tokens, self._apart = now, 0, {}
         self._last_count = count
         self.note(f"{self.unit} {count:,}/{self.total:,}  {text}".rstrip())

@@ -86,6 +86,7 @@ def make_step(
             **means,
             **{f"weight_{name}": weight for name, weight in weights.items()},
             "tokens": jnp.sum(batch.rows.segments > 0),
+            "padding": jnp.mean(batch.rows.segments == 0),
             "l2_grads": l2_grads,
             "l2_params": optax.tree.norm(params),
             "l2_updates": optax.tree.norm(updates),

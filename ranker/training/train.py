@@ -14,10 +14,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from ranker import config, errors, manifests, processes
+from ranker import chips, config, errors, manifests, processes
 from ranker.data.prepare import prepare
 from ranker.manifests import Manifest, TrainResults
-from ranker.training import preemption
+from ranker.models.flops import model_flops
+from ranker.training import preemption, profile
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.failure import write_failure
 from ranker.training.inputs import (
@@ -40,9 +41,19 @@ SHOWN = ("loss", "language", "point_mse", "margin_mse", "learning_rate")
 
 
 def train(
-    settings: config.Train, workdir: pathlib.Path, *, replace: bool = False
+    settings: config.Train,
+    workdir: pathlib.Path,
+    *,
+    replace: bool = False,
+    profile: int = 0,
 ) -> Manifest:
     """Trains one stage in WORKDIR/NAME, or resumes from its newest checkpoint.
+
+    Args:
+      settings: of the stage.
+      workdir: of all stages.
+      replace: moves a stage aside that was run with other settings.
+      profile: steps that are traced into WORKDIR/NAME/profile; 0: none.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
@@ -50,11 +61,18 @@ def train(
       Stopped: at SIGTERM, with everything saved.
     """
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
-    return execute(plan(settings, prepared, workdir), replace=replace)
+    run = plan(settings, prepared, workdir)
+    return execute(run, replace=replace, profile=profile)
 
 
-def execute(run: Run, *, replace: bool = False) -> Manifest:
-    """Runs a planned stage; what is done already is left alone."""
+def execute(run: Run, *, replace: bool = False, profile: int = 0) -> Manifest:
+    """Runs a planned stage; what is done already is left alone.
+
+    Args:
+      run: the stage.
+      replace: as `train`'s.
+      profile: as `train`'s.
+    """
     with contextlib.ExitStack() as stack:
         claim = manifests.claim(run.folder, run.manifest, replace=replace)
         if not stack.enter_context(claim):
@@ -62,7 +80,7 @@ def execute(run: Run, *, replace: bool = False) -> Manifest:
             return manifests.require(
                 run.workdir, run.settings.name, kinds=kinds, by="train"
             )
-        work = open_work(run, stack)
+        work = dataclasses.replace(open_work(run, stack), profile=profile)
         results = fit(work) if run.settings.loop.steps else take_over(work)
         return run.manifest.finish(run.folder, **results.to_dict())
 
@@ -95,6 +113,7 @@ class Work:
     measure: Measure
     checkpoints: Checkpoints
     reporter: Reporter
+    profile: int = 0  # steps that are traced
 
     def beside(self, progress: Progress) -> dict[str, Any]:
         """What a checkpoint holds beside the state."""
@@ -111,13 +130,38 @@ def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
     if batches is not None:
         stack.callback(batches.close)
     run.manifest.begin(run.folder)
-    reporter = Reporter(run.folder, run.settings.name, total=loop.steps, unit="step")
+    reporter = Reporter(
+        run.folder,
+        run.settings.name,
+        total=loop.steps,
+        unit="step",
+        peak=_peak(run),
+    )
     stack.callback(reporter.close)
     checkpoints = Checkpoints(
         run.folder, keep=loop.keep, best_metric=loop.best_metric, note=reporter.note
     )
     stack.callback(checkpoints.close)
     return Work(run, batches, measure, checkpoints, reporter)
+
+
+def _peak(run: Run) -> float:
+    """Tokens of full-length texts a second, did the devices only multiply at peak."""
+    chip = chips.find(jax.devices()[0].device_kind)
+    if chip is None:
+        return 0.0
+    settings, length = run.settings, run.settings.text.of(run.role, "length")
+    language = isinstance(settings.objective, config.Language)
+    needed = model_flops(
+        run.network.model,
+        vocab_size=run.origin.vocab_size,
+        rows=1,
+        length=length,
+        scored=0 if language else 1,
+        language=language,
+        train=True,
+    )
+    return chip.share(chip.flops) * jax.device_count() * length / needed
 
 
 def take_over(work: Work) -> TrainResults:
@@ -198,13 +242,16 @@ def loop(
     work.reporter.start(first)
     if Due.at(first, settings).measures and progress.measured < first:
         _measure(work, state, progress, saved=True)  # killed after the save
-    with preemption.watch() as is_stopped:
+    folder = run.folder / "profile"
+    tracing = profile.tracing(folder, work.profile, note=work.reporter.note)
+    with preemption.watch() as is_stopped, tracing as trace:
         while number < settings.steps and not progress.has_stalled(settings.patience):
             number += 1
             with work.reporter.apart("input"):
                 batch = device_batch(next(batches), run.network, leading=1)
             state, values = step(state, batch)
             waiting.append(values)
+            trace(values)
             due, stop = Due.at(number, settings), is_stopped(number)
             # Seen before the batches that it would go back to are forgotten.
             looks = len(waiting) == STATES or number == first + 1
@@ -257,6 +304,8 @@ def _log(work: Work, progress: Progress, number: int) -> None:
     schedule = make_schedule(settings.optim, settings.loop.steps)
     values = progress.report()
     values["learning_rate"] = float(np.asarray(schedule(number - 1)))
+    if work.batches is not None:
+        values["epoch"] = work.batches.epoch
     work.reporter.progress(number, values=values, shown=SHOWN)
 
 

@@ -45,6 +45,7 @@ CLOCK = (
     "seconds_input",
     "seconds_evaluation",
     "seconds_saving",
+    "memory_peak",
 )
 
 

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import pytest
 
 from ranker import config
-from ranker.planning.flops import model_flops, program_flops
+from ranker.models.flops import model_flops
+from ranker.planning.flops import program_flops
 
 
 def test_loops_and_branches_count_as_they_run():

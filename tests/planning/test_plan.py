@@ -11,6 +11,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from ranker import config
 from ranker import plan as entry
+from ranker.chips import CHIPS
 from ranker.planning import chips, estimate, search
 
 compiler = pytest.mark.skipif(
@@ -173,7 +174,7 @@ def test_without_the_compiler(monkeypatch):
 
 
 def test_every_chip_has_sensible_figures():
-    for chip in chips.CHIPS.values():
+    for chip in CHIPS.values():
         least = 0.74 if chip.gpu else 0.9
         assert least < chip.usable / chip.share(chip.hbm) < 1.02, chip
         assert chip.dcn < chip.ici < chip.hbm_bandwidth < chip.flops / 100, chip
@@ -236,7 +237,7 @@ def test_what_is_expected_is_the_published_share_of_the_peak_and_never_less():
     assert bound["utilisation"] == pytest.approx(1 / 3)
     small = estimate.expected(_job(False, second), slices, _found(second, 1.0))
     assert small is not None and small["step_seconds"] == pytest.approx(1 / 0.39)
-    l4 = chips.Slices(chips.CHIPS["l4"], "l4:1", 1, (None,))
+    l4 = chips.Slices(CHIPS["l4"], "l4:1", 1, (None,))
     assert estimate.expected(_job(True, 1.0), l4, _found(1.0, 1.0)) is None
 
 
