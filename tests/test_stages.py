@@ -489,7 +489,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(workdir):
         for one in prepare(tiny().data, tiny().text, workdir).lists("train")
     }
     assert report["records"] and set(report["records"]) <= queries
-    assert arrays["tokens"].ndim == 3 and arrays["where"].any()
+    assert arrays["rows.tokens"].ndim == 3 and arrays["where"].any()
 
 
 def test_sigterm_saves_and_leaves(workdir, monkeypatch):

@@ -187,5 +187,5 @@ def test_exports_of_teachers_with_adapters(run, family, tmp_path, capsys):
         path = tmp_path / "qwen3" / "config.json"
         described = json.loads(path.read_text())
         path.write_text(json.dumps({**described, "rms_norm_eps": 0.1}))
-        with pytest.raises(errors.StageError, match="another checkpoint now"):
+        with pytest.raises(errors.StageError, match="which has changed since"):
             params_of(root, name)
