@@ -89,6 +89,7 @@ def test_a_query_is_in_one_split_only():
     dev = {one.query for one in splits["dev"]}
     assert not train & dev and len(train | dev) == 200
     assert 30 <= len(dev) <= 90
+    assert dev == {query for query in train | dev if in_dev(query, 0.3)}
     assert in_dev("Query  7", 0.3) == in_dev("query 7", 0.3)
     assert not in_dev("query 7", 0.0)
     assert sum(in_dev(f"{i}", 0.999999) for i in range(50)) == 50

@@ -93,6 +93,45 @@ def test_labelled_queries_makes_the_rest_unlabelled(folder):
     assert all(not one.judged_ids for one in loaded.lists["unlabelled"])
 
 
+def test_train_lists_gain_relevant_documents_alone(folder):
+    """A judgement of 0 says that a document is known, not that it is to be added."""
+    path = folder / "qrels" / "train.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td4\t0\n")
+    [train] = load(folder).lists["train"]
+    assert train.documents.tolist() == [0, 2]  # what BM25 finds of "cats"
+    assert train.judged_ids == ("d1", "d4")
+
+
+def test_grades_below_0_are_labels_of_0(folder):
+    head = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / "train.tsv").write_text(f"{head}q1\td1\t2\nq1\td3\t-1\n")
+    (folder / "qrels" / "test.tsv").write_text(f"{head}q2\td2\t1\nq2\td3\t-2\n")
+    lists = load(folder).lists
+    [train], [test] = lists["train"], lists["test"]
+    assert train.documents.tolist() == [0, 2] and train.labels.tolist() == [2, 0]
+    assert test.documents.tolist() == [1, 2] and test.labels.tolist() == [1, 0]
+    # Measures see what the judge wrote.
+    assert train.judged_grades.tolist() == [2, -1]
+    assert test.judged_grades.tolist() == [1, -2]
+
+
+def test_unlabelled_queries_of_train_take_its_run(folder):
+    head = "query-id\tcorpus-id\tscore\n"
+    lines = "q1\td1\t2\nq2\td2\t1\nq3\td3\t1\n"
+    (folder / "qrels" / "train.tsv").write_text(head + lines)
+    (folder / "qrels" / "test.tsv").write_text(f"{head}q5\td4\t1\n")
+    (folder / "runs").mkdir()
+    # No order that BM25 would give: d4 is about fish.
+    run = [f"{q} Q0 d4 1 9 x\n{q} Q0 d2 2 5 x\n" for q in ("q1", "q2", "q3")]
+    (folder / "runs" / "first.train.trec").write_text("".join(run))
+    loaded = load(folder, labelled_queries=1)
+    [train] = loaded.lists["train"]
+    assert train.documents.tolist()[:2] == [3, 1]
+    found = {one.query_id: one.documents.tolist() for one in loaded.lists["unlabelled"]}
+    # q4 has no judgement and is not in the run: BM25 looks for it, and finds none.
+    assert found == {q: [3, 1] for q in {"q1", "q2", "q3"} - {train.query_id}}
+
+
 def test_max_queries(folder):
     loaded = load(folder, max_queries=1)
     assert len(loaded.lists["test"]) == 1 and len(loaded.lists["unlabelled"]) == 1

@@ -24,6 +24,8 @@ from ranker.losses import (
 )
 from ranker.losses.reduction import WeightedSum, weighted_sum
 
+EPS = float(np.finfo(np.float32).eps)
+
 
 def _close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
@@ -115,6 +117,8 @@ def test_negative_labels_have_no_share():
         ([[-np.inf, 1, 2], [5, 6, 7]], None, True),
         ([[np.nan, 1, 2], [5, 6, 7]], [[0, 1, 1], [1, 1, 1]], False),
         ([[1e6, 1e6 + 0.1, 1e6], [0, 0, 0]], None, True),  # rounding alone
+        ([[8, 8 + 4 * EPS * 8, 8], [0, 0, 0]], None, True),
+        ([[8, 8 + 5 * EPS * 8, 8], [0, 0, 0]], None, False),
         ([[0, 1e-6, 0], [0, 0, 0]], None, False),
         ([[1e30, -1e30, 0], [0, 0, 0]], None, False),
     ],
