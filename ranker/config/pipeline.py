@@ -1,7 +1,6 @@
 """Settings of the whole method, and the stages that follow from them."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +43,12 @@ _FAMILIES: dict[str, tuple[RankLoss, ...]] = {
     "sft_pointwise": ("sigmoid_cross_entropy",),
     "sft_pairwise": ("ranknet",),
     "sft_listwise": ("softmax",),
+}
+# What is left of the distillation loss in each student that it can add.
+_TERMS: dict[str, dict[str, Any]] = {
+    "student_point": dict(alpha=1.0, beta=0.0, loss=()),
+    "student_margin": dict(alpha=0.0, beta=1.0, loss=()),
+    "student_kl": dict(alpha=0.0, beta=0.0, loss=("listwise_kl",)),
 }
 
 
@@ -114,109 +119,101 @@ class Pipeline:
         """What a stage with a rank objective learns from."""
         return dict(click_lists=self.click_lists, judged_lists=self.judged_lists)
 
-    def _add_teacher(
-        self,
-        stages: dict[str, Stage],
-        train: Callable[..., Train],
-        teacher: dict[str, Any],
-    ) -> None:
+    @property
+    def _shared(self) -> dict[str, Any]:
+        """What every stage has."""
+        return dict(data=self.data, text=self.reading, mesh=self.mesh)
+
+    def _train(self, name: str, recipe: Recipe, **fields: Any) -> Train:
+        return Train(
+            **self._shared,
+            name=name,
+            optim=recipe.optim,
+            batch=recipe.batch,
+            loop=recipe.loop,
+            lora=recipe.lora,
+            seed=self.seed,
+            **fields,
+        )
+
+    def _add_teacher(self, stages: dict[str, Stage]) -> None:
         """Adds the stages that train the teacher, and those it is compared with."""
+        teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
         if self.cpt.loop.steps:
-            stages["cpt"] = train("cpt", self.cpt, objective=Language(), **teacher)
+            stages["cpt"] = self._train(
+                "cpt", self.cpt, objective=Language(), **teacher
+            )
         parent = "".join(stages)
         ranks = dict(teacher, objective=self.rank, **self._sources)
-        stages["sft"] = train("sft", self.sft, parent=parent, **ranks)
+        stages["sft"] = self._train("sft", self.sft, parent=parent, **ranks)
         if "sft_without_cpt" in self.compare:
-            stages["sft_without_cpt"] = train("sft_without_cpt", self.sft, **ranks)
+            stages["sft_without_cpt"] = self._train(
+                "sft_without_cpt", self.sft, **ranks
+            )
         for name, loss in _FAMILIES.items():
             if name in self.compare:
                 rank = dataclasses.replace(self.rank, loss=loss, loss_weights=())
-                stages[name] = train(
-                    name,
-                    self.sft,
-                    parent=parent,
-                    **dict(ranks, objective=rank),
-                )
+                fields = dict(ranks, objective=rank)
+                stages[name] = self._train(name, self.sft, parent=parent, **fields)
 
-    def stages(self) -> dict[str, Stage]:
-        """Every stage in the order it runs; without cpt where that has no steps."""
-        shared: dict[str, Any] = dict(data=self.data, text=self.reading, mesh=self.mesh)
-
-        def train(name: str, recipe: Recipe, **fields) -> Train:
-            return Train(
-                **shared,
-                name=name,
-                optim=recipe.optim,
-                batch=recipe.batch,
-                loop=recipe.loop,
-                lora=recipe.lora,
-                seed=self.seed,
-                **fields,
-            )
-
-        def wanted(variants: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-            return ((k, v) for k, v in variants.items() if k in self.compare)
-
-        alone: dict[str, Any] = dict(loss=(), loss_weights=())
-        terms = {
-            "student_point": dict(alpha=1.0, beta=0.0, **alone),
-            "student_margin": dict(alpha=0.0, beta=1.0, **alone),
-            "student_kl": dict(
-                alpha=0.0, beta=0.0, loss=("listwise_kl",), loss_weights=()
-            ),
-        }
-        teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
+    def _add_students(self, stages: dict[str, Stage]) -> None:
+        """Adds the distilled student, and those it is compared with."""
         student: dict[str, Any] = dict(model=self.student, role="student")
-        distils: dict[str, Any] = dict(
-            student, scores="given" if self.given_scores else "scores"
-        )
-        stages: dict[str, Stage] = {}
-        if self.given_scores:
-            stages["given"] = Given(**shared)
-        else:
-            self._add_teacher(stages, train, teacher)
-            stages["scores"] = Score(**shared, rows=self.rows)
         if "student_labels" in self.compare:
-            stages["student_labels"] = train(
+            stages["student_labels"] = self._train(
                 "student_labels",
                 self.labels,
                 objective=self.rank,
                 **student,
                 **self._sources,
             )
-        for name, term in wanted(terms):
-            objective = dataclasses.replace(self.distillation, **term)
-            stages[name] = train(name, self.distill, objective=objective, **distils)
-        stages["distill"] = train(
-            "distill", self.distill, objective=self.distillation, **distils
-        )
-        cascades: tuple[Cascade, ...] = ()
+        student["scores"] = "given" if self.given_scores else "scores"
+        student["objective"] = self.distillation
+        for name, term in _TERMS.items():
+            if name in self.compare:
+                term = dict(term, loss_weights=())
+                objective = dataclasses.replace(self.distillation, **term)
+                fields = dict(student, objective=objective)
+                stages[name] = self._train(name, self.distill, **fields)
+        stages["distill"] = self._train("distill", self.distill, **student)
         if self.first_student is not None:
-            first = dict(distils, model=self.first_student)
-            stages["distill_first"] = train(
-                "distill_first", self.distill, objective=self.distillation, **first
+            first = dict(student, model=self.first_student)
+            stages["distill_first"] = self._train(
+                "distill_first", self.distill, **first
             )
-            cascades = (
-                Cascade(first="distill_first", second="distill", keep=self.keep),
-            )
+
+    def _evaluate(self, stages: dict[str, Stage]) -> Evaluate:
+        """The stage that measures all those that score."""
         systems = [
             name
             for name, stage in stages.items()
             if isinstance(stage, Train) and not isinstance(stage.objective, Language)
         ]
-        stages["evaluate"] = Evaluate(
-            **shared,
+        cascade = Cascade(first="distill_first", second="distill", keep=self.keep)
+        return Evaluate(
+            **self._shared,
             systems=tuple(systems),
             measures=self.measures,
             query_fields=self.query_fields,
-            cascades=cascades,
+            cascades=() if self.first_student is None else (cascade,),
             relevance=self.relevance,
             rows=self.rows,
             seed=self.seed,
         )
-        stages["export"] = Export(**shared)
+
+    def stages(self) -> dict[str, Stage]:
+        """Every stage in the order it runs; without cpt where that has no steps."""
+        stages: dict[str, Stage] = {}
+        if self.given_scores:
+            stages["given"] = Given(**self._shared)
+        else:
+            self._add_teacher(stages)
+            stages["scores"] = Score(**self._shared, rows=self.rows)
+        self._add_students(stages)
+        stages["evaluate"] = self._evaluate(stages)
+        stages["export"] = Export(**self._shared)
         if self.first_student is not None:
             stages["export_first"] = Export(
-                **shared, stage="distill_first", folder="export_first"
+                **self._shared, stage="distill_first", folder="export_first"
             )
         return stages

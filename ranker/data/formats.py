@@ -84,6 +84,7 @@ def records(
     parse: Callable[[Any], T | None],
     on_error: OnError,
     skipped: Skipped | None,
+    *,
     remedy: str = _REMEDY,
 ) -> Iterator[T]:
     """Parses each row, and stops at or counts the malformed ones; None is nothing.
@@ -397,7 +398,7 @@ def _judgements(
             skipped.repeated[path.name] = skipped.repeated.get(path.name, 0) + 1
         return None
 
-    yield from records(path, rows, parse, on_error, skipped, remedy)
+    yield from records(path, rows, parse, on_error, skipped, remedy=remedy)
 
 
 def _is_number(cell: str) -> bool:
@@ -481,7 +482,9 @@ def read_run(
         seen.add(pair)
         return candidate
 
-    yield from records(path, lines.read_lines(path), parse, on_error, skipped, remedy)
+    yield from records(
+        path, lines.read_lines(path), parse, on_error, skipped, remedy=remedy
+    )
 
 
 def read_candidates(path: Any, **how: Any) -> Iterator[Candidate]:
@@ -593,7 +596,7 @@ def _scored_pairs(path: Any) -> Iterator[tuple[str, str, float]]:
         parse = _scored
     else:
         rows, parse = lines.read_lines(path), _scored_run
-    yield from records(path, rows, parse, "stop", None, "correct it")
+    yield from records(path, rows, parse, "stop", None, remedy="correct it")
 
 
 def _scored(row: Any) -> tuple[str, str, float]:

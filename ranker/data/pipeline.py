@@ -87,6 +87,7 @@ class _Dealt:
         self,
         source: Source[Example],
         layout: Layout,
+        *,
         shard: int,
         count: int,
         pool: ThreadPoolExecutor,
@@ -172,10 +173,10 @@ class _PackedIterator(grain.DatasetIterator):
             shard: _Dealt(
                 data.source,
                 data.layout,
-                shard,
-                data.shards.count,
-                self._pool,
-                states.get(shard, ()),
+                shard=shard,
+                count=data.shards.count,
+                pool=self._pool,
+                state=states.get(shard, ()),
             )
             for shard in data.shards.local
         }

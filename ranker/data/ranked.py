@@ -123,6 +123,7 @@ class ListMaker:
         settings: config.Data,
         collection: Collection,
         members: Members,
+        *,
         corpus: Sequence[Document] | Any,
         rows: Mapping[str, int],
         own: set[str],

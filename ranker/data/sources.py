@@ -121,10 +121,10 @@ class Files:
             self.settings,
             self.collection,
             self.members,
-            corpus,
-            self.rows,
-            self._own,
-            self.skipped,
+            corpus=corpus,
+            rows=self.rows,
+            own=self._own,
+            skipped=self.skipped,
         )
 
     def click_rows(self) -> Iterator[Any]:

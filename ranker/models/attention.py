@@ -76,8 +76,8 @@ def attend(
     texts = (segments,) if prefixes is None else (segments, prefixes)
 
     def run(rule: Rule):
-        def compute(q, k, v, segments, *prefixes):
-            return one(q, k, v, segments, rule, *prefixes)
+        def compute(q, k, v, segments, prefixes=None):
+            return one(q, k, v, segments, rule, prefixes=prefixes)
 
         if kernel == "xla":
             return compute
@@ -147,8 +147,8 @@ def splash(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
-    prefixes: Int[Array, "R T"] | None = None,
     *,
+    prefixes: Int[Array, "R T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "R T N H"]:
     """Attention on one TPU, by blocks; padding sees padding.
@@ -256,6 +256,7 @@ def cudnn(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    *,
     prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on one GPU, by cuDNN; the rule's `cap` must be 0."""
@@ -279,6 +280,7 @@ def xla(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    *,
     prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on any platform, by matrix products."""

@@ -26,6 +26,7 @@ def attend(
     v: Float[Array, "R T K H"],
     segments: Int[Array, "R T"],
     rule: Rule,
+    *,
     prefixes: Int[Array, "R T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention within segments; T is a multiple of `BLOCK`.

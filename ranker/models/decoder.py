@@ -78,6 +78,7 @@ def decoder_layer(
     w: dict[str, Array],
     x: Float[Array, "R T D"],
     rows: Rows,
+    *,
     local: bool | Bool[Array, ""],
     turns: tuple[layers.Angles, layers.Angles],
     read: layers.Read | None,
@@ -198,7 +199,7 @@ class Decoder(nnx.Module):
                 turned = jax.tree.map(
                     partial(jnp.where, still), _unturned(turned), turned
                 )
-            return decoder_layer(c, w, x, rows, local, turned, read)
+            return decoder_layer(c, w, x, rows, local=local, turns=turned, read=read)
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)

@@ -59,6 +59,7 @@ def encoder_layer(
     w: dict[str, Array],
     x: Float[Array, "R T D"],
     rows: Rows,
+    *,
     local: bool | Bool[Array, ""],
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
@@ -190,7 +191,9 @@ class Encoder(nnx.Module):
                 local = bool(c.local_layers)
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
-            return encoder_layer(c, w, x, rows, local, turned, bare, key, read)
+            return encoder_layer(
+                c, w, x, rows, local=local, angles=turned, bare=bare, key=key, read=read
+            )
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)

@@ -357,7 +357,7 @@ def make_rows(
             if shown.arm:
                 base["arm"] = shown.arm
             yield from page_rows(
-                shown.page, base, float(time), behaviour, generator, shown.fields
+                shown.page, base, float(time), behaviour, generator, more=shown.fields
             )
 
 
@@ -367,6 +367,7 @@ def page_rows(
     time: float,
     behaviour: Behaviour,
     generator: np.random.Generator,
+    *,
     more: Sequence[Mapping[str, object]] = (),
 ) -> list[dict[str, object]]:
     """The rows of one page view: its results, then its clicks with their dwell.

@@ -206,7 +206,7 @@ def _interleaved(path, systems, users=250, seed=0, method=il.team_draft):
                 1e9 + 10_000 * number,
                 simulate.Behaviour(model="cascade"),
                 generator,
-                [
+                more=[
                     {"team": t, "score": c}
                     for t, c in zip(mixed.teams, mixed.credits, strict=True)
                 ],

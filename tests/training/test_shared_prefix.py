@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def test_trees_fit_and_every_token_lies_once_behind_its_prefix(prefix, lists):
 KERNELS = {
     "xla": attention.xla,
     "blocks": blockwise.attend,
-    "splash": lambda *a: attention.splash(*a, interpret=True),
+    "splash": partial(attention.splash, interpret=True),
 }
 
 
@@ -139,7 +140,10 @@ def test_kernels_see_the_prefix_forward_and_backward(kernel):
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
 
-    (_, found), grads = loss(lambda *x: KERNELS[kernel](*x, segments, rule, prefixes))
+    def compute(q, k, v):
+        return KERNELS[kernel](q, k, v, segments, rule, prefixes=prefixes)
+
+    (_, found), grads = loss(compute)
     mask = make_mask(segments, rule, prefixes)
     (_, wanted), slopes = loss(lambda *x: attention.reference(*x, mask, rule))
     np.testing.assert_allclose(found, wanted, atol=2e-6)
