@@ -257,6 +257,11 @@ def _rotate(g: _Graph, x: str, angles: tuple[str, str]) -> str:
     return g("Concat", a, b, axis=-1)
 
 
+def _first(g: _Graph, x: str, axis: int) -> str:
+    """The first place of an axis, which stays."""
+    return g("Slice", x, g.ints(0), g.ints(1), g.ints(axis))
+
+
 def _layer(
     g: _Graph,
     c: config.Encoder,
@@ -266,8 +271,13 @@ def _layer(
     bias: str,
     angles: tuple[str, str] | None,
 ) -> str:
+    """A layer's [B, T, D]; the last one's [B, 1, D] where the first token is scored.
+
+    The others' would not be read: only their keys and values are.
+    """
     D, N, H = c.embed_dim, c.num_heads, c.head_dim
     root = "body.layers."
+    alone = c.pooling == "cls" and i == c.num_layers - 1
 
     def dense(x: str, name: str, *shape: int) -> str:
         b = p.get(f"{root}{name}_bias")
@@ -282,10 +292,16 @@ def _layer(
     if c.pre_norm and (c.first_norm or i > 0):
         y = norm(x, "attention_norm")
 
+    asking, places = y, angles  # of the queries
+    if alone:
+        x, asking, bias = _first(g, x, 1), _first(g, y, 1), _first(g, bias, 2)
+        places = (_first(g, angles[0], 0), _first(g, angles[1], 0)) if angles else None
+
     def heads(name: str, order: tuple[int, ...]) -> str:
-        part = g("Reshape", dense(y, name, D, D), g.ints(0, 0, N, H))  # [B, T, N, H]
-        if angles is not None and name != "v":
-            part = _rotate(g, part, angles)
+        read, rotary = (asking, places) if name == "q" else (y, angles)
+        part = g("Reshape", dense(read, name, D, D), g.ints(0, 0, N, H))  # [B, T, N, H]
+        if rotary is not None and name != "v":
+            part = _rotate(g, part, rotary)
         return g("Transpose", part, perm=order)
 
     q, v = heads("q", (0, 2, 1, 3)), heads("v", (0, 2, 1, 3))  # [B, N, T, H]

@@ -1,5 +1,7 @@
 """Small rankers of random weights, in memory and in folders."""
 
+from typing import Any
+
 import jax
 import numpy as np
 from flax import nnx
@@ -12,7 +14,7 @@ from ranker.serving.frame import own_frame
 from ranker.serving.packed import PackedModel
 
 WORDS = "cheap flights to rome low fares every day cats and dogs in the Snow".split()
-_SMALL = dict(num_layers=3, embed_dim=16, num_heads=2, mlp_dim=24)
+_SMALL: dict[str, Any] = dict(num_layers=3, embed_dim=16, num_heads=2, mlp_dim=24)
 ENCODERS = {
     "bert": config.Encoder(**_SMALL, max_positions=96),
     "roberta": config.Encoder(
@@ -61,6 +63,15 @@ ENCODERS["others"] = config.Encoder(
     window=4,
     local_layers=(1,),
     rope_factor=2.0,
+)
+ENCODERS["cls"] = config.Encoder(  # one token is scored, by a local layer
+    **_SMALL,
+    max_positions=0,
+    num_types=0,
+    pre_norm=True,
+    pooling="cls",
+    window=4,
+    local_layers=(0, 2),
 )
 ENCODERS["late"] = config.Encoder(
     **_SMALL, activation="gelu_tanh", pooling="late", head_activation="none"
