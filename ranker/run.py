@@ -8,6 +8,7 @@ and so is what depends on it. `--dry-run` says what would be done, and why.
 
 import dataclasses
 import pathlib
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -53,6 +54,21 @@ def run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
         module = modules[type(stage)]
         module.execute(module.plan(stage, prepared, workdir), replace=True)
         say_done(name)
+    if processes.leads():
+        print(f"[run] to serve it: {serve_command(settings, workdir)}", flush=True)
+
+
+def serve_command(settings: config.Pipeline, workdir: pathlib.Path) -> str:
+    """The command that serves the students of a pipeline."""
+    folders = {
+        name: str(workdir / stage.folder)
+        for name, stage in settings.stages().items()
+        if isinstance(stage, config.Export)
+    }
+    words = ["python", "-m", "ranker.serve", folders["export"]]
+    if first := folders.get("export_first"):
+        words += ["--first", first, "--keep", str(settings.keep)]
+    return shlex.join(words)
 
 
 def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
