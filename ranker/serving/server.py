@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -34,6 +35,8 @@ from ranker.serving.runtimes import Runtime
 from ranker.serving.texts import Rows, TextEncoder
 
 Calibration = Callable[[np.ndarray], np.ndarray]
+
+_DIGITS = 300  # of a whole number
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,16 @@ async def _read(request: HttpRequest, limits: Limits) -> bytes:
     """The body, refused before it is whole where it is too large.
 
     Raises:
-      Refused: 413.
+      Refused: 413; 415 for a compressed one.
     """
     too_large = Refused(
         413, "Validation", f"the body is over {limits.body_bytes} bytes"
     )
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding != "identity":
+        raise Refused(
+            415, "Validation", f"content-encoding {coding[:40]}: send the body plain"
+        )
     length = request.headers.get("content-length", "0")
     if length.isdecimal() and int(length) > limits.body_bytes:
         raise too_large
@@ -127,8 +135,12 @@ def parse_json(body: bytes) -> Any:
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is not JSON")
 
+    def integer(digits: str) -> int | float:
+        # Of more digits than Python reads: infinite, which no field takes.
+        return int(digits) if len(digits) < _DIGITS else float(digits)
+
     try:
-        return json.loads(body, parse_constant=constant)
+        return json.loads(body, parse_constant=constant, parse_int=integer)
     except RecursionError:
         raise Refused(400, "Validation", "the JSON is nested too deep") from None
     except ValueError as error:
@@ -383,6 +395,7 @@ def _routes() -> list[Route]:
         "/v1/score": ("score", score),
         "/predict": ("predict", predict),
         "/invocations": ("invocations", any_form),  # SageMaker
+        "/": ("rerank", rerank),  # as Text Embeddings Inference serves a reranker
     }
     gets = {
         "/health": _health,
@@ -400,6 +413,13 @@ def _routes() -> list[Route]:
         ),
         *(Route(path, one, methods=["GET"]) for path, one in gets.items()),
     ]
+
+
+async def _no_route(http: HttpRequest, error: Exception) -> Response:
+    """A path or a method that is not served."""
+    assert isinstance(error, HTTPException)
+    said = f"{http.method} {http.url.path}: {error.detail}; see /openapi.json"
+    return _refusal(error.status_code, "Validation", said, **(error.headers or {}))
 
 
 async def _failed(http: Any, error: Exception) -> Response:
@@ -442,8 +462,9 @@ def make_app(
     app = Starlette(
         routes=_routes(),
         lifespan=lifespan,
-        exception_handlers={Exception: _failed},
+        exception_handlers={HTTPException: _no_route, Exception: _failed},
     )
+    app.router.redirect_slashes = False  # a redirected POST loses its body
     app.state.ranker = state
     return app
 

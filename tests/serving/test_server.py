@@ -7,6 +7,7 @@ import threading
 import time
 import types
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from ranker.metrics.calibration import Platt
 from ranker.serving import forms, server
 from ranker.serving.batching import Batcher, Full, Limits
 from ranker.serving.frame import Frame, PairEncoder
+from ranker.serving.runtimes import Name, Precision
 from ranker.serving.texts import Cut, DocumentCache, TextEncoder, digest
 
 LENGTH = 24
@@ -30,7 +32,9 @@ LENGTH = 24
 class Counting:
     """Scores a pair by its number of tokens less ten, in batches of four rows."""
 
-    name, precision, vocab_size = "jax", "float32", 1 << 20
+    name: Name = "jax"
+    precision: Precision = "float32"
+    vocab_size = 1 << 20
 
     def __init__(self):
         self.go = threading.Event()
@@ -43,6 +47,9 @@ class Counting:
 
     def rows(self, padded):
         return 4
+
+    def warm(self, length):
+        pass
 
     def run(self, segments, padded):
         self.go.wait()
@@ -74,7 +81,7 @@ def encoder(tmp_path_factory):
 def make(encoder, *, limits=None, keys=(), calibration=None, workers=2):
     limits = limits or Limits(queue_tokens=1000)
     runtime = Counting()
-    promise = types.SimpleNamespace(
+    promise: Any = types.SimpleNamespace(
         length=LENGTH, stage="made", tokenizer_digest="0" * 64, made_by="ranker"
     )
     state = server.State(limits, keys)
@@ -96,10 +103,9 @@ def wait_ready(client):
 @pytest.fixture(scope="module")
 def client(encoder):
     limits = Limits(queue_tokens=1000, body_bytes=20_000, documents=50)
-    state, runtime, app = make(encoder, limits=limits)
+    _, _, app = make(encoder, limits=limits)
     with TestClient(app) as client:
         wait_ready(client)
-        client.runtime, client.state = runtime, state
         yield client
 
 
@@ -224,6 +230,35 @@ def test_what_is_wrong_is_named_in_every_form(client, body, status, named):
     assert fields["error_type"] in ("Validation", "Empty")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/rerank", 405), ("PUT", "/rerank", 405), ("POST", "/rerank/", 404)],
+)
+def test_what_is_not_served_is_named_in_every_form(client, method, path, status):
+    answer = client.request(method, path, follow_redirects=False)
+    assert answer.status_code == status
+    fields = answer.json()
+    assert f"{method} {path}" in fields["error"]
+    assert fields["error"] == fields["message"] == fields["detail"]
+
+
+def test_a_compressed_body_is_refused_by_name(client):
+    headers = {"content-encoding": "gzip"}
+    answer = client.post("/rerank", content=b"\x1f\x8b", headers=headers)
+    assert answer.status_code == 415 and "gzip" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(("digits", "status"), [(299, 200), (5000, 422)])
+def test_a_number_of_any_size_is_read(client, digits, status):
+    number = "9" * digits
+    ignored = f'{{"query": "a", "texts": ["b"], "other": {number}}}'
+    assert client.post("/rerank", content=ignored).status_code == 200
+    huge = f'{{"query": "a", "texts": ["b"], "top_n": {number}}}'
+    answer = client.post("/", content=huge)
+    assert answer.status_code == status
+    assert status == 200 or "top_n" in answer.json()["error"]
+
+
 def test_half_a_character_is_replaced(client):
     body = b'{"query": "cats \\ud800", "texts": ["\\udfff dogs"]}'
     assert client.post("/rerank", content=body).status_code == 200
@@ -326,6 +361,7 @@ def test_two_models_in_turn(encoder):
 
     with TestClient(app) as client:
         wait_ready(client)
+        assert state.served
         cheap = replace(state.served, batcher=state.batcher)
         good = replace(state.served, runtime=Reversed(), first=cheap, keep=2)
         state.batcher = Batcher(good.runtime, limits, workers=1)
@@ -380,6 +416,7 @@ def test_a_full_queue_refuses_before_it_tokenises(encoder):
     runtime.go.clear()
     with TestClient(app) as client:
         wait_ready(client)
+        assert state.batcher and state.served
         state.batcher.reserve(35)  # what other requests hold
         before = state.served.encoder.cache.misses
         body = {"query": "cats", "texts": ["dogs"]}
@@ -456,10 +493,10 @@ def test_what_a_runtime_raises_reaches_its_requests_alone():
     batcher = Batcher(runtime, Limits(), workers=1)
     whole = runtime.run
 
-    def run(rows, padded):
+    def run(segments, padded):
         if padded == 16:
             raise RuntimeError("broken")
-        return whole(rows, padded)
+        return whole(segments, padded)
 
     runtime.run = run
 
@@ -472,7 +509,8 @@ def test_what_a_runtime_raises_reaches_its_requests_alone():
 
     bad, good = asyncio.run(both())
     batcher.stop()
-    assert isinstance(bad, RuntimeError) and good.tolist() == [-2.0]
+    assert isinstance(bad, RuntimeError)
+    assert isinstance(good, np.ndarray) and good.tolist() == [-2.0]
 
 
 # --- texts ----------------------------------------------------------------------------
