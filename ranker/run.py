@@ -22,12 +22,13 @@ _DESCRIPTION = "Runs every stage of the method; --dry-run says what it would do.
 def _modules() -> dict[type, ModuleType]:
     """The module of each kind of stage: its `plan` and `execute`."""
     from ranker.scoring import given
-    from ranker.training import evaluate, export, score, train
+    from ranker.training import evaluate, export, judge, score, train
 
     return {
         config.Train: train,
         config.Score: score,
         config.Given: given,
+        config.Judging: judge,
         config.Evaluate: evaluate,
         config.Export: export,
     }

@@ -11,6 +11,7 @@ from ranker.config.data import TEMPLATE_BAR as TEMPLATE_BAR
 from ranker.config.data import TEMPLATES as TEMPLATES
 from ranker.config.data import ClickRules as ClickRules
 from ranker.config.data import Data as Data
+from ranker.config.data import Judge as Judge
 from ranker.config.data import Mesh as Mesh
 from ranker.config.data import Negatives as Negatives
 from ranker.config.data import Role as Role
@@ -38,6 +39,7 @@ from ranker.config.stages import Cascade as Cascade
 from ranker.config.stages import Evaluate as Evaluate
 from ranker.config.stages import Export as Export
 from ranker.config.stages import Given as Given
+from ranker.config.stages import Judging as Judging
 from ranker.config.stages import Onnx as Onnx
 from ranker.config.stages import Score as Score
 from ranker.config.stages import ScoreFormat as ScoreFormat

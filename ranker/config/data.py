@@ -82,9 +82,13 @@ class Negatives:
     first: int = 0  # candidates of the highest ranks that are left out
     last: int = 0  # rank of the last candidate that is taken; 0: all
     random: int = 0  # documents of the corpus, drawn for each query
+    # patterns of further run files of train, below data.path, or bm25; their documents
+    # of the ranks asked for join those of the first stage
+    sources: tuple[str, ...] = ()
+    each: int = 0  # documents taken of each further source for a query; 0: all
 
     def __post_init__(self):
-        for name in ("first", "last", "random"):
+        for name in ("first", "last", "random", "each"):
             value = getattr(self, name)
             require(value >= 0, f"data.negatives.{name} must be 0 or more, is {value}")
         require(
@@ -92,6 +96,35 @@ class Negatives:
             f"data.negatives takes the ranks after {self.first} up to {self.last}, "
             "which are none; raise data.negatives.last, or set it to 0",
         )
+        require(
+            not self.each or bool(self.sources),
+            f"data.negatives.each is {self.each}, and data.negatives.sources names "
+            "none; name run files, such as runs/dense.train.*, or bm25",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """What becomes of unjudged candidates that the teacher puts near the positives.
+
+    One is suspected of being relevant where its score is above the best positive's
+    less the margin. Lists without a positive are left as they are.
+    """
+
+    action: Literal["none", "drop", "relabel"] = "none"
+    margin: float = 0.0  # below the best positive; see unit
+    # absolute: of the teacher's scores; relative: share of the distance between the
+    # best positive and the lowest score of the list
+    unit: Literal["absolute", "relative"] = "absolute"
+    grade: int = 1  # of a suspect that is relabelled
+
+    def __post_init__(self):
+        require(
+            self.margin >= 0 and (self.unit == "absolute" or self.margin < 1),
+            f"judge.margin is {self.margin}; it must be 0 or more, and below 1 where "
+            "judge.unit is relative",
+        )
+        positive(self, "grade")
 
 
 @dataclass(frozen=True, kw_only=True)

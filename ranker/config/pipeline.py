@@ -4,13 +4,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ranker.config.data import Data, Mesh, Text
+from ranker.config.checks import require
+from ranker.config.data import Data, Judge, Mesh, Text
 from ranker.config.models import Model, Pretrained
 from ranker.config.stages import (
     Cascade,
     Evaluate,
     Export,
     Given,
+    Judging,
     Score,
     Stage,
     Train,
@@ -81,11 +83,13 @@ class Pipeline:
     keep: int = 100  # candidates that the first student leaves to the other
     cpt: Recipe
     sft: Recipe
+    second_sft: Recipe | None = None  # on judged negatives; its teacher then scores
     distill: Recipe
     labels: Recipe  # of the student that is trained on the labels alone
     rank: Rank = field(default_factory=Rank)
     click_lists: str = ""  # of sft and the students of labels; see Train
     judged_lists: bool = True  # sft learns from the judged lists too
+    judge: Judge = field(default_factory=Judge)  # between score and distill
     distillation: Distillation = field(default_factory=Distillation)
     # teacher scores from outside, in place of cpt, sft and score; see data.given_scores
     given_scores: str = ""
@@ -108,6 +112,11 @@ class Pipeline:
 
     def __post_init__(self):
         given = self.given_scores or self.data.given_scores
+        require(
+            self.second_sft is None or (self.judge.action != "none" and not given),
+            "second_sft learns from negatives that the first teacher has judged; set "
+            "judge.action to drop or relabel, and leave given_scores empty",
+        )
         if given != self.given_scores:
             object.__setattr__(self, "given_scores", given)
         if given != self.data.given_scores:
@@ -156,8 +165,38 @@ class Pipeline:
                 fields = dict(ranks, objective=rank)
                 stages[name] = self._train(name, self.sft, parent=parent, **fields)
 
-    def _add_students(self, stages: dict[str, Stage]) -> None:
-        """Adds the distilled student, and those it is compared with."""
+    def _add_scores(self, stages: dict[str, Stage]) -> str:
+        """Adds the stages that score and judge; returns what is distilled from."""
+        shared = self._shared
+        name = "given" if self.given_scores else "scores"
+        if self.given_scores:
+            stages[name] = Given(**shared)
+        else:
+            self._add_teacher(stages)
+            stages[name] = Score(**shared, rows=self.rows)
+        if self.judge.action != "none":
+            stages["judged"] = Judging(**shared, scores=name, judge=self.judge)
+            name = "judged"
+        if self.second_sft is not None:
+            stages["sft_second"] = self._train(
+                "sft_second",
+                self.second_sft,
+                model=self.teacher,
+                role="teacher",
+                parent="sft",
+                objective=self.rank,
+                negatives="judged",
+            )
+            again: dict[str, Any] = dict(name="scores_second", teacher="sft_second")
+            stages["scores_second"] = Score(**shared, rows=self.rows, **again)
+            name = "judged_second"
+            stages[name] = Judging(
+                **shared, name=name, scores="scores_second", judge=self.judge
+            )
+        return name
+
+    def _add_students(self, stages: dict[str, Stage], scores: str) -> None:
+        """Adds the student distilled from `scores`, and those it is compared with."""
         student: dict[str, Any] = dict(model=self.student, role="student")
         if "student_labels" in self.compare:
             stages["student_labels"] = self._train(
@@ -167,7 +206,7 @@ class Pipeline:
                 **student,
                 **self._sources,
             )
-        student["scores"] = "given" if self.given_scores else "scores"
+        student["scores"] = scores
         student["objective"] = self.distillation
         for name, term in _TERMS.items():
             if name in self.compare:
@@ -204,12 +243,7 @@ class Pipeline:
     def stages(self) -> dict[str, Stage]:
         """Every stage in the order it runs; without cpt where that has no steps."""
         stages: dict[str, Stage] = {}
-        if self.given_scores:
-            stages["given"] = Given(**self._shared)
-        else:
-            self._add_teacher(stages)
-            stages["scores"] = Score(**self._shared, rows=self.rows)
-        self._add_students(stages)
+        self._add_students(stages, self._add_scores(stages))
         stages["evaluate"] = self._evaluate(stages)
         stages["export"] = Export(**self._shared)
         if self.first_student is not None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ranker.config.checks import positive, require
-from ranker.config.data import Data, Mesh, Text
+from ranker.config.data import Data, Judge, Mesh, Text
 from ranker.config.models import DType, Encoder, Model, Pretrained
 from ranker.config.training import (
     NO_LORA,
@@ -42,6 +42,9 @@ class Train(Stage):
     # lists with labels from clicks (ranker.online impressions), of a rank objective
     click_lists: str = ""
     judged_lists: bool = True  # learn from the judged lists too, or from clicks alone
+    # stage whose lists a rank objective learns from in place of those prepared: of
+    # config.Judging, where a teacher has looked at what nobody judged
+    negatives: str = ""
     lora: Lora = NO_LORA
     optim: Optim
     batch: Batch
@@ -74,6 +77,11 @@ class Train(Stage):
             not self.click_lists or isinstance(self.objective, Rank),
             f"stage {self.name!r}: click_lists is {self.click_lists!r}; only a rank "
             "objective (sft) learns from lists of clicks",
+        )
+        require(
+            not self.negatives or isinstance(objective, Rank) and self.judged_lists,
+            f"stage {self.name!r}: negatives is {self.negatives!r}; only a rank "
+            "objective that learns from judged lists reads another stage's",
         )
         require(
             self.judged_lists or bool(self.click_lists),
@@ -173,6 +181,24 @@ class Given(Stage):
 
     def __post_init__(self):
         positive(self, "chunk_pairs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging(Stage):
+    """The teacher judges the negatives: drops or relabels what may be relevant."""
+
+    name: str = "judged"  # folder of the lists and their scores in the workdir
+    scores: str = "scores"  # stage whose scores judge; their splits are judged
+    judge: Judge
+    chunk_pairs: int = 32768  # pairs a file
+
+    def __post_init__(self):
+        positive(self, "chunk_pairs")
+        require(
+            self.judge.action != "none",
+            f"stage {self.name!r}: judge.action is none, so there is nothing to do; "
+            "set it to drop or relabel",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class ClickTable:
         """How many queries have 1, 2, ... examples; those from 20 on are one."""
         found = self._connection.execute(
             "SELECT least(n, 20), count(*) FROM (SELECT count(*) AS n FROM examples "
-            "GROUP BY split, lower(query)) GROUP BY 1 ORDER BY 1"
+            "GROUP BY split, fold(query)) GROUP BY 1 ORDER BY 1"
         ).fetchall()
         return {str(size): count for size, count in found}
 

@@ -83,6 +83,61 @@ def spelling(query: str, title: str, summary: str) -> str:
     return f"{title}\0{summary}\0{query}"
 
 
+# --- the rules, one row, one example, one query at a time: the engines share them ---
+
+HELD_OUT = "held out"
+Pair = tuple[str, str]  # a folded query, and a document's key
+Seen = tuple[str, str, int]  # the first spelling of the query, of all, and a count
+
+
+def reason_to_drop(
+    click: Click, query: str, rules: config.ClickRules, held_out: frozenset[str]
+) -> str:
+    """Rules 1 to 3: why a row is dropped, or "".
+
+    Args:
+      click: the row.
+      query: its query, folded.
+      rules: numbers that the rules take.
+      held_out: folded queries that nothing is trained on.
+    """
+    if not click.clicked:
+        return NOT_CLICKED
+    if click.dwell is not None and click.dwell < rules.min_dwell:
+        return SHORT
+    return HELD_OUT if query in held_out else ""
+
+
+def is_bare(click: Click) -> bool:
+    """Whether a row names a document and has no text: the corpus has it."""
+    return bool(click.document_id) and not click.title and not click.summary
+
+
+def pair(click: Click, query: str, texts: Texts) -> tuple[Pair, Seen]:
+    """What rows are merged by, and what is known of one."""
+    spelt = spelling(click.query, *texts)
+    name = document_key(click.document_id, *texts)
+    return (query, name), (click.query, spelt, click.count)
+
+
+def merge(one: Seen, other: Seen) -> Seen:
+    """Rule 5: two rows of one pair; neither the order nor the grouping matters."""
+    return min(one[0], other[0]), min(one[1], other[1]), one[2] + other[2]
+
+
+def rank(found: tuple[str, Seen]) -> tuple[int, str]:
+    """Rule 6: the order of a query's documents, the most clicked first."""
+    name, (_, _, count) = found
+    return -count, name
+
+
+def to_example(seen: Seen) -> ClickExample:
+    """The example of a pair."""
+    queried, spelt, count = seen
+    title, summary, _ = spelt.split("\0")
+    return ClickExample(queried, title, summary, count)
+
+
 def clicks_to_examples(
     clicks: Iterable[Click],
     rules: config.ClickRules,
@@ -102,47 +157,34 @@ def clicks_to_examples(
       Examples of the splits "train" and "dev", and what became of the rows.
     """
     counts = ClickCounts()
-    queries: dict[str, dict[str, tuple[str, str, int]]] = {}
+    queries: dict[str, dict[str, Seen]] = {}
     held: set[str] = set()
     for click in clicks:
         counts.rows += 1
         query = fold(click.query)
+        reason = reason_to_drop(click, query, rules, held_out)
         found: Texts | None = (click.title, click.summary)
-        if not click.title and not click.summary and click.document_id:
+        if not reason and is_bare(click):
             found = texts(click.document_id)
-        if not click.clicked:
-            counts.dropped[NOT_CLICKED] += 1
-        elif click.dwell is not None and click.dwell < rules.min_dwell:
-            counts.dropped[SHORT] += 1
-        elif query in held_out:
+        if reason == HELD_OUT:
             counts.held_out += 1
             held.add(query)
-        elif found is None:
-            counts.dropped[UNKNOWN] += 1
-        elif not any(found):
-            counts.dropped[EMPTY] += 1
+        elif reason or found is None or not any(found):
+            counts.dropped[reason or (UNKNOWN if found is None else EMPTY)] += 1
         else:
             documents = queries.setdefault(query, {})
-            name = document_key(click.document_id, *found)
-            text = spelling(click.query, *found)
+            (_, name), seen = pair(click, query, found)
+            counts.merged += name in documents
             known = documents.get(name)
-            counts.merged += known is not None
-            queried, spelt, count = known or (click.query, text, 0)
-            documents[name] = (
-                min(queried, click.query),
-                min(spelt, text),
-                count + click.count,
-            )
+            documents[name] = merge(known, seen) if known else seen
     counts.held_out_queries = len(held)
     splits: dict[str, list[ClickExample]] = {"train": [], "dev": []}
     bound = dev_bound(rules.dev_fraction)
     for where, query in sorted((place(query), query) for query in queries):
-        most = sorted(queries[query].items(), key=lambda one: (-one[1][2], one[0]))
+        most = sorted(queries[query].items(), key=rank)
         counts.dropped[CAPPED] += max(0, len(most) - rules.max_per_query)
         examples = splits["dev" if where[:16] < bound else "train"]
-        for _, (queried, spelt, count) in most[: rules.max_per_query]:
-            title, summary, _ = spelt.split("\0")
-            examples.append(ClickExample(queried, title, summary, count))
+        examples += [to_example(seen) for _, seen in most[: rules.max_per_query]]
     counts.examples = {split: len(examples) for split, examples in splits.items()}
     return splits, counts
 

@@ -15,7 +15,7 @@ part may be gzip. A folder or file without a corpus is read as lists (`list_file
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +57,7 @@ class Collection:
       lists: query -> document -> first-stage score, where the data is lists.
       teacher: query -> document -> a teacher's score, where the data has them.
       has_lists: candidates are those of `lists`, and nothing is searched.
+      corpus: files of documents, in order, where there are such.
     """
 
     documents: Callable[[dict[str, int]], Iterator[Document]]
@@ -67,6 +68,7 @@ class Collection:
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
     teacher: dict[str, dict[str, float]] = field(default_factory=dict)
     has_lists: bool = False
+    corpus: Sequence[Any] = ()
 
 
 def file_names(settings: config.Data) -> dict[str, str]:
@@ -163,6 +165,7 @@ class _Folder:
             documents=lambda seen: formats.read_documents(
                 tables, seen=seen, **self.lenient
             ),
+            corpus=tables,
             queries=queries,
             qrels=found,
             further=self._further(queries, set(names.values())),

@@ -11,12 +11,15 @@ import itertools
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_module import ArrayRecordWriter
+from array_record.python.array_record_module import (
+    ArrayRecordReader,
+    ArrayRecordWriter,
+)
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
@@ -29,6 +32,7 @@ Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds the
 # One record a group, so that any is read alone; Snappy, since records are short.
 _WRITER = "group_size:1,snappy"
 _SHARD = 500_000  # records of a file
+_READ = 1024  # records at a time
 
 _text_feature = tfds.features.Text
 _sequence = tfds.features.Sequence
@@ -96,17 +100,28 @@ def _write(
     splits: Mapping[str, Iterable[Mapping[str, Any]]],
 ) -> None:
     """Writes each split as it comes; a split without a record is left out."""
+    with _making(features, folder) as (records, sizes):
+        for name, rows in splits.items():
+            if found := _write_shards(records, folder.name, name, rows):
+                sizes[name] = found
+
+
+@contextlib.contextmanager
+def _making(
+    features: tfds.features.FeaturesDict, folder: pathlib.Path
+) -> Iterator[tuple[pathlib.Path, dict[str, list[int]]]]:
+    """A folder for files of records, and a dict for the records of each, by split.
+
+    When both are filled, the data set is described, and takes its name.
+    """
     killed = folder.parent.glob(f".{folder.name}.*")  # left behind by killed runs
     for stale in (folder, *killed):
         shutil.rmtree(stale, ignore_errors=True)
+    sizes: dict[str, list[int]] = {}
     with replacing(folder) as partial:
         records = partial / "records"
         records.mkdir(parents=True)
-        sizes = {
-            name: found
-            for name, rows in splits.items()
-            if (found := _write_shards(records, folder.name, name, rows))
-        }
+        yield records, sizes
         if not sizes:
             records.rmdir()
             return
@@ -147,9 +162,13 @@ def _write_shards(
             lengths[-1] += 1
         writer.close()
     for number in range(len(lengths)):
-        shard = f"{dataset}-{split}.array_record-{number:05d}-of-{len(lengths):05d}"
+        shard = _shard_name(dataset, split, number, len(lengths))
         (folder / f"{split}.{number}").rename(folder / shard)
     return lengths
+
+
+def _shard_name(dataset: str, split: str, number: int, count: int) -> str:
+    return f"{dataset}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 
 class Records(Generic[T]):
@@ -271,20 +290,62 @@ def write_lists(
     _write(LISTS, folder, {name: map(row, lists) for name, lists in splits.items()})
 
 
+def _click_row(one: ClickExample) -> dict[str, Any]:
+    return {
+        "query": one.query,
+        "title": one.title,
+        "summary": one.summary,
+        "count": one.count,
+    }
+
+
 def write_clicks(
     folder: pathlib.Path, splits: Mapping[str, Iterable[ClickExample]]
 ) -> None:
     """Writes the click examples of each split, in order."""
+    found = {name: map(_click_row, rows) for name, rows in splits.items()}
+    _write(CLICKS, folder, found)
 
-    def row(one: ClickExample) -> dict[str, Any]:
-        return {
-            "query": one.query,
-            "title": one.title,
-            "summary": one.summary,
-            "count": one.count,
-        }
 
-    _write(CLICKS, folder, {name: map(row, rows) for name, rows in splits.items()})
+def write_click_file(path: pathlib.Path, examples: Iterable[ClickExample]) -> None:
+    """Writes one file of click examples, for `take_clicks`."""
+    writer = ArrayRecordWriter(str(path), _WRITER)
+    for one in examples:
+        writer.write(_encode(_click_row(one)))
+    writer.close()
+
+
+def read_click_file(
+    path: pathlib.Path, places: Sequence[int]
+) -> Iterator[ClickExample]:
+    """Some of the click examples of one file; the others are not read."""
+    reader = ArrayRecordReader(
+        str(path), options="readahead_buffer_size:0,max_parallelism:0"
+    )
+    try:
+        for begin in range(0, len(places), _READ):
+            for record in reader.read(list(places[begin : begin + _READ])):
+                example = tf_example_pb2.Example.FromString(record)  # type: ignore[attr-defined]
+                yield _click(example.features.feature)
+    finally:
+        reader.close()
+
+
+def take_clicks(
+    folder: pathlib.Path, splits: Mapping[str, Sequence[tuple[pathlib.Path, int]]]
+) -> None:
+    """Makes a data set of files of `write_click_file`, which are moved, not read.
+
+    Args:
+      folder: of the data set.
+      splits: files of each split, in order, with the number of their records.
+    """
+    with _making(CLICKS, folder) as (records, sizes):
+        for split, files in splits.items():
+            for number, (path, count) in enumerate(files):
+                name = _shard_name(folder.name, split, number, len(files))
+                path.rename(records / name)
+                sizes.setdefault(split, []).append(count)
 
 
 def load_corpus(folder: pathlib.Path) -> Records[Document]:

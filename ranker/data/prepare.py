@@ -1,12 +1,14 @@
 """The prepare stage: raw data to records and tokenizers, once, in WORKDIR/prepare."""
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
 import pathlib
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,6 +21,7 @@ from ranker.data.clicks import Digest
 from ranker.data.collections import IRDS
 from ranker.data.ranked import GIVEN_WITH_DATA, SPLITS
 from ranker.data.records import ClickExample, Document, RankedList
+from ranker.data.shards import ShardedClicks, doubt, doubtful_from
 from ranker.data.sources import Source, open_source
 from ranker.data.text import Tokenizer
 from ranker.errors import DataError
@@ -31,6 +34,11 @@ _MEASURED_DEPTH = 10  # candidates of each
 _CHECKED = 4096  # queries whose length is looked at together
 _SPARE = 8  # tokens that a template may add to a query that is not empty
 _WORK = ".work"  # folder of the click engine, while it works
+
+
+Clicks = ClickTable | ShardedClicks
+# Applies the click rules to a source; the folder is for what it needs meanwhile.
+Engine = Callable[[Source, config.Text, pathlib.Path], ShardedClicks]
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,16 @@ def prepare(
     workdir: pathlib.Path,
     *,
     replace: bool = False,
+    engine: Engine | None = None,
 ) -> Prepared:
     """Prepares the data of a workdir, or finds that it is prepared.
+
+    Args:
+      data: where the raw data is.
+      settings: how text is read.
+      workdir: whose folder "prepare" is written.
+      replace: what was prepared of other data.
+      engine: applies the click rules in place of DuckDB; the result is the same.
 
     Raises:
       DataError: at a malformed record, naming file, line and field.
@@ -118,7 +134,9 @@ def prepare(
     folder, manifest = workdir / NAME, plan(data, settings)
     with manifests.claim(folder, manifest, replace=replace, wait=True) as todo:
         if todo:
-            made = processes.first(lambda: _prepare(data, settings, folder, manifest))
+            made = processes.first(
+                lambda: _prepare(data, settings, folder, manifest, engine)
+            )
             return Prepared(folder, made, settings)
         found = manifests.load(folder)
         assert found is not None
@@ -165,6 +183,7 @@ def _prepare(
     settings: config.Text,
     folder: pathlib.Path,
     manifest: manifests.Manifest,
+    engine: Engine | None,
 ) -> manifests.Manifest:
     """Writes all of the stage's folder, in one process."""
     for stale in ("corpus", "lists", "clicks", "tokenizers", _WORK):
@@ -173,8 +192,14 @@ def _prepare(
     manifest.save(folder)
     prepared = Prepared(folder, manifest, settings)
     try:
-        with click_engine.open_engine(folder / _WORK) as connection:
-            facts = _write(data, prepared, source, connection)
+        with contextlib.ExitStack() as stack:
+            if engine is None:
+                place = click_engine.open_engine(folder / _WORK)
+                connection = stack.enter_context(place)
+                make = functools.partial(source.click_table, connection)
+            else:
+                make = functools.partial(engine, source, settings, folder / _WORK)
+            facts = _write(data, prepared, source, make)
     finally:
         shutil.rmtree(folder / _WORK, ignore_errors=True)
     for line in summary.lines(facts["report"]):
@@ -183,7 +208,10 @@ def _prepare(
 
 
 def _write(
-    data: config.Data, prepared: Prepared, source: Source, connection: Any
+    data: config.Data,
+    prepared: Prepared,
+    source: Source,
+    make_table: Callable[[], Clicks],
 ) -> dict[str, Any]:
     """Writes all pieces and the report; returns the facts of the manifest."""
     folder = prepared.folder
@@ -193,7 +221,7 @@ def _write(
     if not len(corpus):
         raise DataError(f"{data.path}: has no document")
     source.bind(corpus)
-    table = source.click_table(connection)
+    table = make_table()
     pieces = {"corpus": content.hexdigest()}
     facts: dict[str, Any] = _config(data, prepared.text)
     for role in ROLES:
@@ -214,23 +242,33 @@ def _write(
             for split, content in lists.items()
         },
     )
-    clicks = {split: Digest() for split in ("train", "dev")}
-    datasets.write_clicks(
-        folder / "clicks",
-        {
-            split: _add_all(digest, room.clicks(split, table.examples(split)))
-            for split, digest in clicks.items()
-        },
-    )
     pieces |= {f"lists/{split}": one.hexdigest() for split, one in lists.items()}
-    pieces |= {f"clicks/{split}": one.hexdigest() for split, one in clicks.items()}
-    report = _report(prepared, source, table, room)
+    a_query = table.clicks_a_query()
+    pieces |= _write_clicks(folder / "clicks", table, room)
+    report = _report(prepared, source, room, a_query)
     storage.write_json(folder / summary.FILE, report)
     return {**facts, "report": report, "pieces": pieces}
 
 
+def _write_clicks(folder: pathlib.Path, table: Clicks, room: "Room") -> dict[str, str]:
+    """Writes the click examples, or takes files of them over; returns digests."""
+    splits = ("train", "dev")
+    if isinstance(table, ShardedClicks) and room.has_room(table):
+        datasets.take_clicks(folder, {split: table.files(split) for split in splits})
+        return {f"clicks/{split}": table.digest(split) for split in splits}
+    digests = {split: Digest() for split in splits}
+    datasets.write_clicks(
+        folder,
+        {
+            split: _add_all(digest, room.clicks(split, table.examples(split)))
+            for split, digest in digests.items()
+        },
+    )
+    return {f"clicks/{split}": one.hexdigest() for split, one in digests.items()}
+
+
 def _report(
-    prepared: Prepared, source: Source, table: ClickTable, room: "Room"
+    prepared: Prepared, source: Source, room: "Room", a_query: dict[str, int]
 ) -> dict[str, Any]:
     report = {
         "documents": len(prepared.corpus()),
@@ -243,7 +281,7 @@ def _report(
             report["splits"][split]["queries"] = room.kept[split]
         else:
             report["clicks"]["dropped"] |= reasons
-    report["clicks"]["a_query"] = table.clicks_a_query()
+    report["clicks"]["a_query"] = a_query
     report["lengths"] = {role: _lengths(prepared, role) for role in ROLES}
     return report
 
@@ -306,7 +344,7 @@ def _add_all(
 
 
 def _make_tokenizer(
-    prepared: Prepared, role: config.Role, source: Source, table: ClickTable
+    prepared: Prepared, role: config.Role, source: Source, table: Clicks
 ) -> None:
     """Copies the tokenizer that the settings name, or trains one on the corpus."""
     settings, target = prepared.text, prepared.tokenizer_folder(role)
@@ -321,7 +359,7 @@ def _make_tokenizer(
 
 
 def _texts(
-    prepared: Prepared, template: config.Template, source: Source, table: ClickTable
+    prepared: Prepared, template: config.Template, source: Source, table: Clicks
 ) -> Iterator[str]:
     """Texts to train a tokenizer on: documents and queries, evenly over each."""
     corpus = prepared.corpus()
@@ -353,6 +391,7 @@ class Room:
             )
             for role in ROLES
         ]
+        self._lengths = [length for _, _, length in self._roles]
         self.dropped: dict[str, dict[str, int]] = {}
         self.kept: dict[str, int] = {}
 
@@ -380,6 +419,21 @@ class Room:
         name = f"clicks/{split}"
         return (one for one, why in self._check(name, records) if not why)
 
+    def has_room(self, table: ShardedClicks) -> bool:
+        """Whether no click example can be too long, as far as is known unread."""
+        least = doubtful_from(self._lengths)
+        for tokenizer, _, length in self._roles:
+            if length - _around(tokenizer) < least:
+                return False
+        for split in ("train", "dev"):
+            queries = table.doubtful(split)
+            if queries is None or any(
+                _too_long(tokenizer, length, queries)
+                for tokenizer, _, length in self._roles
+            ):
+                return False
+        return True
+
     def _check(self, name: str, records: Iterable[Any]) -> Iterator[tuple[Any, str]]:
         """Each record, and why it cannot be read; "" where it can."""
         records = iter(records)
@@ -404,15 +458,17 @@ class Room:
             )
 
 
+def _around(tokenizer: Tokenizer) -> int:
+    """Tokens of a row that are not the query's, or may not be."""
+    return len(tokenizer.queries([""])[0]) + _SPARE + len(tokenizer.tail)
+
+
 def _too_long(tokenizer: Tokenizer, length: int, queries: Sequence[str]) -> list[int]:
     """Places of queries that fill a row alone."""
     room = length - len(tokenizer.tail)
-    # What is around a query, and at most one token a character of plain ASCII.
-    around = len(tokenizer.queries([""])[0]) + _SPARE
+    around = _around(tokenizer)
     doubtful = [
-        place
-        for place, query in enumerate(queries)
-        if len(query) + around >= room or not query.isascii()
+        place for place, one in enumerate(queries) if doubt(one) + around >= length
     ]
     found = tokenizer.queries([queries[place] for place in doubtful])
     return [

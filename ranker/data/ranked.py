@@ -5,6 +5,7 @@ the unlabelled queries and the clicks, by its id and by its text, for a log alwa
 the judged queries under ids of its own.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +22,12 @@ from ranker.data.records import Click, Document, RankedList
 from ranker.data.search import search_all
 from ranker.data.words import fold
 from ranker.errors import DataError
+from ranker.storage import open_path
 
 Scored = tuple[np.ndarray, np.ndarray]  # rows of the corpus and scores, best first
 SPLITS = ("train", "unlabelled", "dev", "test")
 GIVEN_WITH_DATA = "data"  # `given_scores` that the collection itself has
+BM25 = "bm25"  # a source of negatives
 _NAMED = 20  # ids that a report lists
 
 
@@ -145,6 +148,7 @@ class ListMaker:
         self.counts = {split: SplitCounts() for split in SPLITS}
         self.searched = 0
         self.outside_window = self.drawn_at_random = 0  # negatives of train
+        self.from_sources: dict[str, int] = {}
         self._runs: dict[str, dict[str, Scored] | None] = {}
         self._index: Bm25 | None = None
         self.given = read_given(settings, collection, members, rows)
@@ -284,6 +288,7 @@ class ListMaker:
         }
         if split == "train" and self.given.scores is None:
             rows, scores = self._in_window(rows, scores, grades)
+            rows, scores = self._with_sources(name, rows, scores, grades)
             missed = [row for row, grade in grades.items() if grade > 0]
             missed = [row for row in missed if row not in rows]
             drawn = self._drawn(name, {*rows.tolist(), *grades})
@@ -313,6 +318,52 @@ class ListMaker:
         kept = inside | np.array([row in grades for row in rows.tolist()], bool)
         self.outside_window += int(len(rows) - kept.sum())
         return rows[kept], scores[kept]
+
+    def _with_sources(
+        self,
+        name: str,
+        rows: np.ndarray,
+        scores: np.ndarray,
+        grades: Mapping[int, int],
+    ) -> Scored:
+        """Candidates and, behind them, those of further sources."""
+        settings = self.settings.negatives
+        for source, found in self._further.items():
+            if name not in found:
+                continue
+            more, _ = self._in_window(*self._cut(name, found[name]), grades)
+            more = more[~np.isin(more, rows)][: settings.each or None]
+            self.from_sources[source] += len(more)
+            lowest = scores.min() if len(scores) else 0.0
+            rows = np.concatenate([rows, more])
+            scores = np.concatenate([scores, np.full(len(more), lowest, np.float32)])
+        return rows, scores
+
+    @functools.cached_property
+    def _further(self) -> dict[str, Mapping[str, Scored]]:
+        """What `data.negatives.sources` hold, by source."""
+        result: dict[str, Mapping[str, Scored]] = {}
+        names = self.members.names["train"]
+        folder = open_path(self.settings.path)
+        for pattern in self.settings.negatives.sources:
+            if pattern == BM25:
+                result[pattern] = dict(
+                    zip(names, self._search("train", names), strict=True)
+                )
+                continue
+            paths = [] if pattern.startswith("/") else sorted(folder.glob(pattern))
+            if not paths:
+                near = (folder / pattern).parent
+                there = sorted(one.name for one in near.glob("*"))
+                raise DataError(
+                    f"{folder}: data.negatives.sources has {pattern!r}, which no file "
+                    f"matches; {near} has "
+                    f"{', '.join(there[:_NAMED]) or 'nothing'}; it takes patterns of "
+                    f"run files below data.path, and {BM25}"
+                )
+            result |= {path.name: self._read_run(path) for path in paths}
+        self.from_sources = dict.fromkeys(result, 0)
+        return result
 
     def _drawn(self, name: str, known: set[int]) -> list[int]:
         """Random documents for a query, the same ones every time."""

@@ -17,6 +17,7 @@ from ranker.data.formats import Skipped
 from ranker.data.irds import open_irds
 from ranker.data.ranked import SPLITS, ListMaker, SplitCounts, choose_members
 from ranker.data.records import Click, Document, RankedList
+from ranker.data.shards import ShardedClicks
 from ranker.data.words import fold
 from ranker.data.world import SearchWorld, grade
 from ranker.storage import open_path
@@ -92,7 +93,7 @@ class Files:
         self.rows: dict[str, int] = {}
         self._own: set[str] = set()
         self._maker: ListMaker | None = None
-        self._table: ClickTable | None = None
+        self._table: ClickTable | ShardedClicks | None = None
 
     @property
     def counts(self) -> Mapping[str, SplitCounts]:
@@ -146,6 +147,19 @@ class Files:
         )
         return self._table
 
+    def take_clicks(self, table: ShardedClicks) -> ShardedClicks:
+        """Takes what another engine has made of the log, and of its rows told."""
+        assert self.log is not None
+        for note in table.notes:
+            for name, told in note.get("skipped", []):
+                self.skipped.counts[name] = told["records"]
+                self.skipped.rows[name] = told["of"]
+                self.skipped.first[name] = told["first"]
+            columns = note.get("ignored", [])
+            self.log.ignored += [one for one in columns if one not in self.log.ignored]
+        self._table = table
+        return table
+
     def queries(self, split: str) -> list[str]:
         """See `Source`."""
         return [self.collection.queries[name] for name in self.members.names[split]]
@@ -171,6 +185,10 @@ class Files:
             "negatives": {
                 "outside_the_window": self.maker.outside_window,
                 "drawn_at_random": self.maker.drawn_at_random,
+                **{
+                    f"from {name}": count
+                    for name, count in self.maker.from_sources.items()
+                },
             },
             "teacher_scores": self._teacher_scores,
             "given_scores": self.maker.given.report,

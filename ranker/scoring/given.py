@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ranker import config, manifests, processes
+from ranker.data.pairs import Source
 from ranker.data.prepare import Prepared, prepare
-from ranker.data.records import RankedList
+from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
 from ranker.manifests import Manifest, ScoreFacts
 from ranker.scoring import job as jobs
@@ -90,10 +91,27 @@ def execute(run: GivenRun, *, replace: bool = False) -> Manifest:
 
 def _write(run: GivenRun) -> Manifest:
     lists = {name: run.prepared.lists(name) for name in SPLITS}
-    source = ListPairs(lists, run.prepared.corpus())
-    size = run.settings.chunk_pairs
-    job = jobs.open_job(run.folder, run.manifest, source, size=size, format="parquet")
-    run.manifest.save(run.folder)
+    return write_job(run.folder, run.manifest, lists, run.prepared.corpus())
+
+
+def write_job(
+    folder: pathlib.Path,
+    manifest: Manifest,
+    lists: Mapping[str, Source[RankedList]],
+    corpus: Source[Document],
+) -> Manifest:
+    """Writes the scores that lists have as a scoring job, and finishes the stage.
+
+    Args:
+      folder: of the stage.
+      manifest: of the stage, of the kind "score".
+      lists: of each split, in order, with their `teacher` scores.
+      corpus: documents by row.
+    """
+    source = ListPairs(lists, corpus)
+    size = manifest.settings["chunk_pairs"]
+    job = jobs.open_job(folder, manifest, source, size=size, format="parquet")
+    manifest.save(folder)
     for number in job.missing():
         chunk = job.chunks[number]
         records = [lists[chunk.source][chunk.begin + i] for i in range(chunk.count)]
@@ -111,7 +129,7 @@ def _write(run: GivenRun) -> Manifest:
         )
     proof = proofs.verify(job)
     facts = dataclasses.replace(
-        ScoreFacts.of(run.manifest.facts),
+        ScoreFacts.of(manifest.facts),
         pairs=proof.pairs,
         quarantined=0,
         mean=proof.mean,
@@ -119,7 +137,7 @@ def _write(run: GivenRun) -> Manifest:
         min=proof.min,
         max=proof.max,
     )
-    return run.manifest.finish(run.folder, **facts.to_dict())
+    return manifest.finish(folder, **facts.to_dict())
 
 
 def _scores(records: list[RankedList], content: Content) -> np.ndarray:

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
@@ -27,6 +27,7 @@ from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
 from ranker.metrics.runs import mean_ndcg
 from ranker.scoring.targets import Joined, Targets, load_targets
+from ranker.training.judge import judged_lists
 from ranker.training.run import Run
 from ranker.training.scorer import (
     device_batch,
@@ -74,7 +75,7 @@ def make_batches(run: Run) -> "Batches":
             return _streamed(settings, tokenizer, length, common["shards"])
         lists, common["targets"] = scored_lists(settings, prepared, run.workdir)
     else:
-        lists = rank_lists(settings, prepared)
+        lists = rank_lists(settings, prepared, run.workdir)
     lists = _filled(lists, settings, "list with documents to learn from")
     return Batches(
         pipeline.list_batches(lists, encoder, **common),
@@ -102,9 +103,15 @@ def _streamed(
     )
 
 
-def rank_lists(settings: config.Train, prepared: Prepared) -> Any:
+def rank_lists(
+    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+) -> Any:
     """The judged lists, those of clicks, or both, one after the other."""
-    sources: list[Any] = [prepared.lists("train")] if settings.judged_lists else []
+    sources: list[Any] = []
+    if settings.negatives:
+        sources = [judged_lists(workdir / settings.negatives, "train")]
+    elif settings.judged_lists:
+        sources = [prepared.lists("train")]
     if settings.click_lists:
         held_out = Joined([prepared.lists(split) for split in ("dev", "test")])
         found = load_click_lists(
@@ -244,20 +251,22 @@ def scored_lists(
             f"and {settings.scores!r} holds those of another input; score the splits "
             "too (without --config.input), or name their stage"
         )
-    lists = [prepared.lists(split) for split in splits]
-    folder = manifest.facts["output"] or workdir / settings.scores
-    targets = load_targets(folder, dict(zip(splits, lists, strict=True)))
+    place = workdir / settings.scores
+    read = prepared.lists
+    if "judge" in manifest.settings:
+        read = functools.partial(judged_lists, place)
+    lists = {split: read(split) for split in splits}
+    targets = load_targets(manifest.facts["output"] or place, lists)
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
-    scale, shift = _target_scale(objective, manifest, prepared, splits, targets)
-    return Joined(lists), targets.scaled(scale, shift)
+    scale, shift = _target_scale(objective, manifest, lists, targets)
+    return Joined(list(lists.values())), targets.scaled(scale, shift)
 
 
 def _target_scale(
     objective: config.Distillation,
     manifest: manifests.Manifest,
-    prepared: Prepared,
-    splits: list[str],
+    lists: Mapping[str, Any],
     targets: Targets,
 ) -> tuple[float, float]:
     """(scale, shift) that takes raw teacher scores to what the student learns.
@@ -270,14 +279,15 @@ def _target_scale(
         std = max(manifest.facts["std"], 1e-6)
         return 1 / std, -manifest.facts["mean"] / std
     if objective.target_scale == "labels":
+        splits = list(lists)
         if "train" not in splits:
             raise config.ConfigError(
                 "objective.target_scale=labels fits the teacher's scores to the grades "
                 f"of the split 'train', and the teacher scored {splits}; score 'train' "
                 "too (Score.splits), or choose another scale"
             )
-        before = sum(len(prepared.lists(s)) for s in splits[: splits.index("train")])
-        train = prepared.lists("train")
+        before = sum(len(lists[one]) for one in splits[: splits.index("train")])
+        train = lists["train"]
         grades = np.concatenate([train[i].labels for i in range(len(train))])
         scores = np.concatenate(targets[before : before + len(train)])
         slope, intercept = fit_affine(scores, grades)

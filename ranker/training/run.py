@@ -116,7 +116,7 @@ def plan(
     if kind == "cpt":
         pieces = ["clicks/train", "clicks/dev"]
     else:  # of a distillation's lists the scores' own key tells
-        judged = kind == "sft" and settings.judged_lists
+        judged = kind == "sft" and settings.judged_lists and not settings.negatives
         lists = ["lists/train"] if judged else []
         pieces = ["corpus", "lists/dev", *lists]
     inputs = prepared.inputs(origin.role, *pieces)
@@ -125,6 +125,7 @@ def plan(
     for name, kinds in (
         (settings.parent, PARENTS[kind]),
         (settings.scores, ("score",)),
+        (settings.negatives, ("score",)),
     ):
         if name:
             by = f"the {kind} stage {settings.name!r}"
@@ -132,6 +133,8 @@ def plan(
                 workdir, name, kinds=kinds, by=by, planned=planned
             )
             inputs[name] = parent.key
+            if name == settings.negatives:
+                _check_judged(parent, name, by)
             if name == settings.parent:
                 _check_same_model(settings, origin, parent)
     manifest = Manifest(
@@ -224,6 +227,14 @@ def _check_dev(settings: config.Train, prepared: Prepared) -> None:
         raise config.ConfigError(
             f"loop.best_metric is {metric!r}, and the split 'dev' is empty; leave it "
             "out, or give the data a dev split"
+        )
+
+
+def _check_judged(parent: Manifest, name: str, by: str) -> None:
+    if "judge" not in parent.settings:
+        raise errors.StageError(
+            f"{by} learns from lists whose negatives a teacher has judged, and "
+            f"{name!r} is a stage of scores alone; name one of config.Judging"
         )
 
 

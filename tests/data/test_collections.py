@@ -224,3 +224,24 @@ def test_negatives_of_a_window_of_ranks_and_at_random(folder):
     assert again.documents.tolist() == train.documents.tolist()
     with pytest.raises(ConfigError, match="ranks after 5 up to 3, which are none"):
         config.Negatives(first=5, last=3)
+
+
+def test_negatives_of_several_sources_are_mixed(folder):
+    (folder / "runs").mkdir()
+    (folder / "runs" / "first.train.trec").write_text("q1 Q0 d2 1 9 x\n")
+    lines = [f"q1 Q0 d{i} {i} {9 - i} x\n" for i in (2, 3, 4, 1)]
+    (folder / "runs" / "dense.txt").write_text("".join(lines))
+    one = config.Negatives(sources=("runs/dense.*",))
+    loaded = load(folder, negatives=one)
+    [train] = loaded.lists["train"]
+    assert sorted(train.documents.tolist()) == [0, 1, 2, 3]
+    assert train.documents[0] == 1 and train.first_stage.argmax() == 0
+    assert loaded.report["negatives"]["from dense.txt"] == 3
+    one = config.Negatives(sources=("runs/dense.*", "bm25"), each=1, first=1)
+    loaded = load(folder, negatives=one)
+    found = loaded.report["negatives"]
+    assert found["from dense.txt"] == 1 and found["from bm25"] <= 1
+    with pytest.raises(DataError, match=r"no file matches; .*first\.train\.trec"):
+        load(folder, negatives=config.Negatives(sources=("runs/none.*",)))
+    with pytest.raises(ConfigError, match="sources names none"):
+        config.Negatives(each=3)

@@ -136,7 +136,7 @@ def test_sft_reads_judged_lists_clicks_or_both(tmp_path, capsys):
     )
 
     def queries(**fields):
-        found = rank_lists(_stage(**fields), prepared)
+        found = rank_lists(_stage(**fields), prepared, tmp_path)
         return [found[at].query for at in range(len(found))]
 
     assert queries() == ["judged"] * 3
