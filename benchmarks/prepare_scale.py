@@ -15,64 +15,58 @@ import resource
 import subprocess
 import sys
 import time
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import duckdb
 
 from ranker import config
 from ranker.data.text import train_bpe, train_wordpiece
 
-_AT_ONCE = 100_000
-_WORDS = np.array([f"{a}{b}{c}" for a in "bdgkl" for b in "aeiou" for c in "mnrst"])
+_AT_ONCE = 500_000
+_WORDS = [f"{a}{b}{c}" for a in "bdgkl" for b in "aeiou" for c in "mnrst"]
+_SPLITS = {"train": range(200), "test": range(200, 300)}
 
 
-def _texts(generator: np.random.Generator, count: int, words: int) -> list[str]:
-    picked = generator.integers(len(_WORDS), size=(count, words))
-    return [" ".join(row) for row in _WORDS[picked]]
+def _words(count: int, salt: int) -> str:
+    """SQL of a text of so many words that the row `i` and the salt decide."""
+    parts = (f"w[1 + hash(i, {salt + n}) % {len(_WORDS)}]" for n in range(count))
+    return " || ' ' || ".join(parts)
+
+
+def _copy(database: Any, select: str, count: int, folder: pathlib.Path) -> None:
+    """Writes rows 0 to `count` of a SELECT over `i`, in files of `_AT_ONCE`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for begin in range(0, count, _AT_ONCE):
+        path = folder / f"part-{begin:010d}.parquet"
+        rows = f"range({begin}, {min(begin + _AT_ONCE, count)}) AS rows(i), words"
+        database.execute(f"COPY ({select} FROM {rows}) TO '{path}' (FORMAT parquet)")
 
 
 def make(folder: pathlib.Path, documents: int, rows: int) -> None:
     """Writes the collection, the log and the tokenizers."""
-    generator = np.random.default_rng(0)
-    for part in ("corpus", "queries", "qrels", "runs", "log"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-    for begin in range(0, documents, _AT_ONCE):
-        count = min(_AT_ONCE, documents - begin)
-        table = {
-            "_id": [f"d{begin + i}" for i in range(count)],
-            "title": _texts(generator, count, 5),
-            "text": _texts(generator, count, 35),
-        }
-        pq.write_table(pa.table(table), folder / "corpus" / f"{begin:09d}.parquet")
-    queries = _texts(generator, 300, 4)
-    names = [f"q{i}" for i in range(300)]
-    table = {"_id": names, "text": [f"{t} {i}" for i, t in enumerate(queries)]}
-    pq.write_table(pa.table(table), folder / "queries" / "queries.parquet")
-    for split, part in (("train", names[:200]), ("test", names[200:])):
-        table = {
-            "query-id": part,
-            "corpus-id": ["d7"] * len(part),
-            "score": [1] * len(part),
-        }
-        pq.write_table(pa.table(table), folder / "qrels" / f"{split}.parquet")
-        lines = [f"{name} Q0 d{i} {i} {-i} x\n" for name in part for i in range(5, 15)]
-        (folder / "runs" / f"first.{split}.trec").write_text("".join(lines))
-    for begin in range(0, rows, _AT_ONCE):
-        count = min(_AT_ONCE, rows - begin)
-        asked = generator.integers(max(rows // 4, 1), size=count)
-        found = generator.integers(documents, size=count)
-        table = {
-            "query": [f"{_WORDS[q % 125]} {_WORDS[q // 125 % 125]} {q}" for q in asked],
-            "title": [f"title of {d} {_WORDS[d % 125]}" for d in found],
-            "summary": _texts(generator, count, 12),
-            "document_id": [f"d{d}" for d in found],
-            "clicked": generator.random(count) < 0.9,
-            "dwell": generator.exponential(60, count),
-            "count": generator.integers(1, 4, count),
-        }
-        pq.write_table(pa.table(table), folder / "log" / f"part-{begin:09d}.parquet")
-    sample = _texts(generator, 2000, 30)
+    database = duckdb.connect()
+    database.execute("CREATE TABLE words AS SELECT $1 AS w", [_WORDS])
+    select = f"SELECT 'd' || i AS _id, {_words(5, 0)} AS title, {_words(35, 9)} AS text"
+    _copy(database, select, documents, folder / "corpus")
+    select = f"SELECT 'q' || i AS _id, {_words(4, 50)} || ' ' || i AS text"
+    _copy(database, select, 300, folder / "queries")
+    query, found = f"hash(i, 60) % {max(rows // 4, 1)}", f"hash(i, 61) % {documents}"
+    select = f"""SELECT w[1 + {query} % 125] || ' ' || w[1 + {query} // 125 % 125]
+    || ' ' || {query} AS query, 'title of ' || {found} || ' ' || w[1 + {found} % 125]
+    AS title, {_words(12, 70)} AS summary, 'd' || {found} AS document_id,
+    hash(i, 90) % 10 > 0 AS clicked, 1.0 * (hash(i, 91) % 100) AS dwell,
+    1 + hash(i, 92) % 3 AS count"""
+    _copy(database, select, rows, folder / "log")
+    for part in ("qrels", "runs"):
+        (folder / part).mkdir(exist_ok=True)
+    for split, names in _SPLITS.items():
+        judged = "".join(f"q{i}\td7\t1\n" for i in names)
+        path = folder / "qrels" / f"{split}.tsv"
+        path.write_text("query-id\tcorpus-id\tscore\n" + judged)
+        run = [f"q{q} Q0 d{i} {i} {-i} x\n" for q in names for i in range(5, 15)]
+        (folder / "runs" / f"first.{split}.trec").write_text("".join(run))
+    some = database.execute(f"SELECT {_words(30, 100)} FROM range(2000) AS r(i), words")
+    sample = [text for (text,) in some.fetchall()]
     for role, train in (("teacher", train_bpe), ("student", train_wordpiece)):
         (folder / "tokenizers" / role).mkdir(parents=True, exist_ok=True)
         train(iter(sample), 1024, folder / "tokenizers" / role)

@@ -371,9 +371,12 @@ def _other_settings(
             "flags --config.data.FIELD and --config.text.FIELD; for other data name "
             "another --workdir"
         )
+    beside = (
+        ", or keep both with --config.name=NAME" if manifest.kind == "score" else ""
+    )
     return (
         f"{differs}. To run the stage again: mv {folder} {aside}, then the same "
-        "command; or name another --workdir"
+        f"command{beside}; or name another --workdir"
     )
 
 

@@ -5,6 +5,7 @@
         --verify                          proves the scores against their input
     python -m ranker.score status FOLDER  how far the job is, its speed and its cost
     python -m ranker.score verify FOLDER  proves the scores without their input
+        [--cache DIR]                     local folder for 8 bytes a pair meanwhile
 
 FOLDER is where the chunks are: WORKDIR/scores, or what --config.output names.
 """
@@ -35,22 +36,23 @@ def _call(prove: bool):
     return load
 
 
-def _status(folder: str) -> None:
+def _status(folder: str, cache: str) -> None:
     from rich.console import Console
 
     from ranker.scoring.job import load_job
     from ranker.scoring.status import read_status, status_lines
 
+    del cache
     job = load_job(folder)
     for line in status_lines(job, read_status(job)):
         Console(highlight=False, soft_wrap=True).print(line, markup=False)
 
 
-def _verify(folder: str) -> None:
+def _verify(folder: str, cache: str) -> None:
     from ranker.scoring.job import load_job
     from ranker.scoring.proof import verify
 
-    _show_proof(verify(load_job(folder), progress=_shown))
+    _show_proof(verify(load_job(folder), progress=_shown, cache=cache))
 
 
 def _shown(done: int) -> None:
@@ -78,8 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             prog=f"python -m ranker.score {arguments[0]}", allow_abbrev=False
         )
         parser.add_argument("folder", help="of the chunks, such as WORKDIR/scores")
-        folder = parser.parse_args(arguments[1:]).folder
-        cli.sentences(lambda: commands[arguments[0]](folder))
+        if arguments[0] == "verify":
+            help = "local folder for 8 bytes a pair; default: the system's"
+            parser.add_argument("--cache", default="", help=help)
+        flags = parser.parse_args(arguments[1:])
+        call = commands[arguments[0]]
+        cli.sentences(lambda: call(flags.folder, getattr(flags, "cache", "")))
         return
     prove = "--verify" in arguments
     rest = [one for one in arguments if one != "--verify"]

@@ -229,3 +229,10 @@ def test_help_does_not_import_jax():
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_scores_of_an_input_have_a_name_of_their_own():
+    score = load("score.py")
+    assert score.name == "scores"
+    assert config.replace(score, input="pairs/*.parquet").name == "pairs"
+    assert config.replace(score, input="pairs/*.parquet", name="mine").name == "mine"

@@ -111,6 +111,7 @@ class Judge:
     less the margin. Lists without a positive are left as they are.
     """
 
+    # with suspects: leave them out of their list, or give them a grade
     action: Literal["none", "drop", "relabel"] = "none"
     margin: float = 0.0  # below the best positive; see unit
     # absolute: of the teacher's scores; relative: share of the distance between the

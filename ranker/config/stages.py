@@ -122,7 +122,7 @@ ScoreFormat = Literal["parquet", "array_record"]
 class Score(Stage):
     """The teacher scores the candidates of many queries, or pairs of any input."""
 
-    name: str = "scores"  # folder of the scores in the workdir
+    name: str = "scores"  # folder of the scores in the workdir; of an input: pairs
     teacher: str = "sft"  # stage that scores; OWNER/NAME, ./FOLDER: as it is
     dtype: DType = "float32"  # of the computation, of a checkpoint as it is
     # Whose candidates are scored.
@@ -141,6 +141,9 @@ class Score(Stage):
     cache: str = ""  # local folder for texts of an input; empty: the system's
 
     def __post_init__(self):
+        if self.input and self.name == Score.name:
+            # A finished workdir has scores of its own splits under that name.
+            object.__setattr__(self, "name", "pairs")
         positive(self, "rows", "chunk_pairs")
         require(
             self.quarantine >= 0,

@@ -34,7 +34,7 @@ def check_id(field: str, value: object) -> str:
             value,
             f"an id without white space or control characters, at most {MAX_ID} long",
         )
-    if _SURROGATE.search(value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise FieldError(field, value, "an id that UTF-8 can write (a lone surrogate)")
     return value
 
@@ -47,7 +47,7 @@ def check_text(field: str, value: object, *, empty: bool = False) -> str:
         raise FieldError(field, value, "a text")
     if "\0" in value:
         raise FieldError(field, value, "a text without null characters")
-    if _SURROGATE.search(value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise FieldError(field, value, "text that UTF-8 can write (a lone surrogate)")
     if not empty and not _has_word(value):
         raise FieldError(field, value, "a text with at least one visible character")
@@ -55,6 +55,9 @@ def check_text(field: str, value: object, *, empty: bool = False) -> str:
 
 
 def _has_word(text: str) -> bool:
+    first = text[:1]
+    if "!" <= first <= "~":  # nearly always; the rest need not be looked at
+        return True
     return any(unicodedata.category(c)[0] not in "ZC" for c in text)
 
 

@@ -1,12 +1,16 @@
 """How far a scoring job is, how fast it runs, and what it costs."""
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ranker.scoring.job import Job
 
 _RECENT = 900.0  # seconds that the present speed is taken over
+_SKEW = 60.0  # seconds that another clock may be ahead of ours
+_PAUSE = 60.0  # seconds between two chunks that count as work
+Time = tuple[float, float, int]  # of a chunk: when it was finished, seconds, pairs
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,15 @@ def read_status(job: Job) -> Status:
     pairs_done = quarantined = 0
     spent = 0.0
     codes: dict[str, None] = {}
-    times: list[tuple[float, float, int]] = []  # finished, seconds, pairs
+    times: dict[str, list[Time]] = {}
     for number, one in zip(done, job.receipts(done), strict=True):
         pairs_done += job.chunks[number].pairs
         quarantined += len(one["quarantined"])
         spent += one["seconds"] * one["chips"] / 3600
         codes[one["code"]] = None
-        times.append((one["finished"], one["seconds"], one["pairs"]))
-    rate = _present_rate(times)
+        time_of = (one["finished"], one["seconds"], one["pairs"])
+        times.setdefault(str(one.get("host")), []).append(time_of)
+    rate = present_rate(times, now=time.time())
     rest = job.pairs - pairs_done
     return Status(
         chunks=len(job.chunks),
@@ -103,17 +108,39 @@ def _hours(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
-def _present_rate(times: Sequence[tuple[float, float, int]]) -> float:
-    """Pairs a second of all processes together, over the last quarter of an hour.
+def present_rate(times: Mapping[str, Sequence[Time]], *, now: float) -> float:
+    """Pairs a second of all hosts together, over the last quarter of an hour.
+
+    Hosts' clocks differ, and may be set while they work. So a host's speed is its pairs
+    over the time that its own chunks cover, and a chunk that ends in the future does
+    not tell when the last quarter of an hour was.
+
+    Args:
+      times: of each host's chunks, in any order.
+      now: seconds since 1970, by the clock here.
+    """
+    ends = [finished for found in times.values() for finished, _, _ in found]
+    if not ends:
+        return 0.0
+    past = [end for end in ends if end <= now + _SKEW]
+    begin = max(past or ends) - _RECENT
+    return sum(_rate(found, begin) for found in times.values())
+
+
+def _rate(times: Sequence[Time], begin: float) -> float:
+    """Pairs a second of one host since `begin`.
 
     A chunk counts with the part of its pairs that was scored in that time.
     """
-    if not times:
-        return 0.0
-    end = max(finished for finished, _, _ in times)
-    begin = max(end - _RECENT, min(finished - took for finished, took, _ in times))
-    pairs = sum(
-        pairs * min(1.0, max(0.0, finished - begin) / max(took, 1e-9))
-        for finished, took, pairs in times
-    )
-    return pairs / max(end - begin, 1e-9)
+    pairs = covered = 0.0
+    until = -math.inf
+    for finished, took, count in sorted(times, key=lambda one: one[0] - one[1]):
+        if finished <= begin:
+            continue
+        start = max(begin, finished - took)
+        pairs += count * min(1.0, (finished - start) / max(took, 1e-9))
+        # Between two chunks a process reads and writes: that is work too.
+        since = start if start - until > _PAUSE else until
+        covered += max(0.0, finished - since)
+        until = max(until, finished)
+    return pairs / max(covered, 1e-9) if pairs else 0.0

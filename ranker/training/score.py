@@ -207,7 +207,7 @@ def _score(run: ScoreRun) -> Manifest | None:
             flush=True,
         )
         return None
-    proof = processes.first(lambda: proofs.verify(job))
+    proof = processes.first(lambda: proofs.verify(job, cache=settings.cache))
     processes.first(lambda: _list_quarantined(settings, job, proof.quarantined))
     facts = dataclasses.replace(
         ScoreFacts.of(manifest.facts),
@@ -264,7 +264,7 @@ def verify(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
     with contextlib.closing(run.source):
         job = jobs.load_job(run.output)
         job.check(run.manifest)
-        return proofs.verify(job, source=run.source)
+        return proofs.verify(job, source=run.source, cache=settings.cache)
 
 
 def _worker(settings: config.Score) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from ranker.scoring import job as jobs
 from ranker.scoring import proof
 from ranker.scoring.pairs import Bad, ListPairs, WorldPairs, make_list
 from ranker.scoring.proof import verify
-from ranker.scoring.status import read_status
+from ranker.scoring.status import present_rate, read_status
 from ranker.scoring.targets import load_targets
 
 WORLD = config.World(num_topics=3, unlabelled_queries=10, candidates=6)
@@ -265,6 +265,47 @@ def test_status(tmp_path, capsys):
     (tmp_path / "job.json").write_text("{}")
     with pytest.raises(SystemExit, match="error: .*job.json is damaged"):
         score.main(["status", str(tmp_path)])
+
+
+# 60 chunks of 300 pairs, 30 s each, without a pause: 10 pairs/s.
+STEADY = [(1000.0 + 30 * i, 30.0, 300) for i in range(60)]
+DAY = 86400.0
+
+
+@pytest.mark.parametrize(
+    "times, expected",
+    [
+        ({"a": STEADY}, 10),
+        ({"a": STEADY, "b": STEADY}, 20),
+        ({"a": STEADY + STEADY}, 20),  # two processes of a host
+        ({"a": [*STEADY[:-1], (STEADY[-1][0] + DAY, 30.0, 300)]}, 10),  # ahead
+        ({"a": [*STEADY[:-1], (STEADY[-1][0] - DAY, 30.0, 300)]}, 10),  # set back
+        ({"a": STEADY, "b": [(end + DAY, *rest) for end, *rest in STEADY]}, 20),
+        ({"a": STEADY, "b": [(end - DAY, *rest) for end, *rest in STEADY]}, 10),
+        ({"a": [(end + 4 * i, took, n) for i, (end, took, n) in enumerate(STEADY)]}, 9),
+        ({"a": [(5000.0, 3600.0, 7200)]}, 2),  # one chunk, longer than is looked back
+        ({}, 0),
+    ],
+)
+def test_the_speed_does_not_depend_on_clocks(times, expected):
+    now = max((end for end, *_ in times.get("a", [])[:-1]), default=5000.0) + 31
+    assert present_rate(times, now=now) == pytest.approx(expected, rel=0.03)
+
+
+def test_verify_keeps_its_hashes_where_it_is_told(job, tmp_path, monkeypatch, capsys):
+    asked = []
+    real = proof.tempfile.TemporaryFile
+
+    def watched(dir=None):
+        asked.append(dir)
+        return real(dir=dir)
+
+    monkeypatch.setattr(proof.tempfile, "TemporaryFile", watched)
+    place = str(tmp_path / "cache")
+    score.main(["verify", str(job.folder), "--cache", place])
+    assert asked == [place] and "proved: 60 pairs" in capsys.readouterr().out
+    verify(job)
+    assert asked[1:] == [None]
 
 
 class Bucket(MemoryFileSystem):

@@ -276,3 +276,23 @@ def test_a_group_of_rows_is_decoded_once(tmp_path, monkeypatch, opened):
     every = table["document_id"].to_pylist()
     for chunk, (_, documents) in zip(chunks[::3], ids, strict=True):
         assert documents == every[chunk.first : chunk.first + chunk.pairs]
+
+
+def test_a_list_longer_than_two_chunks_is_cut(tmp_path, opened):
+    """No chunk grows without bound; every pair is in one, in order."""
+    pairs = [("q1", f"d{i}") for i in range(23)] + [("q2", "d1"), ("q2", "d2")]
+    lines = [
+        {"query_id": q, "document_id": d, "query": "a", "title": "b", "text": d}
+        for q, d in pairs
+    ]
+    write_jsonl(tmp_path / "pairs.jsonl", lines)
+    source = opened(tmp_path / "pairs.jsonl")
+    chunks = list(source.chunks(5))
+    assert [one.pairs for one in chunks] == [10, 10, 5]
+    read = [source.read(one) for one in chunks]
+    found = [
+        pair
+        for one in read
+        for pair in zip(one.query_ids, one.document_ids, strict=True)
+    ]
+    assert found == pairs
