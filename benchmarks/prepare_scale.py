@@ -29,8 +29,13 @@ _SPLITS = {"train": range(200), "test": range(200, 300)}
 
 def _words(count: int, salt: int) -> str:
     """SQL of a text of so many words that the row `i` and the salt decide."""
-    parts = (f"w[1 + hash(i, {salt + n}) % {len(_WORDS)}]" for n in range(count))
+    parts = (f"w[1 + {_below(len(_WORDS), salt + n)}]" for n in range(count))
     return " || ' ' || ".join(parts)
+
+
+def _below(count: int, salt: int) -> str:
+    """SQL of a number below `count` that the row `i` and the salt decide."""
+    return f"(hash(i, {salt}) % {count})::BIGINT"
 
 
 def _copy(database: Any, select: str, count: int, folder: pathlib.Path) -> None:
@@ -50,12 +55,12 @@ def make(folder: pathlib.Path, documents: int, rows: int) -> None:
     _copy(database, select, documents, folder / "corpus")
     select = f"SELECT 'q' || i AS _id, {_words(4, 50)} || ' ' || i AS text"
     _copy(database, select, 300, folder / "queries")
-    query, found = f"hash(i, 60) % {max(rows // 4, 1)}", f"hash(i, 61) % {documents}"
+    query, found = _below(max(rows // 4, 1), 60), _below(documents, 61)
     select = f"""SELECT w[1 + {query} % 125] || ' ' || w[1 + {query} // 125 % 125]
     || ' ' || {query} AS query, 'title of ' || {found} || ' ' || w[1 + {found} % 125]
     AS title, {_words(12, 70)} AS summary, 'd' || {found} AS document_id,
-    hash(i, 90) % 10 > 0 AS clicked, 1.0 * (hash(i, 91) % 100) AS dwell,
-    1 + hash(i, 92) % 3 AS count"""
+    {_below(10, 90)} > 0 AS clicked, 1.0 * {_below(100, 91)} AS dwell,
+    1 + {_below(3, 92)} AS count"""
     _copy(database, select, rows, folder / "log")
     for part in ("qrels", "runs"):
         (folder / part).mkdir(exist_ok=True)
