@@ -59,7 +59,7 @@ def make(folder: pathlib.Path, documents: int, rows: int) -> None:
     select = f"""SELECT w[1 + {query} % 125] || ' ' || w[1 + {query} // 125 % 125]
     || ' ' || {query} AS query, 'title of ' || {found} || ' ' || w[1 + {found} % 125]
     AS title, {_words(12, 70)} AS summary, 'd' || {found} AS document_id,
-    {_below(10, 90)} > 0 AS clicked, 1.0 * {_below(100, 91)} AS dwell,
+    {_below(10, 90)} > 0 AS clicked, {_below(100, 91)}::DOUBLE AS dwell,
     1 + {_below(3, 92)} AS count"""
     _copy(database, select, rows, folder / "log")
     for part in ("qrels", "runs"):

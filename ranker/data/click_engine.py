@@ -7,11 +7,13 @@ both engines fold alike.
 
 import contextlib
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute
 
 from ranker import config
 from ranker.data import click_logs, clicks
@@ -19,6 +21,8 @@ from ranker.data.clicks import ClickCounts
 from ranker.data.records import ClickExample
 from ranker.data.words import fold
 
+_compute: Any = pyarrow.compute  # makes its functions while it is imported
+_FIGURES = 50  # positions in the report
 _FETCHED = 16384  # rows at a time
 _LOOKED_UP = 8192  # documents at a time
 MEMORY = "1GiB"  # of DuckDB; what is above it goes to disk
@@ -111,18 +115,75 @@ def run_rules(
     Returns:
       The table of examples, in the order that `clicks` says.
     """
-    counts = ClickCounts()
-    _load(connection, batches)
-    shown = _figures(connection)
-    _filter(connection, rules, held_out, counts)
+    counts, positions = ClickCounts(), Positions()
+    _load(connection, _watch(batches, rules, counts, positions), rules)
+    _hold_out(connection, held_out, counts)
     _join_texts(connection, documents, counts)
     _group(connection, rules, counts)
-    return ClickTable(connection, counts, shown)
+    return ClickTable(connection, counts, {"positions": positions.report()})
 
 
-def _load(connection: Any, batches: Iterable[pa.RecordBatch]) -> None:
+class Positions:
+    """Rows and clicks by position on the result page."""
+
+    def __init__(self) -> None:
+        """Of no row."""
+        self._rows: Counter[int] = Counter()
+        self._clicked: Counter[int] = Counter()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Takes in the rows of a batch."""
+        for counts, column in (
+            (self._rows, batch["position"]),
+            (self._clicked, batch["position"].filter(batch["clicked"])),
+        ):
+            found = _compute.value_counts(column.drop_null())
+            values, numbers = found.field("values"), found.field("counts")
+            counts.update(
+                dict(zip(values.to_pylist(), numbers.to_pylist(), strict=True))
+            )
+
+    def report(self) -> dict[str, dict[str, int]]:
+        """The first fifty, for report.json."""
+        return {
+            str(place): {"rows": self._rows[place], "clicked": self._clicked[place]}
+            for place in sorted(self._rows)[:_FIGURES]
+        }
+
+
+def _watch(
+    batches: Iterable[pa.RecordBatch],
+    rules: config.ClickRules,
+    counts: ClickCounts,
+    positions: Positions,
+) -> Iterator[pa.RecordBatch]:
+    """The same batches; their rows are counted, and why some are dropped."""
+    for batch in batches:
+        counts.rows += len(batch)
+        clicked = batch["clicked"]
+        number = _compute.sum(clicked).as_py() or 0
+        counts.dropped[clicks.NOT_CLICKED] += len(batch) - number
+        if batch["dwell"].null_count < len(batch):
+            short = _compute.and_(
+                clicked, _compute.less(batch["dwell"], rules.min_dwell)
+            )
+            counts.dropped[clicks.SHORT] += _compute.sum(short).as_py() or 0
+        if batch["position"].null_count < len(batch):
+            positions.add(batch)
+        yield batch
+
+
+def _load(
+    connection: Any, batches: Iterable[pa.RecordBatch], rules: config.ClickRules
+) -> None:
+    """The rows that rules 1 and 2 leave; what they drop is never written."""
     with _registered(connection, "batches", click_logs.SCHEMA, batches):
-        connection.execute("CREATE TABLE log AS SELECT * FROM batches")
+        connection.execute(
+            """CREATE TABLE kept AS SELECT fold(query) AS folded, query, title, summary,
+            document_id, count FROM batches
+            WHERE clicked AND (dwell IS NULL OR dwell >= $low)""",
+            {"low": rules.min_dwell},
+        )
 
 
 @contextlib.contextmanager
@@ -151,42 +212,9 @@ def _registered(
         raise raised[0]
 
 
-def _figures(connection: Any) -> dict[str, Any]:
-    """Rows and clicks by position, for the report."""
-    found = connection.execute(
-        "SELECT position, count(*), sum(clicked::INT) FROM log "
-        "WHERE position IS NOT NULL GROUP BY 1 ORDER BY 1 LIMIT 50"
-    ).fetchall()
-    return {
-        "positions": {
-            str(position): {"rows": rows, "clicked": int(clicked)}
-            for position, rows, clicked in found
-        }
-    }
-
-
-def _filter(
-    connection: Any,
-    rules: config.ClickRules,
-    held_out: frozenset[str],
-    counts: ClickCounts,
-) -> None:
+def _hold_out(connection: Any, held_out: frozenset[str], counts: ClickCounts) -> None:
     connection.register("held", pa.table({"folded": pa.array(held_out, pa.string())}))
-    connection.execute(
-        """CREATE TABLE held_out AS SELECT folded FROM held;
-        CREATE TABLE kept AS SELECT fold(query) AS folded, query, title, summary,
-        document_id, count FROM log WHERE clicked AND (dwell IS NULL OR dwell >= $low)
-        """,
-        {"low": rules.min_dwell},
-    )
-    counts.rows, unclicked, short = connection.execute(
-        """SELECT count(*), count(*) FILTER (NOT clicked),
-        count(*) FILTER (clicked AND dwell < $low) FROM log""",
-        {"low": rules.min_dwell},
-    ).fetchone()
-    counts.dropped[clicks.NOT_CLICKED] = unclicked
-    counts.dropped[clicks.SHORT] = short
-    connection.execute("DROP TABLE log")
+    connection.execute("CREATE TABLE held_out AS SELECT folded FROM held")
     counts.held_out, counts.held_out_queries = connection.execute(
         "SELECT count(*), count(DISTINCT folded) FROM kept SEMI JOIN held_out "
         "USING (folded)"

@@ -467,13 +467,25 @@ def _all(column: Any, function: str, pattern: str) -> bool:
     return found is None or bool(found)
 
 
+def _is_number(kind: pa.DataType) -> bool:
+    # Warehouses export their NUMERIC as decimals.
+    return any(
+        is_one(kind)
+        for is_one in (
+            pa.types.is_integer,
+            pa.types.is_floating,
+            pa.types.is_decimal,
+        )
+    )
+
+
 def _clean_integers(batch: pa.RecordBatch, name: str, low: int, size: int) -> Any:
     kind = SCHEMA.field(name).type
     empty = 1 if name == "count" else None
     if name not in batch.schema.names:
         return pa.array([empty] * size, kind)
     column = batch[name]
-    _require(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    _require(_is_number(column.type))
     if pa.types.is_floating(column.type):
         column = _compute.if_else(_compute.is_nan(column), None, column)
     column = _compute.cast(column, pa.int32())  # raises where it is not a whole number
@@ -500,7 +512,7 @@ def _clean_numbers(batch: pa.RecordBatch, size: int) -> Any:
     if "dwell" not in batch.schema.names:
         return pa.nulls(size, pa.float64())
     column = batch["dwell"]
-    _require(pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    _require(_is_number(column.type))
     column = _compute.cast(column, pa.float64())
     column = _compute.if_else(_compute.is_nan(column), None, column)
     bounds = [_compute.min(column).as_py(), _compute.max(column).as_py()]
