@@ -1,5 +1,6 @@
 """Settings of the data, of how text is read, and of the mesh."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -214,6 +215,17 @@ class Text:
     def of(self, role: Role, name: str) -> Any:
         """The field `name` of the teacher or the student, such as "length"."""
         return getattr(self, f"{role}_{name}")
+
+    def with_one_reader(self, role: Role) -> "Text":
+        """The settings where one of the two reads alone: both have its fields."""
+        mine, other = f"{role}_", "student_" if role == "teacher" else "teacher_"
+        fields = [one.name for one in dataclasses.fields(self)]
+        alike = {
+            other + name.removeprefix(mine): getattr(self, name)
+            for name in fields
+            if name.startswith(mine)
+        }
+        return dataclasses.replace(self, **alike)
 
 
 def _check_template(name: str, template: str) -> None:

@@ -77,12 +77,12 @@ class Pipeline:
     data: Data = field(default_factory=Data)
     text: Text = field(default_factory=Text)
     mesh: Mesh = field(default_factory=Mesh)
-    teacher: Model
+    teacher: Model | None = None  # none with given_scores
     student: Model
     first_student: Model | None = None  # a cheaper one, before it in a cascade
     keep: int = 100  # candidates that the first student leaves to the other
-    cpt: Recipe
-    sft: Recipe
+    cpt: Recipe | None = None  # as teacher
+    sft: Recipe | None = None  # as teacher
     second_sft: Recipe | None = None  # on judged negatives; its teacher then scores
     distill: Recipe
     labels: Recipe  # of the student that is trained on the labels alone
@@ -102,13 +102,17 @@ class Pipeline:
 
     @property
     def reading(self) -> Text:
-        """`text`, with the tokenizers of pretrained models where none is named."""
-        given: dict[str, Any] = {}
+        """`text`, with the tokenizers of pretrained models where none is named.
+
+        Where scores are given, no teacher reads: its settings are the student's.
+        """
+        text, given = self.text, {}
         for role, model in (("teacher", self.teacher), ("student", self.student)):
             name = f"{role}_tokenizer"
-            if isinstance(model, Pretrained) and not getattr(self.text, name):
+            if isinstance(model, Pretrained) and not getattr(text, name):
                 given[name] = model.path
-        return dataclasses.replace(self.text, **given)
+        text = dataclasses.replace(text, **given)
+        return text.with_one_reader("student") if self.given_scores else text
 
     def __post_init__(self):
         given = self.given_scores or self.data.given_scores
@@ -122,6 +126,17 @@ class Pipeline:
         if given != self.data.given_scores:
             data = dataclasses.replace(self.data, given_scores=given)
             object.__setattr__(self, "data", data)
+        missing = [n for n in ("teacher", "cpt", "sft") if getattr(self, n) is None]
+        require(
+            bool(given) or not missing,
+            f"{', '.join(missing)}: none; a teacher is trained and scores, unless its "
+            "scores come from outside (--config.given_scores=FILE)",
+        )
+        require(
+            not given or bool(self.data.path),
+            f"given_scores is {given!r}, and the synthetic collection has no scores "
+            "from outside; name the collection with --config.data.path=FOLDER",
+        )
 
     @property
     def _sources(self) -> dict[str, Any]:
@@ -148,6 +163,7 @@ class Pipeline:
     def _add_teacher(self, stages: dict[str, Stage]) -> None:
         """Adds the stages that train the teacher, and those it is compared with."""
         teacher: dict[str, Any] = dict(model=self.teacher, role="teacher")
+        assert self.cpt and self.sft, "they are none only where scores are given"
         if self.cpt.loop.steps:
             stages["cpt"] = self._train(
                 "cpt", self.cpt, objective=Language(), **teacher

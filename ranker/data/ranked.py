@@ -188,7 +188,10 @@ class ListMaker:
         if given is not None:
             counts.source = f"given scores, {self.settings.given_scores}"
             for name in names:
-                yield self._of_dict(given.get(name, {}))
+                scores = given.get(name, {})
+                if run is not None:
+                    self._count_unscored(name, run.get(name), scores)
+                yield self._of_dict(scores)
             return
         if self.collection.has_lists:
             counts.source = "the data's own lists"
@@ -210,6 +213,21 @@ class ListMaker:
                 next(found) if name in looked_for else (run or {}).get(name, nothing)
             )
             yield self._cut(name, scored)
+
+    def _count_unscored(
+        self, name: str, candidates: Scored | None, scores: Mapping[str, float]
+    ) -> None:
+        """Adds the candidates of a run that have no score from outside."""
+        if candidates is None:
+            return
+        rows, _ = self._cut(name, candidates)
+        report = self.given.report["candidates_without_a_score"]
+        for row in rows.tolist():
+            document = self.corpus[row].id
+            if document not in scores:
+                report["count"] += 1
+                if len(report["first"]) < _NAMED:
+                    report["first"].append(f"{name} {document}")
 
     def _cut(self, name: str, scored: Scored) -> Scored:
         """The first candidates, without the query's own document."""

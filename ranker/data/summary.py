@@ -57,6 +57,11 @@ def lines(report: Mapping[str, Any]) -> Iterator[str]:
             yield f"held-out queries removed from {name}: {told}"
     for name, one in report["dropped"].items():
         yield f"skipped in {name}: {one['records']:,} of {one['of']:,}: {one['first']}"
+    for name, one in report["given_scores"].items():
+        if isinstance(one, dict) and one["count"]:
+            first, more = one["first"][:5], one["count"] > 5
+            ids = ", ".join(first) + (", ..." if more else "")
+            yield f"given scores: {one['count']:,} {name.replace('_', ' ')}: {ids}"
     for role, one in report["lengths"].items():
         yield (
             f"{role}: {one['cut']:.1%} of candidates are longer than {one['length']} "
