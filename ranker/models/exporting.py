@@ -173,11 +173,6 @@ def export_huggingface(
     Raises:
       ModelError: when the family cannot express the model.
     """
-    if isinstance(model, config.Decoder) and model.grades:
-        raise ModelError(
-            "a score that is an expected grade has no class in stock tools; score with "
-            "it (ranker.score) and export the student that learns from it"
-        )
     family, rows = FAMILIES[model.family], _rows(params)
     modules = head == "score" and _needs_modules(model, family, rows, length)
     told = _plain_head(model, rows, length) if modules else model
@@ -217,6 +212,7 @@ def _rows(params: Any) -> int:
 # --- a head of modules ---
 
 _HEAD_FIELDS = ("pooling", "head_activation", "head_norm", "head_bias", "pooler_bias")
+_HEAD_FIELDS += ("grades",)
 _POOLINGS = {"cls": "cls", "last": "lasttoken", "mean": "mean"}
 _ACTIVATIONS = {
     "none": _IDENTITY,
@@ -224,6 +220,7 @@ _ACTIVATIONS = {
     "gelu": "torch.nn.modules.activation.GELU",
     "relu": "torch.nn.modules.activation.ReLU",
 }
+_SOFTMAX = "torch.nn.modules.activation.Softmax"
 _BASE = "sentence_transformers.base.modules"
 _MODULES = {
     "Transformer": f"{_BASE}.transformer.Transformer",
@@ -252,6 +249,13 @@ def _needs_modules(model: Model, family: Family, rows: int, length: int) -> bool
             f"the head's norm has norm_eps {model.norm_eps}, and a module of "
             f"sentence-transformers has {_NORM_EPS}; set model.head_norm to false"
         )
+    if needed and isinstance(model, config.Decoder) and model.grades:
+        if model.logit_cap:
+            raise ModelError(
+                f"the grades' logits are bounded at {model.logit_cap} (logit_cap), "
+                "which no module of sentence-transformers does; score with this stage "
+                "(ranker.score), and export the student that learns from it"
+            )
     return needed
 
 
@@ -270,35 +274,11 @@ def save_modules(
     folder: pathlib.Path, model: Model, sources: dict[str, Source], family: Family
 ) -> dict[str, Source]:
     """Writes pooling and dense layers as modules; returns the body's tensors."""
-    width, names, last = model.embed_dim, family.head, len(_head_modules(model)) + 1
-    fields: list[tuple[str, Json, dict[str, Source]]] = []
-    mode = {"embedding_dimension": width, "pooling_mode": _POOLINGS[model.pooling]}
-    fields.append(("Pooling", mode | {"include_prompt": True}, {}))
-    for place, kind in enumerate(_head_modules(model), start=2):
-        if kind == "LayerNorm":
-            scale = sources[f"{names.norm}.weight"]
-            zeros = Source((width,), lambda: iter([np.zeros(width, np.float32)]))
-            tensors = {"norm.weight": scale, "norm.bias": zeros}
-            fields.append((kind, {"dimension": width}, tensors))
-            continue
-        name = names.dense if place == last else names.pooler
-        tensors = {
-            f"linear.{part}": sources[f"{name}.{part}"]
-            for part in ("weight", "bias")
-            if f"{name}.{part}" in sources
-        }
-        ends = place == last
-        described = {
-            "in_features": width,
-            "out_features": 1 if ends else width,
-            "bias": "linear.bias" in tensors,
-            "activation_function": _ACTIVATIONS[
-                "none" if ends else model.head_activation
-            ],
-            "module_input_name": "sentence_embedding",
-            "module_output_name": "scores" if ends else "sentence_embedding",
-        }
-        fields.append((kind, described, tensors))
+    mode = {"embedding_dimension": model.embed_dim}
+    mode |= {"pooling_mode": _POOLINGS[model.pooling], "include_prompt": True}
+    graded = isinstance(model, config.Decoder) and model.grades
+    layers = _grade_layers if graded else _head_layers
+    fields = [("Pooling", mode, {}), *layers(model, sources, family)]
     listed = [{"idx": 0, "name": "0", "path": "", "type": _MODULES["Transformer"]}]
     for place, (kind, described, tensors) in enumerate(fields, start=1):
         path = f"{place}_{kind}"
@@ -321,12 +301,66 @@ def save_modules(
     return {n.removeprefix(root): s for n, s in sources.items() if n.startswith(root)}
 
 
-def _head_modules(model: Model) -> list[str]:
-    """Kinds of the modules after the pooling."""
-    found = [] if model.head_activation == "none" else ["Dense"]
+Module = tuple[str, Json, dict[str, Source]]  # kind, settings, tensors
+
+
+def _head_layers(
+    model: Model, sources: dict[str, Source], family: Family
+) -> list[Module]:
+    """The layers after the pooling: perhaps a pooler and a norm, and the score."""
+    width, names, made = model.embed_dim, family.head, []
+
+    def dense(name: str, size: int, activation: str) -> None:
+        tensors = {
+            f"linear.{part}": sources[f"{name}.{part}"]
+            for part in ("weight", "bias")
+            if f"{name}.{part}" in sources
+        }
+        made.append(_dense((width, size), activation, tensors))
+
+    if model.head_activation != "none":
+        dense(names.pooler, width, _ACTIVATIONS[model.head_activation])
     if isinstance(model, config.Encoder) and model.head_norm:
-        found.append("LayerNorm")
-    return [*found, "Dense"]
+        zeros = Source((width,), lambda: iter([np.zeros(width, np.float32)]))
+        tensors = {"norm.weight": sources[f"{names.norm}.weight"], "norm.bias": zeros}
+        made.append(("LayerNorm", {"dimension": width}, tensors))
+    dense(names.dense, 1, _IDENTITY)
+    return [*made[:-1], _ends(made[-1])]
+
+
+def _grade_layers(
+    model: config.Decoder, sources: dict[str, Source], family: Family
+) -> list[Module]:
+    """The expected grade: logits and their softmax, then the grades as weights."""
+    logits, count = sources[f"{family.head.dense}.weight"], model.grades
+    scale = np.float32(model.logit_scale)
+    weight = Source(logits.shape, lambda: (part * scale for part in logits.parts()))
+    grades = Source((1, count), lambda: iter([np.arange(count, dtype=np.float32)]))
+    sizes = (model.embed_dim, count)
+    return [
+        _dense(sizes, _SOFTMAX, {"linear.weight": weight}),
+        _ends(_dense((count, 1), _IDENTITY, {"linear.weight": grades})),
+    ]
+
+
+def _dense(
+    sizes: tuple[int, int], activation: str, tensors: dict[str, Source]
+) -> Module:
+    described = {
+        "in_features": sizes[0],
+        "out_features": sizes[1],
+        "bias": "linear.bias" in tensors,
+        "activation_function": activation,
+        "module_input_name": "sentence_embedding",
+        "module_output_name": "sentence_embedding",
+    }
+    return "Dense", described, tensors
+
+
+def _ends(module: Module) -> Module:
+    """The layer whose output is the score."""
+    kind, described, tensors = module
+    return kind, described | {"module_output_name": "scores"}, tensors
 
 
 def _describe(

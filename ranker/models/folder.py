@@ -347,6 +347,7 @@ class Head:
     activation: str = "none"  # between the two
     normed: bool = False  # behind it
     biased: tuple[bool, bool] = (False, False)  # the pooler, and the score
+    grades: int = 0  # logits whose softmax weighs the grades 0, 1, ...
     digest: str = ""  # of the modules' tensors
 
 
@@ -422,6 +423,13 @@ def _read_modules(
             f"{path}: scores by {inside[0]} outputs of {inside[1]}; only one output, "
             "without an activation, can be read"
         )
+    bent = [where.name for _, where, fields in modules if fields.get("use_residual")]
+    if bent:
+        raise ModelError(
+            f"{path}: {', '.join(bent)} has use_residual, which no head here adds"
+        )
+    if str(modules[2][2].get("activation_function")).endswith(".Softmax"):
+        return _read_grades(path, modules, pooling)
     tensors, activation, digests = {}, "none", []
 
     def take(where: pathlib.Path, inside: str, name: str) -> Tensors:
@@ -455,6 +463,36 @@ def _read_modules(
             f"{_MODULES.dense}.bias" in tensors,
         ),
         digest=" ".join(digests),
+    )
+
+
+def _read_grades(
+    path: pathlib.Path, modules: list[tuple[str, pathlib.Path, Json]], pooling: str
+) -> Head:
+    """A head whose score is the expected grade under a softmax of logits."""
+    found = [find_tensors(where) for _, where, _ in modules[2:]]
+    logits = found[0][0].get("linear.weight")
+    grades = found[-1][0].get("linear.weight")
+    plain = all(set(tensors) == {"linear.weight"} for tensors, _ in found)
+    if len(found) != 2 or not plain or logits is None or grades is None:
+        raise ModelError(
+            f"{path}: of modules with a Softmax, what can be read is Transformer -> "
+            "Pooling -> Dense with the Softmax -> Dense, both without a bias"
+        )
+    count = logits.shape[0]
+    weights = grades.read().astype(np.float64)
+    if not np.array_equal(weights, np.arange(count)[None]):
+        raise ModelError(
+            f"{path}: the Dense after the Softmax has the weights "
+            f"{weights.ravel()[:8].tolist()}, and what can be read is grades from 0 "
+            f"to {count - 1}"
+        )
+    return Head(
+        tensors={f"{_MODULES.dense}.weight": logits},
+        names=_MODULES,
+        pooling=_POOLINGS[pooling],
+        grades=count,
+        digest=" ".join(digest for _, digest in found),
     )
 
 

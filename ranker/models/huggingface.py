@@ -159,7 +159,14 @@ def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNam
         head_activation=head.activation,
         head_bias=head.biased[1],
     )
-    if isinstance(model, config.Encoder):
+    if head.grades:
+        if isinstance(model, config.Encoder):
+            raise ModelError(
+                f"{family.name}: a head of grades (modules with a Softmax) can be read "
+                "behind a decoder alone"
+            )
+        changes["grades"] = head.grades
+    elif isinstance(model, config.Encoder):
         changes |= dict(head_norm=head.normed, pooler_bias=head.biased[0])
     elif head.normed or (head.activation != "none" and not head.biased[0]):
         raise ModelError(
@@ -272,6 +279,10 @@ class _Scorer:
         tensors, said = self._without_bias(model, tensors)
         notes = [*notes, *said]
         labels = tensors.get(weight)
+        if self.head.grades and labels is not None:
+            # A module has the scale of the model's logits in its weights.
+            value = labels.read().astype(np.float32) / np.float32(model.logit_scale)
+            return model, {**tensors, weight: Held(value)}, notes, ()
         if labels is None or labels.shape[:1] != (2,) or self.settings.fresh_head:
             return model, tensors, notes, ()
         tensors = {**tensors, **self._difference(tensors)}

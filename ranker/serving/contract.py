@@ -119,11 +119,15 @@ def file_digest(path: pathlib.Path) -> str:
 def tensor_digests(folder: pathlib.Path) -> dict[str, str]:
     """Name of every tensor in a folder's safetensors -> "DTYPE:DIGEST of its bytes".
 
+    Those of modules, each in a folder of its own, have the folder's name before theirs.
+
     Raises:
       ContractError: when a file is not safetensors, or is cut.
     """
     found: dict[str, str] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    modules = sorted(folder.glob("[0-9]*_*/*.safetensors"))
+    for path in [*sorted(folder.glob("*.safetensors")), *modules]:
+        inside = "" if path.parent == folder else f"{path.parent.name}/"
         try:
             with path.open("rb") as file:
                 size = int.from_bytes(file.read(8), "little")
@@ -138,7 +142,7 @@ def tensor_digests(folder: pathlib.Path) -> dict[str, str]:
                         raise ValueError(f"{name} lies outside the file")
                     file.seek(8 + size + begin)
                     digest = _digest(file, end - begin)
-                    found[name] = f"{one['dtype']}:{digest}"
+                    found[inside + name] = f"{one['dtype']}:{digest}"
         except _BROKEN as error:
             said = str(error)[:300]
             raise ContractError(

@@ -131,7 +131,6 @@ def write_contract(
     pairs = [*pairs, *hard_pairs(pairs, padding, frame.length)]
     segments = encoder.pairs(pairs)
     scores = np.asarray(score(segments), np.float32)
-    decoder = isinstance(about.model, config.Decoder)
     parts = [*frame.prefix, *frame.middle, *frame.suffix]
     around = (about.template, frame.query, frame.document, parts)
     found = Contract(
@@ -152,7 +151,7 @@ def write_contract(
         truncation=TRUNCATION,
         tokenizer_digest=encoder.digest,
         pooling=_pooling(about.model),
-        head="dense" if decoder else "pooler and dense",
+        head=_head(about.model),
         activation="none",
         dtype="float32",
         model=json.loads(json.dumps(config.to_dict(about.model))),
@@ -168,6 +167,12 @@ def write_contract(
     )
     found.save(folder)
     return found
+
+
+def _head(model: config.Decoder | config.Encoder) -> str:
+    if isinstance(model, config.Encoder):
+        return "pooler and dense"
+    return f"expected grade of {model.grades}" if model.grades else "dense"
 
 
 def _pooling(model: config.Decoder | config.Encoder) -> str:

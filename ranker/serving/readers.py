@@ -103,28 +103,30 @@ class Ours:
 
 
 class Stock:
-    """transformers' own model and tokenizer, read as CrossEncoder does."""
+    """transformers' own model and tokenizer, read as CrossEncoder does.
 
-    name, allowed = "transformers", 0.0
+    A head of modules is sentence-transformers' own: transformers would draw another.
+    """
+
+    allowed = 0.0
 
     def __init__(self, folder: pathlib.Path, promise: Contract):
         """Loads the folder; torch must be installed.
 
         Raises:
-          ContractError: when transformers cannot load it.
+          ContractError: when it cannot be loaded.
         """
-        from transformers import AutoModelForSequenceClassification
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.folder, self.promise = folder, promise
+        self.modular = has_modules(folder)
+        self.name = "sentence-transformers" if self.modular else "transformers"
         try:
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                folder, local_files_only=True
-            ).eval()
-        except Exception as error:  # transformers raises many kinds
+            self.model = _load_modules(folder) if self.modular else _load_class(folder)
+        except Exception as error:  # both raise many kinds
             raise errors.ContractError(
-                f"transformers cannot load {folder}: {error}"
+                f"{self.name} cannot load {folder}: {error}"
             ) from error
 
     def rows(self) -> list[Row]:
@@ -163,7 +165,10 @@ class Stock:
         try:
             with torch.no_grad():
                 inputs = {name: torch.from_numpy(one) for name, one in fields.items()}
-                found = self.model(**inputs).logits
+                if self.modular:
+                    found = self.model(inputs)["scores"]
+                else:
+                    found = self.model(**inputs).logits
         finally:
             settings.pad_token_id = before
         return found[:, 0].float().numpy()
@@ -179,6 +184,21 @@ class Stock:
             return self.scores(rows)
         finally:
             self.model = whole
+
+
+def _load_class(folder: pathlib.Path) -> Any:
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(
+        folder, local_files_only=True
+    ).eval()
+
+
+def _load_modules(folder: pathlib.Path) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    whole = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    return whole.eval()
 
 
 class Graph:
@@ -215,7 +235,7 @@ def readers(folder: pathlib.Path, promise: Contract) -> Iterator[Reader]:
       ContractError, ModelError: when one cannot load it.
     """
     yield Ours(folder, promise)
-    if has_torch():
+    if has_stock(folder):
         yield Stock(folder, promise)
     for runtime, precision, allowed in _files(folder, promise):
         if runtimes.installed(runtime):
@@ -240,9 +260,20 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+def has_modules(folder: pathlib.Path) -> bool:
+    """Whether the folder's score is by modules of sentence-transformers."""
+    return (folder / "modules.json").is_file()
+
+
+def has_stock(folder: pathlib.Path) -> bool:
+    """Whether what `Stock` reads the folder with is installed."""
+    modules = importlib.util.find_spec("sentence_transformers") is not None
+    return has_torch() and (modules or not has_modules(folder))
+
+
 def best_reader(folder: pathlib.Path, promise: Contract) -> Reader:
     """The reader that can try the most causes."""
-    return (Stock if has_torch() else Ours)(folder, promise)
+    return (Stock if has_stock(folder) else Ours)(folder, promise)
 
 
 def is_raw(folder: pathlib.Path) -> bool:

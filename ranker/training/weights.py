@@ -1,15 +1,18 @@
 """Weights that a training stage starts from: a checkpoint's, a parent's, or fresh."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ranker import config
 from ranker.models import build
 from ranker.models.build import Head
 from ranker.models.huggingface import flat, import_params
+from ranker.training.origin import Origin
 from ranker.training.reporter import Reporter
 from ranker.training.run import PARENTS, Run
 from ranker.training.state import Network
@@ -81,7 +84,35 @@ def inherit(run: Run) -> dict[str, jax.Array]:
     parent = run.settings.parent
     line = lineage(run.workdir, parent, run.prepared, kinds=kinds, by=run.by)
     params = put_together(line, run.mesh, lora=run.settings.lora)
-    return for_head(params, line[-1].head, run.objective.head)
+    taken = for_head(params, line[-1].head, run.objective.head)
+    if line[-1].head == "language" and run.objective.head == "score":
+        where = dict(flat(run.network.shardings))
+        score = score_of_words(params, run.origin)
+        taken |= {path: jax.device_put(one, where[path]) for path, one in score.items()}
+    return taken
+
+
+def score_of_words(
+    params: Mapping[str, jax.Array], origin: Origin
+) -> dict[str, jax.Array]:
+    """The score of a language model that answers with words, from their logits' rows.
+
+    So continued pre-training does not lose what a checkpoint's answers are worth.
+
+    Args:
+      params: of the language model, by dotted path.
+      origin: the model that scores; of a checkpoint without such words nothing is made.
+    """
+    source, model = origin.checkpoint, origin.model
+    if source is None or not source.score_tokens or source.fresh_head:
+        return {}
+    assert isinstance(model, config.Decoder)
+    table = params.get("head", params["body.embedding"])
+    rows = table[jnp.asarray(source.score_tokens)].astype(jnp.float32)
+    if model.grades:
+        return {"head.dense": rows}
+    weight = rows[0] - rows[1] if len(source.score_tokens) > 1 else rows[0]
+    return {"head.dense": weight * model.logit_scale}
 
 
 def _counts(network: Network) -> str:
