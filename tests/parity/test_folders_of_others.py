@@ -89,35 +89,6 @@ def test_a_score_without_the_pooler_it_was_trained_behind(tmp_path):
     assert any("trained with head.pooler" in note for note in found.notes)
 
 
-# The documented forms of keep_layers, and what they keep of four layers.
-KEPT = {"0,2": [0, 2], "::2": [0, 2], "1::2": [1, 3], ":2": [0, 1], "-2:": [2, 3]}
-SMALL = {
-    "BertForSequenceClassification": {},
-    "RobertaForSequenceClassification": dict(pad_token_id=1),
-    "ElectraForSequenceClassification": dict(embedding_size=16),
-    "ModernBertForSequenceClassification": dict(
-        pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2
-    ),
-    "LlamaForSequenceClassification": {},
-    "Qwen2ForSequenceClassification": dict(num_key_value_heads=1),
-    "Qwen3ForSequenceClassification": dict(head_dim=8, num_key_value_heads=1),
-    "Gemma2ForSequenceClassification": dict(head_dim=8, num_key_value_heads=1),
-}
-
-
-@pytest.mark.parametrize("kind", SMALL)
-def test_fewer_layers_of_every_family(kind, tmp_path):
-    save(tmp_path, kind, **SMALL[kind])
-    whole = plan(tmp_path)
-    for text, kept in KEPT.items():
-        found = plan(tmp_path, keep_layers=text)
-        for path, (entry, sources) in found.entries.items():
-            every = whole.entries[path][1]
-            assert sources == ([every[i] for i in kept] if entry.stacked else every)
-        said = f"layers {kept[0]}, {kept[1]} are kept"
-        assert any(said in note for note in found.notes)
-
-
 def test_two_labels_are_one_score(tmp_path):
     model = save_labels(tmp_path, 2)
     _, params, notes = helpers.load(tmp_path, "score")
