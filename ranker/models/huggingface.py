@@ -163,7 +163,7 @@ def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNam
         if isinstance(model, config.Encoder):
             raise ModelError(
                 f"{family.name}: a head of grades (modules with a Softmax) can be read "
-                "behind a decoder alone"
+                "on a decoder alone"
             )
         changes["grades"] = head.grades
     elif isinstance(model, config.Encoder):
