@@ -240,15 +240,18 @@ def _check_judged(parent: Manifest, name: str, by: str) -> None:
 
 # Of a model: how it computes, not what its weights are.
 _FREE = ("dtype", "remat", "dropout")
+# Of a score's head alone, which a language model does not have.
+_OF_HEAD = ("grades", "head_bias", "head_activation", "pooling")
 
 
 def _check_same_model(settings: config.Train, origin: Origin, parent: Manifest) -> None:
     ours, theirs = config.to_dict(origin.model), parent.settings["model"]
     ours = json.loads(json.dumps(ours))  # as the parent's went: tuples become lists
+    free = (*_FREE, *_OF_HEAD) if parent.kind == "cpt" else _FREE
     differing = [
         f"{name} {theirs.get(name)} -> {ours.get(name)}"
         for name in {**theirs, **ours}
-        if name not in _FREE and ours.get(name) != theirs.get(name)
+        if name not in free and ours.get(name) != theirs.get(name)
     ]
     if differing:
         raise errors.StageError(

@@ -5,16 +5,102 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import transformers
+from sentence_transformers import CrossEncoder
 
-from ranker import config
+import ranker
+from ranker import check, config, manifests
+from ranker.data.prepare import prepare
+from ranker.data.text import TEMPLATES, train_bpe
 from ranker.models.folder import read_head
 from ranker.models.huggingface import ModelError
+from ranker.serving import contract
+from ranker.training.export import export
 from ranker.training.origin import Origin
+from ranker.training.score import score
+from ranker.training.train import train
 from ranker.training.weights import score_of_words
 
 # torch's Softmax without an axis takes the last of two, and warns that it is implicit.
 pytestmark = pytest.mark.filterwarnings("ignore:Implicit dimension choice")
+WORLD = dict(num_topics=4, labelled_queries=8, unlabelled_queries=2, dev_queries=2)
+WORLD |= dict(test_queries=2, clicks=12, candidates=4)
+
+
+def save_language_model(folder):
+    """A tiny Llama whose tokenizer has the grades 0 to 4 as tokens."""
+    words = TEMPLATES["grades"]
+    train_bpe(iter([words.query, "".join(words.end), "bota kela"] * 3), 320, folder)
+    settings = transformers.LlamaConfig(
+        vocab_size=400,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+    )
+    transformers.LlamaForCausalLM(settings).save_pretrained(folder)
+
+
+def stage(folder, objective, **fields):
+    return config.Train(
+        data=config.Data(world=config.World(**WORLD)),
+        text=config.Text(
+            teacher_tokenizer=str(folder), teacher_template="grades", teacher_length=384
+        ),
+        model=config.Pretrained(path=str(folder)),
+        role="teacher",
+        objective=objective,
+        optim=config.Optim(learning_rate=1e-3, warmup=1),
+        batch=config.Batch(size=8, list_size=4),
+        loop=config.Loop(steps=3, log_every=1),
+        **fields,
+    )
+
+
+def test_grades_are_trained_scored_exported_and_read_again(tmp_path):
+    source, workdir = tmp_path / "llm", tmp_path / "run"
+    save_language_model(source)
+    train(stage(source, config.Language(), name="cpt"), workdir)
+    sft = stage(source, config.Rank(), name="sft", parent="cpt")
+    manifest = train(sft, workdir)
+    assert manifest.settings["model"]["grades"] == 5
+    lines = (workdir / "sft" / "metrics.jsonl").read_text().splitlines()
+    losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
+    assert losses[-1] < losses[0]
+    shared = dict(data=sft.data, text=sft.text)
+    scored = score(config.Score(**shared, teacher="sft", rows=8), workdir)
+    assert 0 < scored.facts["min"] < scored.facts["max"] < 4  # expected grades
+    out = export(config.Export(**shared, stage="sft", folder="out"), workdir)
+    promise = contract.load(out)
+    assert promise.head == "expected grade of 5"
+    assert check.main([str(out)]) == 0
+    prepared = prepare(sft.data, sft.text, workdir)
+    lists, corpus = prepared.lists("train"), prepared.corpus()
+    record = lists[0]
+    texts = [corpus[int(row)] for row in record.documents]
+    ours = ranker.load(str(out)).predict(
+        [(record.query, (one.title, one.text)) for one in texts]
+    )
+    found = pq.read_table(workdir / "scores" / "chunks")["score"].to_numpy()
+    np.testing.assert_allclose(ours, found[: len(ours)], atol=1e-4)
+    asked = promise.query.format(query=record.query)
+    pairs = [
+        (asked, promise.document.format(title=t.title, text=t.text, both=both(t)))
+        for t in texts
+    ]
+    stock = CrossEncoder(str(out), device="cpu")
+    np.testing.assert_allclose(
+        stock.predict(pairs, show_progress_bar=False), ours, atol=1e-4
+    )
+    assert manifests.load(workdir / "sft").done
+
+
+def both(document):
+    return f"{document.title} {document.text}".strip()
 
 
 def test_words_score_after_continued_pretraining():
