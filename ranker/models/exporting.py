@@ -276,9 +276,11 @@ def save_modules(
     """Writes pooling and dense layers as modules; returns the body's tensors."""
     mode = {"embedding_dimension": model.embed_dim}
     mode |= {"pooling_mode": _POOLINGS[model.pooling], "include_prompt": True}
-    graded = isinstance(model, config.Decoder) and model.grades
-    layers = _grade_layers if graded else _head_layers
-    fields = [("Pooling", mode, {}), *layers(model, sources, family)]
+    if isinstance(model, config.Decoder) and model.grades:
+        layers = _grade_layers(model, sources, family)
+    else:
+        layers = _head_layers(model, sources, family)
+    fields: list[Module] = [("Pooling", mode, {}), *layers]
     listed = [{"idx": 0, "name": "0", "path": "", "type": _MODULES["Transformer"]}]
     for place, (kind, described, tensors) in enumerate(fields, start=1):
         path = f"{place}_{kind}"

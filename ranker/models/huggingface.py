@@ -279,7 +279,7 @@ class _Scorer:
         tensors, said = self._without_bias(model, tensors)
         notes = [*notes, *said]
         labels = tensors.get(weight)
-        if self.head.grades and labels is not None:
+        if isinstance(model, config.Decoder) and self.head.grades and labels:
             # A module has the scale of the model's logits in its weights.
             value = labels.read().astype(np.float32) / np.float32(model.logit_scale)
             return model, {**tensors, weight: Held(value)}, notes, ()
