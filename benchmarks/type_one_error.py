@@ -1,16 +1,21 @@
 """How often tests reject what is true, and intervals hold what is true, by simulation.
 
     python benchmarks/type_one_error.py [--simulations 2000] [--permutations 1999]
+        [--only NAME ...]
 
 Systems are drawn at random, without and with a true difference, for 10, 20 and 50
 queries: means of bounded values, pooled and per-query PNR and OPA of queries with very
 different numbers of pairs, two one-sided tests at the edge of the margin, and systems
 of 3 and 5 seeds whose seeds and queries differ. A line for each; the last is JSON.
+
+`attainable` is the share of all 2 ** n swaps that the test rejects, over the systems
+drawn: what an exact test of level 0.05 can reach, as equal differences leave few
+different p. It has no noise of its own, so a rate beside it shows what is chance.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -18,7 +23,9 @@ from ranker.metrics import significance
 from ranker.metrics.significance import Finding, Pair
 
 QUERIES = (10, 20, 50)
+_FEW = 10  # queries whose swaps are all tried for `attainable`
 _MARGIN = 0.5  # large beside the spread, or the tests are far from their level
+Row = dict[str, object]
 
 
 def means(generator: np.random.Generator, n: int, shift: float) -> Pair:
@@ -100,8 +107,23 @@ def rates(found: list[Finding], true: float) -> dict[str, float]:
     }
 
 
-def simulate(simulations: int, permutations: int) -> Iterator[dict[str, object]]:
-    """A row for each question."""
+def attainable(draw: Callable[..., Pair], n: int, count: int) -> float:
+    """Mean over `count` pairs of the level that trying every swap can reach."""
+    generator = np.random.default_rng(n)
+    swaps = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
+    found = []
+    for _ in range(count):
+        size = np.abs(significance._swapped([draw(generator, n, 0.0)], swaps)[0][:, 0])
+        size = np.sort(size.round(9))
+        extreme = len(size) - np.searchsorted(size, size, side="left")
+        found.append(np.mean(extreme / len(size) < significance.ALPHA))
+    return float(np.mean(found))
+
+
+def simulate_pairs(
+    simulations: int, permutations: int, only: Sequence[str] = ()
+) -> Iterator[Row]:
+    """Rows of the randomisation test: of systems that are alike, and that differ."""
     draws = {
         "mean": (means, 0.15),
         "mean, skewed": (skewed, 0.15),
@@ -111,7 +133,8 @@ def simulate(simulations: int, permutations: int) -> Iterator[dict[str, object]]
         "PNR, uneven": (pairs_of("PNR", uneven=True), 0.5),
         "PNR-macro": (pairs_of("PNR-macro"), 0.5),
     }
-    for name, (draw, moved) in draws.items():
+    for name in only or draws:
+        draw, moved = draws[name]
         for shift in (0.0, moved):
             true = truth(draw, shift) if shift else 0.0
             for n in (6, *QUERIES):
@@ -120,7 +143,14 @@ def simulate(simulations: int, permutations: int) -> Iterator[dict[str, object]]
                     [draw(generator, n, shift) for _ in range(simulations)],
                     permutations=permutations,
                 )
-                yield {"what": name, "n": n, "true": true, **rates(found, true)}
+                row = {"what": name, "n": n, "true": true, **rates(found, true)}
+                if not shift and n <= _FEW:
+                    row["attainable"] = attainable(draw, n, simulations)
+                yield row
+
+
+def simulate_equivalence(simulations: int, permutations: int) -> Iterator[Row]:
+    """Rows of two one-sided tests, of systems that differ by the margin."""
     for n in QUERIES:
         generator = np.random.default_rng(n)
         found = significance.paired_tests(
@@ -130,6 +160,10 @@ def simulate(simulations: int, permutations: int) -> Iterator[dict[str, object]]
         )
         share = float(np.mean([one.p_equivalence < 0.05 for one in found]))
         yield {"what": "equivalence at its margin", "n": n, "rejected": share}
+
+
+def simulate_seeds(simulations: int) -> Iterator[Row]:
+    """Rows of systems of several seeds that are alike."""
     for count in (3, 5):
         for spread in (0.0, 0.03, 0.2):
             for n in QUERIES:
@@ -142,14 +176,23 @@ def simulate(simulations: int, permutations: int) -> Iterator[dict[str, object]]
                 yield {"what": what, "n": n, **rates(found, 0.0)}
 
 
+def simulate(simulations: int, permutations: int, only: Sequence[str]) -> Iterator[Row]:
+    """A row for each question; of some draws of `simulate_pairs` alone, if named."""
+    yield from simulate_pairs(simulations, permutations, only)
+    if not only:
+        yield from simulate_equivalence(simulations, permutations)
+        yield from simulate_seeds(simulations)
+
+
 def main() -> None:
     """Prints a line a question, and one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--simulations", type=int, default=2000)
     parser.add_argument("--permutations", type=int, default=1999)
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME")
     given = parser.parse_args()
     rows = []
-    for row in simulate(given.simulations, given.permutations):
+    for row in simulate(given.simulations, given.permutations, given.only):
         rows.append(row)
         shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
         print(shown, flush=True)

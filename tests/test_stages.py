@@ -98,9 +98,15 @@ def test_the_whole_run_leaves_what_it_says(workdir):
     assert low <= bm25["difference"]["NDCG@5"] <= high
     assert bm25["p_holm"]["NDCG@5"] >= bm25["p_value"]["NDCG@5"]
     assert summary["agreement"]["distill"]["teacher"] == "sft"
+    across = summary["across_queries"]
+    assert list(across) == list(summary["systems"])
+    for one in across.values():
+        assert 0 <= one["accuracy"] <= 1 and one["pairs"] > 0
+        assert 0 <= one["ece"]["platt"] <= 1 and 0 <= one["brier"]["isotonic"] <= 1
     lines = (workdir / "evaluate" / "per_query.tsv").read_text().splitlines()
     assert len(lines) == 1 + 4 * 12 and lines[0].endswith("kendall\tspearman")
-    assert "| distill |" in (workdir / "evaluate" / "table.md").read_text()
+    table = (workdir / "evaluate" / "table.md").read_text()
+    assert "| distill |" in table and "calibration error, platt" in table
     assert (workdir / "export" / "model.safetensors").is_file()
     for stage in ("cpt", "sft", "student_labels", "distill"):
         manifest = manifests.load(workdir / stage)

@@ -392,7 +392,7 @@ def _judgements(
                 "score",
                 found,
                 f"{seen[pair]}, the grade that an earlier line gives query {query!r} "
-                f"and document {document!r}",
+                f"and document {document!r}; keep one of the two lines",
             )
         if skipped is not None:
             skipped.repeated[path.name] = skipped.repeated.get(path.name, 0) + 1

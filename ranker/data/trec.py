@@ -135,7 +135,8 @@ def load_qrels(path: Source) -> LoadedQrels:
     if not qrels:
         raise DataError(f"{path}: holds no judgement; {_QRELS}")
     notes = [
-        f"{path}: {count} judgements come again with the same grade, and count once"
+        f"{path}: {count} {'judgement comes' if count == 1 else 'judgements come'} "
+        "again with the same grade, and count once"
         for count in skipped.repeated.values()
     ]
     return LoadedQrels(path, qrels, notes)

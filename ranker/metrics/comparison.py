@@ -22,12 +22,14 @@ from jaxtyping import Float
 from ranker.metrics import ranking, significance, ties
 from ranker.metrics.measures import (
     COUNTS,
+    GRADED,
     NEEDS_RELEVANT,
     PAIR_MEASURES,
     Measure,
     parse_measure,
 )
 from ranker.metrics.ranking import RULES, Rules
+from ranker.metrics.significance import FEW
 from ranker.metrics.slices import NO_VALUE, Fields, cut
 
 __all__ = ["NO_VALUE", "Fields", "compare", "cut"]
@@ -35,7 +37,6 @@ __all__ = ["NO_VALUE", "Fields", "compare", "cut"]
 _NOTED = 0.01  # share of queries, pairs or tied documents that is worth a note
 _EQUAL = 1e-12  # difference below which two values are tied
 _MODELS: dict[str, significance.Model] = {"PNR": "odds", "PNR-macro": "factor"}
-_FEW = 6  # queries from which a randomisation test can give p < 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,13 +347,14 @@ def check_judgements(
     top = max(highest, default=0)
     for one in measures:
         level = rules.relevance if one.rel is None else one.rel
-        if one.base in NEEDS_RELEVANT and top < level:
+        graded = one.base in GRADED or one.max is not None
+        if one.base in NEEDS_RELEVANT and not graded and top < level:
             raise ValueError(
                 f"{one.name}: no document is relevant: the highest grade of all "
                 f"judgements is {top:g}, and relevant are those from {level:g} on; "
                 "lower --relevance, or the measure's rel"
             )
-        if one.base in ("NDCG", "NDCG-exp", "ERR") and top <= 0 and not one.gains:
+        if graded and top <= 0 and not one.gains:
             raise ValueError(
                 f"{one.name}: no document is relevant: the highest grade of all "
                 f"judgements is {top:g}, and grades gain something above 0"
@@ -601,12 +603,16 @@ def _untested(found: Comparison) -> list[str]:
                 f"{system} and {found.reference} have fewer than 2 queries in common "
                 f"with a value of {', '.join(names)}; a paired test needs at least 2"
             )
-        few = [name for name, one in by_measure.items() if one and one.queries < _FEW]
+        few = [name for name, one in by_measure.items() if one and one.queries < FEW]
         if few:
+            either = found.results[system], found.results[found.reference]
+            seeds = max(len(one[few[0]].seeds) for one in either)
+            reason = f"no p can be below {significance.ALPHA}, so there is no interval"
+            if seeds > 1:
+                reason = "too few for an interval"
             notes.append(
-                f"{system} and {found.reference} have fewer than {_FEW} queries in "
-                f"common for {', '.join(few)}: no p can be below {significance.ALPHA}, "
-                "so there is no interval"
+                f"{system} and {found.reference} have fewer than {FEW} queries in "
+                f"common for {', '.join(few)}: {reason}"
             )
     return notes
 

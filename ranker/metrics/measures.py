@@ -44,9 +44,10 @@ NEEDS_RELEVANT = (
     *("MRR", "MAP", "P", "R", "Rprec", "Success", "RBP", "Bpref"),
     *("num_rel", "num_rel_ret"),
 )
+GRADED = ("NDCG", "NDCG-exp", "ERR")  # and RBP with max: gains follow the grade
 _ORDERED = ("NDCG", "NDCG-exp", "MRR", "MAP", "P", "R", "Rprec", "Success", "ERR")
 _PARAMETERS: dict[str, tuple[str, ...]] = {  # parameter -> bases that take it
-    "rel": NEEDS_RELEVANT,
+    "rel": (*NEEDS_RELEVANT, "num_ret"),
     "gains": ("NDCG",),
     "dcg": ("NDCG",),
     "p": ("RBP", "RBP-residual"),
@@ -54,6 +55,7 @@ _PARAMETERS: dict[str, tuple[str, ...]] = {  # parameter -> bases that take it
     "judged_only": (*_ORDERED, "RBP"),
     "complete": PAIR_MEASURES,
 }
+_DEEPEST = 10**9 - 1  # cut
 _OTHER_PARAMETERS = {"max_rel": "max", "relevance": "rel"}
 _NAME = re.compile(r"([A-Za-z_-]+?)(?:[_.](\d+))?(?:\((.*)\))?(?:@(\S+))?")
 
@@ -95,6 +97,13 @@ def parse_measure(name: str) -> Measure:
     parameters = _parse_parameters(name, base, inside or "")
     if base == "NDCG" and parameters.pop("dcg", "") == "exp-log2":
         base = "NDCG-exp"
+    if base == "num_ret" and "rel" in parameters:  # ir_measures' NumRet(rel=1)
+        base = "num_rel_ret"
+    if "rel" in parameters and "max" in parameters:
+        raise ValueError(
+            f"measure {name!r}: with max the gain is the grade's, and rel has no "
+            f"effect; write {base}(max={parameters['max']:g})"
+        )
     k = _parse_cut(name, base, cut or under)
     return Measure(name=name, base=base, k=k, **parameters)
 
@@ -128,14 +137,14 @@ def _unknown(name: str) -> ValueError:
 def _parse_cut(name: str, base: str, cut: str | None) -> int | None:
     if cut is None:
         if base in NEEDS_CUT:
-            raise ValueError(f"measure {name!r} needs a cut; write {base}@10")
+            raise ValueError(f"measure {name!r} needs a cut; write {name}@10")
         return None
     if base in WITHOUT_CUT:
         raise ValueError(f"measure {name!r} takes no cut; write {base}")
     if not re.fullmatch(r"[1-9]\d{0,8}", cut):
         raise ValueError(
-            f"measure {name!r}: found the cut {cut!r}, expected a whole number from 1, "
-            f"as in {base}@10"
+            f"measure {name!r}: found the cut {cut!r}, expected a whole number from 1 "
+            f"to {_DEEPEST:,}, as in {base}@10"
         )
     return int(cut)
 
@@ -182,6 +191,8 @@ def _gains(value: str) -> tuple[tuple[float, float], ...]:
         raise ValueError(value)
     pairs = [one.split(":") for one in value[1:-1].split(",")]
     gains = {float(grade): float(gain) for grade, gain in pairs}
+    if len(gains) < len(pairs) or not all(map(math.isfinite, gains)):
+        raise ValueError(value)
     if not all(0 <= one < math.inf for one in gains.values()):
         raise ValueError(value)
     return tuple(sorted(gains.items()))
@@ -204,7 +215,7 @@ _READ = {
 }
 _EXPECTED = {
     "rel": "a grade above 0",
-    "gains": "the gain of each grade, from 0, in braces",
+    "gains": "one gain, from 0, of each grade, in braces",
     "dcg": "log2 or exp-log2",
     "p": "a number between 0 and 1",
     "max": "a grade above 0",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
-from ranker.metrics import ranking
+from ranker.metrics import calibration, ranking
 
 
 class List(Protocol):
@@ -140,3 +140,34 @@ def judged_scores(
         scores.append(np.array([listed[name] for name in both], np.float64))
         grades.append(np.array([judgements[name] for name in both], np.float64))
     return scores, grades
+
+
+def across_queries(
+    qrels: ranking.Qrels, runs: Mapping[str, ranking.Run], *, relevance: float = 1
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """How comparable each system's scores are between queries, as JSON takes it.
+
+    Args:
+      qrels: grades by query and document.
+      runs: scores by query and document, of each system.
+      relevance: lowest grade that counts as relevant.
+
+    Returns:
+      Per system the fields of `calibration.CrossQuery`, or `reason` where it cannot be
+      measured; and a note of each of those.
+    """
+    found, notes = {}, []
+    for name, run in runs.items():
+        scores, grades = judged_scores(qrels, run)
+        try:
+            one = calibration.cross_query(scores, grades, relevance=relevance)
+        except ValueError as error:
+            found[name] = {"reason": str(error)}
+            notes.append(f"{name}: scores across queries are not measured: {error}")
+            continue
+        fields = dataclasses.asdict(one)
+        found[name] = {
+            key: None if isinstance(value, float) and math.isnan(value) else value
+            for key, value in fields.items()
+        }
+    return found, notes

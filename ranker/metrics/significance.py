@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 ALPHA = 0.05  # level of the tests; intervals hold 1 - ALPHA
+FEW = 6  # queries from which a randomisation test can give p < ALPHA: 2 / 2 ** 6
 POWER = 0.8  # of the smallest detectable difference
 _CHUNK = 2**22  # swaps drawn at a time
 _SAME = 1e-12
@@ -451,6 +452,9 @@ def crossed_test(
       alpha: level of the interval.
       margin: of equivalence; None: not tested.
 
+    Returns:
+      What is found; without an interval under 6 queries, as of the randomisation test.
+
     Raises:
       ValueError: for different queries, or under 2 of them.
     """
@@ -481,6 +485,8 @@ def crossed_test(
             equal = float(stats.t.sf((margin - abs(mean)) / error, freedom))
     elif margin is not None:
         equal = float(abs(mean) >= margin)
+    if n < FEW:
+        low = high = math.nan
     return Finding(n, mean, low, high, p, equal)
 
 

@@ -2,10 +2,12 @@
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ranker.reporting import tables
+from ranker.reporting.inputs import MACRO
 from ranker.reporting.tables import Grid, Summary
 
 _COLUMNS = (
@@ -14,7 +16,6 @@ _COLUMNS = (
     *("won", "tied", "lost", "effect_size", "detectable", "equivalent"),
     "p_equivalence",
 )
-MACRO = "macro mean"
 
 
 def csv_text(summary: Summary) -> str:
@@ -74,29 +75,41 @@ _SPECIAL = {
     "±": r"$\pm$",
     "<": "$<$",
     ">": "$>$",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
 }
+_MINUS = re.compile(r"(?<![\w$])-(?=\d)")  # of a number
+_WIDE = 8  # columns from which a table needs small letters to fit a page
 
 
 def latex_text(summary: Summary) -> str:
-    """The tables of values and of differences; needs the package booktabs."""
-    found = ["% needs \\usepackage{booktabs}"]
+    """The tables of values and of differences; needs booktabs, and T1 for quotes."""
+    found = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}"]
     for collection, part in _parts(summary).items():
         where = f"{collection}: " if collection else ""
-        found.append(_tabular(tables.means(part), where))
+        found.append(tabular(tables.means(part), where))
         if len(part["systems"]) > 1:
-            found.append(_tabular(tables.differences(part), where))
+            found.append(tabular(tables.differences(part), where))
     return "\n\n".join(found)
 
 
-def _tabular(grid: Grid, where: str) -> str:
+def tabular(grid: Grid, where: str = "") -> str:
+    """A table in LaTeX; `where` begins its caption."""
     columns = "".join("l" if at < grid.left else "r" for at in range(len(grid.header)))
 
     def line(cells: list[str]) -> str:
-        return " & ".join(map(escape, cells)) + r" \\"
+        words, numbers = cells[: grid.left], cells[grid.left :]
+        shown = [*map(escape, words), *map(_number, numbers)]
+        # After the \\ of the line before, a [ or * would be read as its argument.
+        begin = "{}" if shown[0][:1] in ("[", "*") else ""
+        return begin + " & ".join(shown) + r" \\"
 
+    wide = len(grid.header) >= _WIDE
     return "\n".join(
         [
             r"\begin{table}",
+            r"\centering",
+            *([r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"] if wide else []),
             rf"\caption{{{escape(where + grid.title)}}}",
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
@@ -108,6 +121,11 @@ def _tabular(grid: Grid, where: str) -> str:
             r"\end{table}",
         ]
     )
+
+
+def _number(cell: str) -> str:
+    """A number, with a minus that is as long as one; a dash for none."""
+    return "--" if cell == "-" else _MINUS.sub("$-$", escape(cell))
 
 
 def escape(text: str) -> str:

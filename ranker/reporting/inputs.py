@@ -4,6 +4,8 @@
 """
 
 import difflib
+import math
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +16,8 @@ from ranker.metrics.measures import parse_measure
 from ranker.metrics.ranking import Rules
 
 MEASURES = ("NDCG@10", "MRR@10", "MAP", "R@100", "P@10")
+MACRO = "macro mean"  # what stands for all collections in a table
+_LONGEST = 200  # characters of a name
 ALONE = ""  # the collection of a call that names none
 _SUFFIXES = (".gz", ".txt", ".trec", ".run", ".res", ".tsv")
 
@@ -63,12 +67,15 @@ class Files:
             raise ConfigError(
                 f"--permutations must be from 1, found {self.permutations}"
             )
+        if self.seed < 0:
+            raise ConfigError(f"--seed must be from 0, found {self.seed}")
         depth = self.rules.depth
         if depth is not None and depth < 1:
             raise ConfigError(f"--depth must be from 1, found {depth}")
-        if self.equivalence is not None and not self.equivalence > 0:
+        margin = self.equivalence
+        if margin is not None and not 0 < margin < math.inf:
             raise ConfigError(
-                f"--equivalence must be above 0, found {self.equivalence}; it is the "
+                f"--equivalence must be above 0 and finite, found {margin}; it is the "
                 "largest difference that does not matter, such as 0.01"
             )
         piped = [one for one in self._inputs() if str(one) == STANDARD_INPUT]
@@ -120,9 +127,15 @@ def name_qrels(given: Sequence[str]) -> dict[str, pathlib.Path]:
     """
     found: dict[str, pathlib.Path] = {}
     for one in given:
-        name, path = _split(one)
+        name, path = _split("qrels", one)
         if not path or (name == "" and one.startswith("=")):
             raise ConfigError(f"--qrels: expected FILE or NAME=FILE, found {one!r}")
+        if "/" in name or name == MACRO:
+            told = "has a / in it" if "/" in name else "is that of the mean over them"
+            raise ConfigError(
+                f"--qrels: {one!r}: the name {name!r} of a collection {told}; choose "
+                "another, as in --qrels north=A"
+            )
         if not name and len(given) > 1:
             raise ConfigError(
                 f"--qrels: {len(given)} files, and {path} has no name; name each "
@@ -137,11 +150,20 @@ def name_qrels(given: Sequence[str]) -> dict[str, pathlib.Path]:
     return found
 
 
-def _split(given: str) -> tuple[str, str]:
-    """NAME and FILE of NAME=FILE; a file whose name has "=" in it is a file."""
+def _split(flag: str, given: str) -> tuple[str, str]:
+    """NAME and FILE of NAME=FILE; a file whose name has "=" in it is a file.
+
+    Raises:
+      ConfigError: for a name that no table can show.
+    """
     name, equals, path = given.partition("=")
-    if not equals or pathlib.Path(given).is_file():
+    if not equals or os.path.isfile(given):
         return "", given
+    if not name.isprintable() or len(name) > _LONGEST:
+        raise ConfigError(
+            f"--{flag}: {given[:_LONGEST]!r}: expected a name of at most {_LONGEST} "
+            "printable characters before the ="
+        )
     return name, path
 
 
@@ -160,7 +182,7 @@ def name_runs(
     """
     found: dict[str, Systems] = {name: {} for name in collections}
     for one in given:
-        name, path = _split(one)
+        name, path = _split("run", one)
         if not path or (not name and one.startswith("=")):
             raise ConfigError(f"--run: expected FILE or NAME=FILE, found {one!r}")
         collection, rest = _collection(one, name, list(collections))
@@ -200,7 +222,7 @@ def _seed(given: str, name: str) -> tuple[str, str]:
     system, at, seed = name.rpartition("@")
     if not at:
         return name, ""
-    if not system or not seed.isdecimal():
+    if not system or not (seed.isascii() and seed.isdecimal()):
         raise ConfigError(
             f"--run: {given!r}: found the seed {seed!r}, expected a whole number after "
             f"the @, as in --run {system or 'ours'}@0=FILE; a name has no @ otherwise"

@@ -40,6 +40,9 @@ def render(contents: Contents) -> str:
         sections.append(("results", "Results", parts.results(summary)))
         if summary["slices"]:
             sections.append(("slices", "Slices", parts.slices(summary)))
+        if summary.get("across_queries"):
+            body = table(tables.across_queries(summary))
+            sections.append(("across", "Scores across queries", body))
     trained = [one for one in contents.stages if one.manifest.kind in _TRAINED]
     if trained:
         body = f'<div class="cards">{"".join(map(_curve, trained))}</div>'

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ranker.metrics.comparison import Comparison
+from ranker.metrics.measures import COUNTS, parse_measure
 
 SIGNIFICANT = 0.05  # corrected p below which a mean is marked
 MARK = "*"
@@ -35,6 +36,12 @@ class Grid:
 def number(value: float | None, digits: int = 4) -> str:
     """A number as tables show it; "-" where there is none."""
     return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def of(measure: str, value: float | None) -> str:
+    """A value of a measure: counts are whole, unless they are means over seeds."""
+    whole = parse_measure(measure).base in COUNTS and value == round(value or 0)
+    return number(value, 0 if whole else 4)
 
 
 def p_value(value: float | None) -> str:
@@ -63,14 +70,14 @@ def means(summary: Summary) -> Grid:
             mark = MARK if p is not None and p < SIGNIFICANT else ""
             sd = system.get("sd_over_seeds", {}).get(measure)
             spread = "" if sd is None else f" ± {number(sd)}"
-            cells.append(number(system["metrics"][measure]) + mark + spread)
+            cells.append(of(measure, system["metrics"][measure]) + mark + spread)
         counts = [str(system.get("queries", summary["queries"]))]
         if "pairs" in shown:
             counts.append(f"{system['pairs']}")
         if "ties" in shown:
             counts.append(f"{system['ties']:.1%}")
         rows.append([name, *cells, *counts])
-    title = f"{summary['queries']} judged queries"
+    title = f"{summary['queries']} judged {_queries(summary)}"
     if len(rows) > 1:
         title += f"; {MARK} differs from {reference}, Holm-corrected p < {SIGNIFICANT}"
     if any("seeds" in one for one in systems.values()):
@@ -79,14 +86,18 @@ def means(summary: Summary) -> Grid:
     return Grid(title, header, rows, strong=reference)
 
 
+def _queries(counted: Mapping[str, Any]) -> str:
+    return "query" if counted["queries"] == 1 else "queries"
+
+
 def common(summary: Summary) -> Grid:
     """Every system's values over the queries that all systems have."""
     found = summary["common"]
     rows = [
-        [name, *(number(values[measure]) for measure in summary["measures"])]
+        [name, *(of(measure, values[measure]) for measure in summary["measures"])]
         for name, values in found["systems"].items()
     ]
-    title = f"over the {found['queries']} queries that every system has"
+    title = f"over the {found['queries']} {_queries(found)} that every system has"
     header = ["system", *summary["measures"]]
     return Grid(title, header, rows, strong=summary["reference"])
 
@@ -135,7 +146,7 @@ def tie_ranges(summary: Summary) -> Grid | None:
     for name, system in summary["systems"].items():
         for measure, ends in system.get("tie_range", {}).items():
             if None not in ends and ends[1] - ends[0] > 1e-9:
-                value = number(system["metrics"][measure])
+                value = of(measure, system["metrics"][measure])
                 rows.append([name, measure, value, number(ends[0]), number(ends[1])])
     if not rows:
         return None
@@ -173,7 +184,7 @@ def slices(summary: Summary, measure: str) -> Grid:
             one["field"],
             one["value"],
             str(one["queries"]),
-            *(number(one["metrics"][name][measure]) for name in names),
+            *(of(measure, one["metrics"][name][measure]) for name in names),
         ]
         for one in summary["slices"]
     ]
@@ -237,7 +248,8 @@ def _of_collections(summary: Summary) -> list[Grid]:
     macro = [means(summary)]
     if len(summary["systems"]) > 1:
         macro.append(differences(summary))
-    over = f"macro mean of {len(summary['collections'])} collections"
+    count = len(summary["collections"])
+    over = f"macro mean of {count} collection{'s' * (count != 1)}"
     return found + [
         dataclasses.replace(grid, title=f"{over}: {grid.title}") for grid in macro
     ]
@@ -255,7 +267,7 @@ def show(tables: Sequence[Grid]) -> None:
             widths = [
                 max(map(len, [*header.split(), *cells])) for header, *cells in columns
             ]
-        table = Table(title=grid.title, title_justify="left")
+        table = Table()
         for at, (name, width) in enumerate(zip(grid.header, widths, strict=True)):
             justify = "left" if at < grid.left else "right"
             table.add_column(name, justify=justify, width=width)
@@ -264,7 +276,11 @@ def show(tables: Sequence[Grid]) -> None:
                 *(_plain(cell) for cell in row),
                 style="bold" if row[0] == grid.strong else "",
             )
-        Console(width=max(room, sum(widths) + 3 * len(widths) + 1)).print(table)
+        console = Console(width=max(room, sum(widths) + 3 * len(widths) + 1))
+        # A title of the table itself would be broken where the table is narrow.
+        if grid.title:
+            console.print(grid.title, style="italic", markup=False, highlight=False)
+        console.print(table)
 
 
 def _plain(cell: str) -> str:

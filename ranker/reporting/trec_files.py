@@ -10,7 +10,7 @@ from typing import Any
 
 from ranker.data import trec
 from ranker.errors import ConfigError, DataError
-from ranker.metrics import calibration, comparison, macro, ranking, runs
+from ranker.metrics import comparison, macro, ranking, runs
 from ranker.reporting import exports, files_page, tables
 from ranker.reporting.inputs import ALONE, Files
 
@@ -122,27 +122,12 @@ def _summary(
             scores, dict.fromkeys(scores, settings.teacher), found.queries
         )
     if settings.across_queries:
-        summary["across_queries"] = {
-            name: across_queries(one.qrels.grades, one.scores(name), settings.rules)
-            for name in one.runs
-        }
+        scores = {name: one.scores(name) for name in one.runs}
+        level = settings.rules.relevance
+        across, notes = runs.across_queries(one.qrels.grades, scores, relevance=level)
+        summary["across_queries"] = across
+        summary["notes"] += notes
     return summary
-
-
-def across_queries(
-    qrels: ranking.Qrels, run: ranking.Run, rules: ranking.Rules = ranking.RULES
-) -> dict[str, Any]:
-    """How comparable a run's scores are between queries, as JSON takes it.
-
-    The fields of `calibration.CrossQuery`, or `reason` where it cannot be measured.
-    """
-    scores, grades = runs.judged_scores(qrels, run)
-    try:
-        found = calibration.cross_query(scores, grades, relevance=rules.relevance)
-    except ValueError as error:
-        return {"reason": str(error)}
-    fields = dataclasses.asdict(found)
-    return {k: None if v != v else v for k, v in fields.items()}
 
 
 def _joined(

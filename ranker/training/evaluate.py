@@ -21,7 +21,7 @@ from ranker.metrics import comparison
 from ranker.metrics.cascade import merge_runs
 from ranker.metrics.measures import parse_measure
 from ranker.metrics.ranking import Rules
-from ranker.metrics.runs import agreements, qrels_of, run_of
+from ranker.metrics.runs import across_queries, agreements, qrels_of, run_of
 from ranker.reporting import tables
 from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
@@ -111,7 +111,8 @@ def evaluate(
       The summary that `metrics.comparison.Comparison` makes: per system each metric's
       mean (None where it has no finite value, as PNR without a discordant pair), and
       its difference from `settings.reference` with interval and p-values; means by
-      slice; and for each student the agreement of its scores with its teacher's.
+      slice; for each system how comparable its scores are between queries; and for
+      each student the agreement of its scores with its teacher's.
 
     Raises:
       ConfigError, DataError, StageError: with what is wrong and what to do.
@@ -140,10 +141,13 @@ def _measure(run: EvaluateRun) -> dict[str, Any]:
     """Scores the candidates by every system, writes the runs, and compares them."""
     settings, folder = run.settings, run.folder
     lists, corpus = run.prepared.lists(settings.split), run.prepared.corpus()
+    qrels = qrels_of(lists)
     runs = {"bm25": run_of(lists, corpus, bm25_scores(lists, corpus))}
     mesh = sharding.make_mesh(settings.mesh)
     for name in settings.systems:
         runs[name] = run_of(lists, corpus, _scores(run, name, mesh))
+    # A cascade's scores order and mean nothing else: they are not set side by side.
+    across, notes = across_queries(qrels, runs, relevance=settings.relevance)
     for cascade in settings.cascades:
         pair = runs[cascade.first], runs[cascade.second]
         runs[cascade.name] = merge_runs(*pair, cascade.keep)
@@ -153,7 +157,7 @@ def _measure(run: EvaluateRun) -> dict[str, Any]:
     texts = {one.query_id: one.query for one in _records(lists)}
     try:
         found = comparison.compare(
-            qrels_of(lists),
+            qrels,
             runs,
             settings.measures,
             reference=settings.reference,
@@ -167,7 +171,13 @@ def _measure(run: EvaluateRun) -> dict[str, Any]:
         raise DataError(str(error)) from error
     teachers = teachers_of(run.parents, run.workdir)
     agreement, correlations = agreements(runs, teachers, found.queries)
-    summary = {**found.summary(), "agreement": agreement, "split": settings.split}
+    summary = {
+        **found.summary(),
+        "agreement": agreement,
+        "across_queries": across,
+        "split": settings.split,
+    }
+    summary["notes"] += notes
     if processes.leads():
         with storage.writing(folder / "per_query.tsv", "w") as file:
             file.write(tables.per_query(found, correlations) + "\n")

@@ -290,11 +290,17 @@ def test_variances_are_those_of_the_two_way_table():
 
 def test_values_without_any_spread():
     same = significance.crossed_test(np.ones((2, 3)), np.ones((1, 3)), margin=0.1)
-    assert (same.p_value, same.p_equivalence, same.low, same.high) == (1, 0, 0, 0)
+    assert (same.p_value, same.p_equivalence) == (1, 0)
     apart = significance.crossed_test(np.ones((2, 3)), np.zeros((1, 3)), margin=0.1)
     assert (apart.p_value, apart.p_equivalence) == (0, 1)
     with pytest.raises(ValueError, match="at least 2 queries"):
         significance.crossed_test(np.ones((2, 1)), np.ones((1, 1)))
+
+
+@pytest.mark.parametrize("n", [5, 6])
+def test_no_interval_of_seeds_under_six_queries(n):
+    found = significance.crossed_test(np.ones((2, n)), np.ones((1, n)))
+    assert math.isnan(found.low) == math.isnan(found.high) == (n == 5)
 
 
 # --- what stands beside a test ---

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ranker import evaluate
-from ranker.reporting import tables
+from ranker.reporting import exports, tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACORDAR = ROOT.parent / "shared" / "data" / "trec_check" / "acordar"
@@ -342,7 +342,12 @@ def test_scores_across_queries(tmp_path):
             "2 files, and .* has no name; name each collection",
         ),
         (("--run", "-", "--fields", "-"), "2 files are to be read from standard input"),
+        (("--run", "o@٣=F"), "found the seed '٣', expected a whole number"),
+        (("--run", f"o@{'9' * 5000}=F"), "expected a name of at most 200 printable"),
+        (("--run", "a\nb=F"), "'a.{1,2}nb=F': expected a name of .* printable char"),
         (("--run", "a=F", "--equivalence", "0"), "--equivalence must be above 0"),
+        (("--run", "a=F", "--equivalence", "inf"), "above 0 and finite, found inf"),
+        (("--run", "a=F", "--seed", "-1"), "--seed must be from 0, found -1"),
         (("--run", "a=F", "--measures", "P(rel=x)@3"), "--measures: measure 'P.rel=x."),
     ],
 )
@@ -369,11 +374,46 @@ def test_bad_names_end_with_a_sentence(flags, message):
             "--reference: 'a' has no run of the collection 'south'; add --run south/a=",
         ),
         (("--qrels", "north=Z", "--run", "north/a=F"), "are both called 'north'"),
+        (("--qrels", "a/b=Z", "--run", "a/b/c=F"), "name 'a/b' .* has a / in it"),
+        (("--qrels", "macro mean=Z", "--run", "north/a=F"), "is that of the mean over"),
     ],
 )
 def test_bad_collections_end_with_a_sentence(flags, message):
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         evaluate.main(["--qrels", "north=Q", "--qrels", "south=R", *flags])
+
+
+def test_counts_are_whole_and_titles_are_one_line(tmp_path, capsys):
+    run = made(tmp_path, "a", [2])
+    flags = ("--qrels", tmp_path / "a.qrels", "--run", run, f"b={run}")
+    evaluate.main([*map(str, flags), "--measures", "num_ret", "MRR"])
+    out = capsys.readouterr().out
+    assert "1 judged query; * differs from a, Holm-corrected p < 0.05\n" in out
+    assert re.search(r"│ a +│ +\d+ │ 0.5000 │", out)
+
+
+def test_seeds_of_few_queries_have_no_interval_and_the_note_says_so(tmp_path, capsys):
+    first, second = made(tmp_path, "a", [1, 2]), made(tmp_path, "b", [2, 2])
+    flags = ("--qrels", tmp_path / "a.qrels", "--run", first)
+    flags += (f"o@0={first}", f"o@1={second}")
+    found = summary_of(tmp_path, *flags)["systems"]["o"]
+    assert found["interval"]["MRR"] is None and found["p_value"]["MRR"] is not None
+    told = "fewer than 6 queries in common for MRR: too few for an interval"
+    assert told in capsys.readouterr().err
+
+
+def test_latex_of_names_that_latex_would_read_otherwise():
+    header = ["system", "measure", "difference", "95 % interval", "d_z"]
+    rows = [
+        ["[a]", "R@1", "-0.1000", "[-0.2000, +0.0100]", "-"],
+        ["*b|c", "P-x", "+0.1 ± 0.2", "<0.0001", "1e-05"],
+    ]
+    lines = exports.tabular(tables.Grid("p < 0.05", header, rows, left=2)).split("\n")
+    assert r"\caption{p $<$ 0.05}" in lines
+    assert r"system & measure & difference & 95 \% interval & d\_z \\" in lines
+    # After \\ a [ or * would be its argument; minus is longer than a hyphen.
+    assert r"{}[a] & R@1 & $-$0.1000 & [$-$0.2000, +0.0100] & -- \\" in lines
+    assert r"{}*b\textbar{}c & P-x & +0.1 $\pm$ 0.2 & $<$0.0001 & 1e-05 \\" in lines
 
 
 def test_a_grade_given_twice_and_an_id_with_a_space(files):

@@ -14,7 +14,7 @@ from ranker import manifests, report
 from ranker.data import datasets, formats
 from ranker.data.records import Document, RankedList
 from ranker.metrics import agreement, comparison
-from ranker.metrics.runs import agreements
+from ranker.metrics.runs import across_queries, agreements
 from ranker.reporting import charts, figures, page, tables, workdir
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u202e\x07\"'<b>|"
@@ -118,7 +118,9 @@ def made(tmp_path_factory):
         fields={HOSTILE[:20]: {f"q{q}": f"<{q % 2}>" for q in range(12)}},
     )
     agreed, values = agreements(runs, {"distill": "sft"}, found.queries)
+    across, _ = across_queries(qrels, runs)
     summary = {**found.summary(), "agreement": agreed, "split": "test"}
+    summary["across_queries"] = across
     (folder / "evaluate" / "per_query.tsv").write_text(tables.per_query(found, values))
     evaluate = manifests.Manifest(kind="evaluate", settings={}, inputs=inputs)
     evaluate.finish(folder / "evaluate", summary=summary)
@@ -141,6 +143,8 @@ def test_one_page_shows_everything_and_runs_nothing(made, capsys):
     assert f"{bm25['metrics']['NDCG@5']:.4f}" in words
     assert tables.interval(bm25["interval"]["NDCG@5"]) in words
     assert "distill won most against bm25" in words
+    shown = tables.number(summary["across_queries"]["sft"]["ece"]["platt"])
+    assert "calibration error, platt" in words and shown in words
     assert "</script><img src=x onerror=alert(1)>&" in words  # as text
     assert "grade 2" in words and "not judged" in words
     assert manifests.load(made / "sft").key in words
