@@ -299,7 +299,8 @@ def _factor_interval(
     A factor c of a lower system whose value is R stands for the difference R * (c - 1).
     R is known from the lower system, and from the higher one over c: it is the first
     times (seen factor / c) ** `_power`. If the systems change places, the ends change
-    their signs and nothing else. No interval where no factor above 0 is too small.
+    their signs and nothing else. No interval where no factor is too small, or too
+    large.
     """
     first, second = (
         float(pair.totals[i].sum() / pair.weights[i].sum()) for i in (0, 1)
@@ -307,7 +308,7 @@ def _factor_interval(
     a, b = _factor_draws(pair, flipped)
     low, high = _limits(np.array([first]), a[:, None], b[:, None])
     factors = _interval(low, high, alpha, exact)[:, 0] / second
-    if not (first > 0 and factors.min() > 0):
+    if not (first > 0 and factors.min() > 0 and math.isfinite(factors.max())):
         return np.full(2, math.nan)
     power = _power(pair)
     ends = []
