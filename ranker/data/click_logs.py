@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute
 
-from ranker.data import files, lines, parquet
+from ranker.data import cells, files, lines, parquet
 from ranker.data.formats import OnError, Skipped, parse_json, records
 from ranker.data.records import (
     BAD_ID,
@@ -208,7 +208,7 @@ def _table_rows(path: Any, log: Log, kind: str) -> Iterator[tuple[int, Any]]:
     found = lines.read_lines(path)
     number, header = next(found, (1, ""))
     mark = "\t" if kind == "tsv" else max(",;\t", key=header.count)
-    names, _ = _cells(header, mark, always=True)
+    names, _ = cells.split(header, mark, always=True)
     if len(set(names)) < len(names):
         raise DataError(f"{path}:{number}: a column is there twice: {shown(names)}")
     if len(names) == 1 and kind == "tsv" and re.search("[,;]", header):
@@ -218,60 +218,11 @@ def _table_rows(path: Any, log: Log, kind: str) -> Iterator[tuple[int, Any]]:
         )
     what = "found the columns"
     theirs = _theirs(f"{path}:{number}", log, names, what)
-    places = {ours: names.index(name) for ours, name in theirs.items()}
-    always = kind == "csv" or header.startswith('"')
-    for number, line in found:
-        cells, whole = _cells(line, mark, always=always)
-        while not whole and len(cells) < len(names):
-            _, more = next(found, (0, None))  # a line break within a cell
-            if more is None or len(line) > lines.MAX_LINE:
-                break
-            line += "\n" + more
-            cells, whole = _cells(line, mark, always=always)
-        if len(cells) != len(names):
-            wanted = f"{len(names)} cells between {'tabs' if mark == chr(9) else mark}"
-            yield number, FieldError("line", line, wanted)
-        else:
-            yield number, {ours: cells[at] for ours, at in places.items()}
-
-
-def _cells(line: str, mark: str, *, always: bool) -> tuple[list[str], bool]:
-    """Cells of a line, as a csv writer quotes them; False if a quoted one is open.
-
-    Query logs hold quotation marks that mean themselves. A cell counts as quoted where
-    it must have been: it holds the mark, a line break or doubled quotes within quotes,
-    or (`always`) the writer quotes every cell.
-    """
-    parts = line.split(mark)
-    if '"' not in line:
-        return parts, True
-    cells: list[str] = []
-    whole = True
-    at = 0
-    while at < len(parts):
-        cell = parts[at]
-        if cell.startswith('"'):
-            end = at
-            while not _is_quoted(cell) and end + 1 < len(parts):
-                end += 1
-                cell = f"{cell}{mark}{parts[end]}"
-            if not _is_quoted(cell):
-                whole, cell, end = False, parts[at], at
-            elif end > at or always or '""' in cell[1:-1] or "\n" in cell:
-                cell = cell[1:-1].replace('""', '"')
-            at = end
-        cells.append(cell)
-        at += 1
-    return cells, whole
-
-
-def _is_quoted(cell: str) -> bool:
-    """Whether quotes surround a cell, and all within it are doubled."""
-    return (
-        len(cell) > 1
-        and cell[0] == cell[-1] == '"'
-        and '"' not in cell[1:-1].replace('""', "")
-    )
+    rows = cells.rows(found, names, mark, always=kind == "csv" or header[:1] == '"')
+    for number, row in rows:
+        if isinstance(row, Mapping):
+            row = {ours: row[name] for ours, name in theirs.items()}
+        yield number, row
 
 
 def _to_click(row: Any) -> Click:
@@ -295,7 +246,7 @@ def _to_click(row: Any) -> Click:
         query=check_text("query", row["query"]).strip(),
         title=check_text("title", row.get("title"), empty=True).strip(),
         summary=check_text("summary", row.get("summary"), empty=True).strip(),
-        document_id=optional("document_id", _check_document_id) or "",
+        document_id=optional("document_id", check_id) or "",
         position=optional("position", check_integer, low=0),
         clicked=clicked is None or clicked,
         dwell=optional("dwell", check_number, low=0),
@@ -310,13 +261,6 @@ def _is_missing(value: Any) -> bool:
     return value is None or (
         isinstance(value, str) and value.strip().lower() in _MISSING
     )
-
-
-def _check_document_id(name: str, value: Any) -> str:
-    # pandas turns whole numbers into floats where one of them is missing.
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return check_id(name, value)
 
 
 def _check_flag(name: str, value: Any) -> bool:

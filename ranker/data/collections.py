@@ -33,6 +33,8 @@ _CORPORA = (
     "corpus.jsonl",
     "corpus.parquet",
     "corpus",
+    "corpus.tsv",
+    "corpus.csv",
     "collection.tsv",
     "collection.jsonl",
     "msmarco-docs.tsv",
@@ -41,6 +43,7 @@ _CORPORA = (
     "docs.jsonl",
 )
 _QUERIES = ("queries.jsonl", "queries.parquet", "queries", "queries.tsv")
+_JUDGEMENTS = ("qrels", "data", "default")  # folders, as on Hugging Face
 _NAMED = 12  # files that a message lists
 
 
@@ -112,6 +115,23 @@ def open_collection(settings: config.Data, skipped: Skipped) -> Collection:
 
 
 def _what_is_there(folder: Any) -> str:
+    inner = [one for one in folder.iterdir() if one.is_dir()]
+    if several := sorted(one.name for one in inner if _corpus(one) is not None):
+        return (
+            f"{folder} has a collection in each of {', '.join(several[:_NAMED])}; name "
+            f"one, such as --config.data.path={folder / several[0]}"
+        )
+    parts = sorted(
+        one.name.removesuffix("-corpus")
+        for one in inner
+        if one.name.endswith("-corpus")
+    )
+    if parts:
+        return (
+            f"{folder} has parts of several collections, {', '.join(parts[:_NAMED])}; "
+            f"make a folder of one, with links: corpus -> {parts[0]}-corpus, queries "
+            f"-> {parts[0]}-queries, qrels -> {parts[0]}-qrels"
+        )
     names = sorted(one.name for one in folder.iterdir())
     return (
         f"{folder} has {', '.join(names[:_NAMED]) or 'nothing'}; documents are looked "
@@ -120,9 +140,9 @@ def _what_is_there(folder: Any) -> str:
 
 
 def _find(folder: Any, *names: str) -> Any | None:
-    """The first of `names`, or of `names` and .gz, that the folder has."""
+    """The first of `names`, packed or not, that the folder has."""
     for name in names:
-        for one in (folder / name, folder / f"{name}.gz"):
+        for one in (folder / f"{name}{packed}" for packed in ("", *files.PACKED)):
             if one.exists():
                 return one
     return None
@@ -207,7 +227,7 @@ class _Folder:
         for place, file in places:
             if (path := _find(place, file)) is not None:
                 return [path]
-        for place in (folder / "qrels", folder / "data", folder):
+        for place in (*(folder / one for one in _JUDGEMENTS), folder):
             for pattern in (f"{name}-*.parquet", f"{name}.parquet", f"{name}.jsonl"):
                 if (
                     hits := sorted(place.glob(pattern), key=str)
@@ -244,7 +264,7 @@ class _Folder:
         further = [
             path
             for path in hits
-            if re.sub(r"^qrels\.|\.tsv(\.gz)?$", "", path.name) not in used
+            if re.sub(r"^qrels\.|\.tsv$", "", files.bare(path.name)) not in used
         ]
         return {
             query

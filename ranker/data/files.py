@@ -6,7 +6,8 @@ from typing import Any
 
 from ranker.errors import DataError, shown
 
-# Suffixes by kind, all of which may be followed by .gz, but for Parquet.
+PACKED = (".gz", ".zst")
+# Suffixes by kind, all of which may be followed by one of PACKED, but for Parquet.
 TABLES = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
@@ -22,8 +23,14 @@ _NAMED = 12  # files that a message lists
 
 def kind_of(path: Any) -> str:
     """The kind of a table by its name: parquet, jsonl, tsv, csv; "" for others."""
-    name = path.name.removesuffix(".gz")
-    return TABLES.get(pathlib.PurePosixPath(name).suffix.lower(), "")
+    return TABLES.get(pathlib.PurePosixPath(bare(path.name)).suffix.lower(), "")
+
+
+def bare(name: str) -> str:
+    """A file's name without the suffix of what it is packed by."""
+    for suffix in PACKED:
+        name = name.removesuffix(suffix)
+    return name
 
 
 def expand(path: Any, what: str) -> list[Any]:
@@ -48,8 +55,8 @@ def expand(path: Any, what: str) -> list[Any]:
         there = sorted(one.name for one in _children(path))
     if files and files == [path] and not kind_of(path):
         raise DataError(
-            f"{path}: {what} is .jsonl, .tsv, .csv or .parquet (.gz for all but the "
-            "last); save a spreadsheet as text with tabs, in UTF-8"
+            f"{path}: {what} is .jsonl, .tsv, .csv or .parquet (all but the last may "
+            "be .gz or .zst); save a spreadsheet as text with tabs, in UTF-8"
         )
     tables = [one for one in files if kind_of(one)]
     if not tables and not path.exists() and not there:

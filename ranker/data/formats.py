@@ -17,7 +17,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from ranker.data import files, lines, parquet
+from ranker.data import cells, files, lines, parquet
 from ranker.data.records import (
     Candidate,
     Document,
@@ -191,15 +191,17 @@ def _once(parse: Callable[[Any], T], seen: dict[str, int]) -> Callable[[Any], T]
 
 def _fields(row: Any, positional: Sequence[str] = ()) -> Mapping[str, Any]:
     """A row as named fields: of Parquet, JSON, or TSV with columns by place."""
+    if isinstance(row, FieldError):
+        raise row
     if isinstance(row, Mapping):
         return row
     if not positional:
         return parse_json(row)
-    cells = row.split("\t", len(positional) - 1)
-    if len(cells) < len(positional):
+    found = row.split("\t", len(positional) - 1)
+    if len(found) < len(positional):
         wanted = f"{', '.join(positional)} between tabs"
         raise FieldError("line", row, wanted)
-    return dict(zip(positional, cells, strict=True))
+    return dict(zip(positional, found, strict=True))
 
 
 # Columns of MS MARCO's tables, which have no header.
@@ -225,10 +227,26 @@ def _table(
     first = next(rows, None)
     if first is None:
         return iter(()), columns
-    cells = first[1].lower().split("\t")
-    if len(set(cells) & set(names)) > 1:
-        return rows, cells
-    return itertools.chain([first], rows), columns
+    named = headed(first[1], kind, names, rows)
+    return (named, ()) if named else (itertools.chain([first], rows), columns)
+
+
+def headed(
+    header: str, kind: str, names: Sequence[str], rows: Iterator[tuple[int, str]]
+) -> Iterator[tuple[int, Any]] | None:
+    """Rows by the names of a header, or None where the line has not two of `names`.
+
+    Args:
+      header: the first line.
+      kind: tsv or csv.
+      names: that a header may hold, in lower case.
+      rows: the lines below it.
+    """
+    mark = "\t" if kind == "tsv" else max(",;\t", key=header.count)
+    found = [one.strip() for one in cells.split(header.lower(), mark, always=True)[0]]
+    if len(set(found) & set(names)) < 2 or len(set(found)) < len(found):
+        return None
+    return cells.rows(rows, found, mark, always=kind == "csv" or header[:1] == '"')
 
 
 def read_documents(
@@ -323,9 +341,17 @@ _GRADES = {"score", "rel", "relevance", "grade", "label", "judgement", "judgment
 
 def _is_header(line: str) -> bool:
     """Whether the first line of judgements names columns."""
-    cells = line.lower().split()
-    known = cells[0] in ("query-id", "query_id")
-    return known or (len(cells) > 2 and cells[-1] in _GRADES)
+    names = _words(line.lower())
+    known = names[0] in ("query-id", "query_id")
+    return known or (len(names) > 2 and names[-1] in _GRADES)
+
+
+def _words(line: str) -> list[str]:
+    """What stands between spaces and tabs, without the quotes of a csv writer."""
+    found = line.split()
+    if line[:1] == '"':
+        found = [one[1:-1] if one[0] == one[-1] == '"' else one for one in found]
+    return found
 
 
 def read_qrels(path: Any, **how: Any) -> Iterator[Judgement]:
@@ -341,8 +367,8 @@ def read_qrels(path: Any, **how: Any) -> Iterator[Judgement]:
         a grade.
     """
 
-    def cells(line: str) -> tuple[str, str, Any]:
-        found = line.split()
+    def parts(line: str) -> tuple[str, str, Any]:
+        found = _words(line)
         if len(found) == 4:
             found = [found[0], *found[2:]]
         if len(found) != 3:
@@ -360,13 +386,13 @@ def read_qrels(path: Any, **how: Any) -> Iterator[Judgement]:
         for number, line in lines.read_lines(path)
         if not (number == 1 and _is_header(line))
     )
-    yield from _judgements(path, rows, cells, **how)
+    yield from _judgements(path, rows, parts, **how)
 
 
 def _judgements(
     path: Any,
     rows: Iterable[tuple[int, Any]],
-    cells: Callable[[Any], tuple[str, str, Any]],
+    parts: Callable[[Any], tuple[str, str, Any]],
     *,
     queries: Container[str] | None = None,
     documents: Container[str] | None = None,
@@ -378,7 +404,7 @@ def _judgements(
     seen: dict[tuple[str, str], int] = {}
 
     def parse(row: Any) -> Judgement | None:
-        query, document, found = cells(row)
+        query, document, found = parts(row)
         pair = (
             _known("query-id", query, queries, "the queries"),
             _known("corpus-id", document, documents, "the documents"),
@@ -426,7 +452,7 @@ def read_judgements(path: Any, **how: Any) -> Iterator[Judgement]:
     grades = ("score", *sorted(_GRADES - {"score"}))
     names = (*_JUDGED_QUERIES, *_JUDGED_DOCUMENTS, *grades)
 
-    def cells(row: Any) -> tuple[str, str, Any]:
+    def parts(row: Any) -> tuple[str, str, Any]:
         fields = _fields(row)
         return (
             check_id("query-id", _want(fields, *_JUDGED_QUERIES)),
@@ -435,7 +461,7 @@ def read_judgements(path: Any, **how: Any) -> Iterator[Judgement]:
         )
 
     rows, _ = _table(path, names, ())
-    yield from _judgements(path, rows, cells, **how)
+    yield from _judgements(path, rows, parts, **how)
 
 
 def read_run(

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from ranker.errors import DataError
 
 MAX_LINE = 16 * 2**20  # bytes; a longer line is not a record
@@ -58,10 +60,71 @@ class _Unzipped(io.RawIOBase):
         return size
 
 
+class _Zstandard(io.RawIOBase):
+    """What a Zstandard file unpacks to, up to a bound."""
+
+    def __init__(self, path: Any, file: Any):
+        self._most = FREE_EXPANSION + MAX_EXPANSION * file.seek(0, os.SEEK_END)
+        self._path, self._file = path, file
+        self._begin()
+
+    def _begin(self) -> None:
+        self._file.seek(0)
+        self._at = 0
+        self._stream = pa.CompressedInputStream(pa.PythonFile(self._file, "r"), "zstd")
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True; backwards it unpacks from the beginning again."""
+        return True
+
+    def tell(self) -> int:
+        """See `io.RawIOBase`."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """See `io.RawIOBase`; not from the end."""
+        assert whence != os.SEEK_END
+        target = offset + (self._at if whence == os.SEEK_CUR else 0)
+        if target < self._at:
+            self._begin()
+        while self._at < target and (part := self._read(target - self._at)):
+            self._at += len(part)
+        return self._at
+
+    def _read(self, size: int) -> bytes:
+        return self._stream.read(min(size, _BUFFER))
+
+    def readinto(self, buffer: Any) -> int:
+        """See `io.RawIOBase`."""
+        part = self._read(len(buffer))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        if self._at > self._most:
+            raise DataError(
+                f"{self._path}: unpacks to over {MAX_EXPANSION} times its size, as no "
+                "text does; if it is what you want, unpack it with unzstd"
+            )
+        return len(part)
+
+
 def unzipped(path: Any, file: Any) -> Any:
-    """The open binary `file`, or what it unpacks to where it is gzip; seekable."""
-    zipped = file.read(2) == b"\x1f\x8b"
+    """The open binary `file`, or what it unpacks to; seekable.
+
+    It may be gzip or Zstandard.
+    """
+    start = file.read(4)
     file.seek(0)
+    if start == b"\x28\xb5\x2f\xfd":
+        return io.BufferedReader(_Zstandard(path, file), _BUFFER)
+    if path.name.endswith(".zst"):
+        raise DataError(
+            f"{path}: is named .zst and is not Zstandard; rename it or compress it"
+        )
+    zipped = start[:2] == b"\x1f\x8b"
     if not zipped and path.name.endswith(".gz"):
         raise DataError(
             f"{path}: is named .gz and is not gzip; rename it or compress it"
@@ -138,7 +201,7 @@ def raw_lines(path: Any, file: Any, number: int = 0) -> Iterator[tuple[int, byte
 
 
 def read_lines(path: Any) -> Iterator[tuple[int, str]]:
-    """Lines of a text file, plain or gzip, with their numbers from 1; no empty ones.
+    """Lines of a text file, packed or not, with their numbers from 1; no empty ones.
 
     Raises:
       DataError: for a missing file, broken gzip, text that is not UTF-8 or a line over

@@ -31,6 +31,7 @@ from ranker.data.formats import (
     TITLES,
     OnError,
     Skipped,
+    headed,
     parse_json,
     records,
 )
@@ -69,6 +70,8 @@ SINGLE = ("document", "passage", "text", "doc", "response", "sentence2")
 LABELS = ("labels", "label", "relevance", "grade", "grades")
 SCORES = ("scores", "score", "similarity")
 MARGIN = ("score_diff", "margin")
+# Of tables in text, which have one document a cell.
+_COLUMNS = (*QUERIES, *QUERY_IDS, *POSITIVES, *NEGATIVES, *SINGLE, *LABELS, *SCORES)
 _NUMBERED = re.compile(r"negatives?_\d+")
 
 # The nearest is named where a record is none of them.
@@ -124,12 +127,25 @@ def _raw_rows(path: Any) -> Iterator[tuple[int, Any]]:
     if kind == "parquet":
         yield from parquet.read_rows(path, ())
     elif kind in ("tsv", "csv"):
-        for number, line in lines.read_lines(path):
-            yield number, _triple(line)
+        yield from _table_rows(path, kind)
     elif _is_array(path):
         yield from enumerate(_array(path), 1)
     else:
         yield from lines.read_lines(path)
+
+
+def _table_rows(path: Any, kind: str) -> Iterator[tuple[int, Any]]:
+    """Rows of a table with a header, or of triples of texts."""
+    found = lines.read_lines(path)
+    first = next(found, None)
+    if first is None:
+        return
+    named = headed(first[1], kind, _COLUMNS, found)
+    if named is not None:
+        yield from named
+        return
+    for number, line in itertools.chain([first], found):
+        yield number, _triple(line)
 
 
 def _triple(line: str) -> Any:

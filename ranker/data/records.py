@@ -24,6 +24,9 @@ def check_id(field: str, value: object) -> str:
 
     An id is never part of a path; what shows it to a reader must escape it.
     """
+    # pandas turns whole numbers into floats where one of them is missing.
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str) or not value:

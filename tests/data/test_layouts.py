@@ -214,3 +214,145 @@ def test_random_folders_are_what_a_naive_reading_finds(order, train, dev, test):
                 document = corpus[row][0]
                 assert label == max(0, grades[name].get(document, 0))
                 assert seen == (document in grades[name])
+
+
+# --- the same collection, as other people keep it ---
+
+
+def lines(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def collection(folder):
+    """TEXTS and ASKED in BEIR's form, 11 and 12 in train, 13 in dev and 14 in test."""
+    lines(folder / "corpus.jsonl", ({"_id": k, "text": v} for k, v in TEXTS.items()))
+    lines(folder / "queries.jsonl", ({"_id": k, "text": v} for k, v in ASKED.items()))
+    for split, pairs in (
+        ("train", [("11", "1"), ("12", "2")]),
+        ("dev", [("13", "3")]),
+        ("test", [("14", "4")]),
+    ):
+        rows = ((query, document, 1) for query, document in pairs)
+        tsv(
+            folder / "qrels" / f"{split}.tsv",
+            ("query-id", "corpus-id", "score"),
+            *rows,
+        )
+
+
+def zst(path):
+    path.with_name(f"{path.name}.zst").write_bytes(
+        pa.compress(path.read_bytes(), codec="zstd", asbytes=True)
+    )
+    path.unlink()
+
+
+def as_csv(folder):
+    (folder / "corpus.jsonl").unlink()
+    (folder / "queries.jsonl").unlink()
+    cells = "".join(f'{k},"","{v}, ""used"""\n' for k, v in TEXTS.items())
+    (folder / "corpus.csv").write_text(f"_id,title,text\n{cells}")
+    cells = "".join(f'{k},"{v},\nplease"\n' for k, v in ASKED.items())
+    (folder / "queries.csv").write_text(f"qid,query\n{cells}")
+
+
+def as_tsv(folder):
+    (folder / "corpus.jsonl").unlink()
+    tsv(folder / "corpus.tsv", ("DocID", "Text"), *TEXTS.items())
+
+
+def as_zst(folder):
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        zst(folder / name)
+
+
+def as_mixed_parts(folder):
+    (folder / "corpus.jsonl").unlink()
+    rows = [{"_id": k, "text": v} for k, v in TEXTS.items()]
+    lines(folder / "corpus" / "a.jsonl", rows[:1])
+    zst(folder / "corpus" / "a.jsonl")
+    lines(folder / "corpus" / "b.jsonl", rows[1:2])
+    ids = list(map(float, list(TEXTS)[2:]))  # of a table that once had a missing id
+    parquet(folder / "corpus" / "c.parquet", _id=ids, text=list(TEXTS.values())[2:])
+    for other in ("_SUCCESS", ".b.crc", "README.md"):
+        (folder / "corpus" / other).write_text("nothing")
+
+
+def with_quoted_judgements(folder):
+    for path in (folder / "qrels").iterdir():
+        rows = [line.split("\t") for line in path.read_text().splitlines()]
+        text = "".join('"{}"\t"{}"\t"{}"\n'.format(*row) for row in rows)
+        path.write_text(text)
+
+
+def with_default_judgements(folder):
+    for path in list((folder / "qrels").iterdir()):
+        rows = [line.split("\t") for line in path.read_text().splitlines()]
+        columns = dict(zip(rows[0], zip(*rows[1:], strict=True), strict=True))
+        columns["score"] = list(map(float, columns["score"]))
+        name = f"{path.stem}-00000-of-00001.parquet"
+        parquet(folder / "default" / name, **columns)
+        path.unlink()
+    (folder / "qrels").rmdir()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        as_csv,
+        as_tsv,
+        as_zst,
+        as_mixed_parts,
+        with_quoted_judgements,
+        with_default_judgements,
+    ],
+)
+def test_other_forms_hold_the_same(change, tmp_path):
+    collection(tmp_path)
+    expected = load(tmp_path)
+    change(tmp_path)
+    found = load(tmp_path)
+    assert [one.id for one in found.documents] == list(TEXTS)
+    if change is not as_csv:
+        assert found.documents == expected.documents
+    for split, lists in expected.lists.items():
+        assert [one.query_id for one in found.lists[split]] == [
+            one.query_id for one in lists
+        ]
+        for one, other in zip(found.lists[split], lists, strict=True):
+            assert one.documents.tolist() == other.documents.tolist()
+            assert one.judged_ids == other.judged_ids
+
+
+def test_a_broken_zst_file_is_refused(tmp_path):
+    collection(tmp_path)
+    zst(tmp_path / "corpus.jsonl")
+    path = tmp_path / "corpus.jsonl.zst"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-6])
+    with pytest.raises(DataError, match=r"corpus\.jsonl\.zst"):
+        load(tmp_path)
+    path.write_bytes(b"no")
+    with pytest.raises(DataError, match="is named .zst and is not Zstandard"):
+        load(tmp_path)
+    path.write_bytes(pa.compress(b" " * 2**27, codec="zstd", asbytes=True))
+    with pytest.raises(DataError, match="unpacks to over 200 times|over 16 MiB"):
+        load(tmp_path)
+
+
+def test_several_configs_of_one_data_set_are_named(tmp_path):
+    for name in ("en", "de"):
+        collection(tmp_path / name)
+    with pytest.raises(DataError, match=r"collection in each of de, en; name one.*/de"):
+        load(tmp_path)
+    assert len(load(tmp_path / "en").documents) == len(TEXTS)
+
+
+def test_lists_between_commas(tmp_path):
+    cells = "".join(f'what {i},"text, {i}",other {i}\n' for i in range(30))
+    (tmp_path / "train.csv").write_text(f"anchor,positive,negative\n{cells}")
+    found = load(tmp_path)
+    [one, *_] = found.lists["train"]
+    assert sum(map(len, found.lists.values())) == 30 and len(one.documents) == 2
+    assert "text, 3" in [document.text for document in found.documents]
