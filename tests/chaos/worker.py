@@ -118,9 +118,9 @@ class Moments:
         original = getattr(owner, function)
 
         @functools.wraps(original)
-        def named(settings, *arguments, **keywords):
-            self.current = stage or getattr(settings, "name", "")
-            result = original(settings, *arguments, **keywords)
+        def named(given, *arguments, **keywords):
+            self.current = stage or given.settings.name  # of a run that was planned
+            result = original(given, *arguments, **keywords)
             if self.current == self.stage:
                 os.kill(os.getpid(), signal.SIGKILL)
             self.current = ""
@@ -133,10 +133,10 @@ def live(workdir: pathlib.Path, stage: str, count: int) -> None:
     """One life: to the end, or to the `count`-th moment of `stage`, or to its end."""
     moments = Moments(stage, count)
     moments.name(prepare, "prepare", "prepare")
-    moments.name(loop, "train", None)
-    moments.name(teacher, "score", None)
-    moments.name(evaluation, "evaluate", "evaluate")
-    moments.name(exporting, "export", "export")
+    moments.name(loop, "execute", None)
+    moments.name(teacher, "execute", None)
+    moments.name(evaluation, "execute", "evaluate")
+    moments.name(exporting, "execute", "export")
     for owner, name in (
         (pathlib.Path, "replace"),
         (pathlib.Path, "rename"),
@@ -187,7 +187,8 @@ def main(folder: pathlib.Path, kills: int, seed: int) -> None:
     killed = folder / "killed"
     for stage in STAGES:
         for number in range(kills):
-            if (found := manifests.load(killed / stage)) and found.done:
+            # Not `load`: it starts jax's threads, which no fork survives.
+            if (found := manifests.read(killed / stage)) and found.done:
                 shutil.rmtree(killed / stage)  # a stage that is done is not killed
             outside = number % 2 == 1
             seconds = generator.uniform(0.02, 0.4) * duration if outside else 0
