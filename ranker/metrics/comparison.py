@@ -136,7 +136,8 @@ class Comparison:
     results: dict[str, dict[str, Outcome]]  # system -> measure
     differences: dict[str, dict[str, Difference | None]]  # None: too few queries
     slices: list[Slice]
-    pairs: dict[str, int] = field(default_factory=dict)  # counted by PNR and OPA
+    # system -> measure of pairs -> judged pairs that it counts
+    pairs: dict[str, dict[str, int]] = field(default_factory=dict)
     ties: dict[str, Ties] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -152,8 +153,9 @@ class Comparison:
     def summary(self) -> dict[str, Any]:
         """All but the values of single queries, as JSON takes it: None for no number.
 
-        Per system `queries`, `pairs`, `ties`, and by measure `metrics` (values),
-        `tie_range`, `counted` (queries that enter the value), and against the reference
+        Per system `queries`, `pairs` (of the first measure of pairs), `ties`, and by
+        measure `metrics` (values), `tie_range`, `counted` (queries that enter the
+        value), `counted_pairs`, and against the reference
         `difference`, `interval`, `p_value`, `p_holm`, `wins`, `effect_size`,
         `detectable` and with a margin `equivalent` and `p_equivalence`, which are None
         for the reference. Systems of several seeds have `seeds` and `sd_over_seeds`.
@@ -182,6 +184,12 @@ class Comparison:
     def _queries(self, system: str) -> list[str]:
         return next(iter(self.results[system].values())).queries
 
+    def _pairs(self, system: str) -> dict[str, Any]:
+        counted = self.pairs.get(system)
+        if not counted:
+            return {}
+        return {"pairs": next(iter(counted.values())), "counted_pairs": counted}
+
     def _system(self, name: str) -> dict[str, Any]:
         results = self.results[name]
         against = {
@@ -189,7 +197,7 @@ class Comparison:
         }
         found: dict[str, Any] = {
             "queries": len(self._queries(name)),
-            **({"pairs": self.pairs[name]} if name in self.pairs else {}),
+            **self._pairs(name),
             "metrics": {one: finite(results[one].mean) for one in self.measures},
             "counted": {one: results[one].parts for one in self.measures},
         }
@@ -517,15 +525,17 @@ def _tests(
 
 def _count_pairs(
     ranked: Mapping[str, Sequence[ranking.Ranked]], measures: Sequence[Measure]
-) -> dict[str, int]:
-    """Judged pairs that enter PNR and OPA, of the seed that has fewest."""
+) -> dict[str, dict[str, int]]:
+    """Judged pairs that enter each PNR and OPA, of the seed that has fewest."""
     asked = [one for one in measures if one.base in PAIR_MEASURES]
-    if not asked:
-        return {}
-    return {
-        name: min(ranking.num_pairs(seed, asked[0]) for seed in seeds)
-        for name, seeds in ranked.items()
-    }
+    counted = {}
+    for name, seeds in ranked.items():
+        known = {  # equal ones are counted once
+            one.complete: min(ranking.num_pairs(seed, one) for seed in seeds)
+            for one in {one.complete: one for one in asked}.values()
+        }
+        counted[name] = {one.name: known[one.complete] for one in asked}
+    return counted
 
 
 def _find_ties(seeds: Sequence[ranking.Ranked], measures: Sequence[Measure]) -> Ties:
@@ -549,7 +559,12 @@ def _denominators(found: Comparison) -> list[str]:
     notes = []
     counts = {name: len(found._queries(name)) for name in found.results}
     known: list[tuple[str, dict[str, int]]] = [("queries", counts)]
-    known.append(("judged pairs", found.pairs))
+    told = set()
+    for one in next(iter(found.pairs.values()), {}):
+        pairs = {name: counted[one] for name, counted in found.pairs.items()}
+        if tuple(pairs.values()) not in told:
+            known.append(("judged pairs", pairs))
+        told.add(tuple(pairs.values()))
     for one in found.measures:
         if one.lower().startswith(("opa-macro", "pnr-macro")):
             parts = {name: x[one].parts for name, x in found.results.items()}

@@ -50,7 +50,8 @@ def _row(system: Mapping[str, Any], measure: str) -> dict[str, Any]:
     wins = system["wins"][measure] or (None, None, None)
     return {
         "value": system["metrics"][measure],
-        **{key: system.get(key) for key in ("queries", "pairs", "ties", "seeds")},
+        **{key: system.get(key) for key in ("queries", "ties", "seeds")},
+        "pairs": system.get("counted_pairs", {}).get(measure),
         "sd_over_seeds": system.get("sd_over_seeds", {}).get(measure),
         "difference": system["difference"][measure],
         "low": ends[0],

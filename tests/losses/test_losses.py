@@ -185,6 +185,31 @@ def _ndcg_loss_1_at_2(s, y):
     return total, 1
 
 
+def _pairs_at_one(factor):
+    """A scheme of ordered pairs at a cutoff of 1 with sigma = 0.5, written out."""
+
+    def reference(s, y):
+        if not _ordered_pairs(y):
+            return 0.0, 0
+        rank, total = _ranks(s), 0.0
+        for i, j in _ordered_pairs(y):
+            if min(rank[i], rank[j]) == 1:
+                gain = (2.0 ** y[i] - 2.0 ** y[j]) / (2.0 ** y.max() - 1)
+                bits = _softplus((s[j] - s[i]) / 2) / LN2
+                total += factor(rank[i], rank[j]) * gain * bits
+        return total, 1
+
+    return reference
+
+
+def _swapped(i, j):
+    return abs(_discount(i) - _discount(j))
+
+
+def _apart(i, j):
+    return _discount(abs(i - j)) - _discount(abs(i - j) + 1)
+
+
 def _per_list(reference):
     """Every list counts once, with the mean over its items."""
 
@@ -377,6 +402,16 @@ CASES = {
         partial(listwise.lambda_loss, scheme=schemes.ndcg_loss_1, sigma=2.0, cutoff=2),
         _ndcg_loss_1_at_2,
         ([0, 0, 0], [1, 0, 0], 2, 1),
+    ),
+    "lambda_loss, LambdaRank": Case(
+        partial(listwise.lambda_loss, scheme=schemes.lambda_rank, sigma=0.5, cutoff=1),
+        _pairs_at_one(_swapped),
+        ([0, 0, 0], [1, 0, 0], LEAD + 0.5, 1),
+    ),
+    "lambda_loss, loss 2": Case(
+        partial(listwise.lambda_loss, scheme=schemes.ndcg_loss_2, sigma=0.5, cutoff=1),
+        _pairs_at_one(_apart),
+        ([0, 0, 0], [1, 0, 0], 0.5, 1),
     ),
     "point_mse": Target(
         distillation.point_mse,

@@ -13,6 +13,27 @@ from ranker.metrics.ranking import Rules
 MEASURES = ("NDCG@10", "MAP", "PNR")
 
 
+def test_every_measure_of_pairs_says_how_many_it_counts():
+    qrels = {f"q{n}": {"a": 2, "b": 1, "c": 0} for n in range(3)}
+    whole = {q: {"a": 3.0, "b": 2.0, "c": 1.0} for q in qrels}
+    short = {q: {"a": 3.0, "b": 2.0} for q in qrels}
+    found = compare(
+        qrels,
+        {"whole": whole, "short": short},
+        ("OPA(complete=true)", "OPA", "PNR-macro", "MRR"),
+        reference="whole",
+    )
+    system = found.summary()["systems"]["short"]
+    assert system["pairs"] == 9
+    assert system["counted_pairs"] == {
+        "OPA(complete=true)": 9,
+        "OPA": 3,
+        "PNR-macro": 3,
+    }
+    notes = [one for one in found.notes if "judged pairs" in one]
+    assert len(notes) == 1 and "short: its values are over 3 judged pairs" in notes[0]
+
+
 def systems(queries=40, names=("a", "b", "c"), seed=0):
     generator = np.random.default_rng(seed)
     documents = [f"d{n}" for n in range(20)]
