@@ -7,6 +7,7 @@ with a checkpoint is run.
 import functools
 import hashlib
 import json
+import math
 import pathlib
 import re
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 # Second copies of the weights, for other tools or in another width.
 _OTHERS = ["onnx/*", "openvino/*", "original/*", "consolidated*"]
 _OTHERS += ["*.fp16.safetensors", "*.bf16.safetensors", "*.fp16-*.safetensors"]
-_DTYPES = ("F32", "BF16", "F16", "F64", "I64")  # I64: buffers, which are ignored
+# Bytes of a number; I64: buffers, which are ignored.
+_DTYPES = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "I64": 8}
 # More would fill the memory with lists of their names.
 _AT_MOST = {"num_hidden_layers": 1000, "num_labels": 100_000}
 _SAMPLE = 1024  # numbers of a tensor that its digest is made from, in three places
@@ -245,10 +247,14 @@ def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
     listed = _list_files(folder)
     for path in dict.fromkeys(listed.values()):
         try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    part = file.get_slice(name)
-                    shape, dtype = tuple(part.get_shape()), part.get_dtype()
+            # The header is checked first; numbers are then read past a map, whose pages
+            # would be fetched one by one.
+            with safe_open(path, framework="np") as checked:
+                names = list(checked.keys())
+            with path.open("rb", buffering=0) as file:
+                header, begin = _header(file)
+                for name in names:
+                    shape, dtype = tuple(header[name]["shape"]), header[name]["dtype"]
                     tensors[name] = Tensor(path, name, shape, dtype)
                     if dtype not in _DTYPES:
                         problems.append(
@@ -258,7 +264,8 @@ def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
                         )
                     else:
                         digest.update(repr((name, shape, dtype)).encode())
-                        digest.update(_some_numbers(file, part, name, shape))
+                        place = begin + header[name]["data_offsets"][0]
+                        digest.update(_some_numbers(file, place, shape, dtype))
         except (OSError, SafetensorError) as error:
             problems.append(f"{path}: {error}; fetch the file again")
     problems += [
@@ -271,17 +278,29 @@ def find_tensors(folder: pathlib.Path) -> tuple[Tensors, str]:
     return tensors, digest.hexdigest()
 
 
-def _some_numbers(file: Any, part: Any, name: str, shape: tuple[int, ...]) -> bytes:
+def _header(file: Any) -> tuple[Json, int]:
+    """The header of a file that has been checked, and where its numbers begin."""
+    size = int.from_bytes(file.read(8), "little")
+    return json.loads(file.read(size)), 8 + size
+
+
+def _some_numbers(file: Any, begin: int, shape: tuple[int, ...], dtype: str) -> bytes:
     """Of the first rows, of those in the middle, and of the last."""
+    width = _DTYPES[dtype]
+
+    def read(start: int, count: int) -> bytes:
+        file.seek(begin + start)
+        return file.read(count)
+
     if not shape or 0 in shape:
-        return file.get_tensor(name).tobytes()
-    count = max(1, _SAMPLE // int(np.prod(shape[1:], dtype=np.int64)))
+        return read(0, width * math.prod(shape))
+    inner = math.prod(shape[1:])
+    count = max(1, _SAMPLE // inner)
     starts = sorted({0, max(shape[0] // 2 - count // 2, 0), max(shape[0] - count, 0)})
     if shape[0] <= 3 * count:
         starts, count = [0], shape[0]
-    return b"".join(
-        np.ascontiguousarray(part[start : start + count]).tobytes() for start in starts
-    )
+    row = width * inner
+    return b"".join(read(start * row, count * row) for start in starts)
 
 
 def _list_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:

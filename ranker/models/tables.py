@@ -4,6 +4,7 @@ An entry is a source tensor, a path of ours, and the transform between them. `{i
 source is the layer, which we stack in front.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -100,7 +101,7 @@ class Entry:
         """Whether the source has one tensor for each layer."""
         return "{i}" in self.source
 
-    @property
+    @functools.cached_property
     def source_shape(self) -> tuple[int, ...]:
         """Shape of the source tensor."""
         empty = np.broadcast_to(np.float32(0), self.shape)  # takes no memory
