@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import re
 
@@ -8,58 +7,22 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import (
+    DECODER,
+    ENCODER,
+    OBJECTIVES,
+    V,
+    batch_of,
+    mesh_of,
+    network_of,
+    train,
+)
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ranker import config, sharding
-from ranker.batch import Batch, Rows
 from ranker.models import build
-from ranker.training import objectives, optim, state, step, weights
+from ranker.training import optim, state, weights
 from ranker.training.scorer import device_batch, make_score
-
-DECODER = config.Decoder(
-    num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32
-)
-ENCODER = config.Encoder(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32)
-MESHES = {
-    "one": config.Mesh(data=1),
-    "data8": config.Mesh(),
-    "data2-fsdp2-tensor2": config.Mesh(fsdp=2, tensor=2),
-    "slice2-fsdp4": config.Mesh(slices=2, fsdp=4),
-}
-V, T = 64, 12
-
-
-def mesh_of(name):
-    devices = jax.devices()[:1] if name == "one" else None
-    return sharding.make_mesh(MESHES[name], devices)
-
-
-def batch_of(lists=8, size=2, micro=1, seed=0):
-    generator = np.random.default_rng(seed)
-    rows = lists * size // micro
-    shape = (micro, rows, T)
-    lengths = generator.integers(3, T + 1, (micro, rows, 1))
-    real = np.arange(T) < lengths
-    ends = np.arange(rows) * T + lengths[..., 0] - 1
-    where = generator.random((micro, lists // micro, size)) < 0.8
-    return Batch(
-        rows=Rows(
-            tokens=(generator.integers(1, V, shape) * real).astype(np.int32),
-            segments=real.astype(np.int32),
-            positions=(np.arange(T) * real).astype(np.int32),
-            types=np.zeros(shape, np.int32),
-        ),
-        loss_mask=real & (np.arange(T) > 2),
-        score_index=ends.reshape(micro, -1, size).astype(np.int32),
-        labels=generator.integers(0, 3, where.shape).astype(np.float32),
-        targets=generator.normal(size=where.shape).astype(np.float32),
-        where=where,
-    )
-
-
-def network_of(settings, name, head="score"):
-    return state.make_network(settings, V, head, mesh_of(name))
-
 
 EXPECTED = {
     "body.embedding": ("tensor", "fsdp"),
@@ -123,52 +86,6 @@ def test_same_parameters_on_every_mesh():
     for other in leaves[1:]:
         for a, b in zip(leaves[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
-
-
-OBJECTIVES = {
-    "language": (DECODER, config.Language()),
-    "softmax": (DECODER, config.Rank()),
-    "hinge": (ENCODER, config.Rank(loss=("hinge",))),
-    "hybrid": (ENCODER, config.Distillation(target_scale="list")),
-}
-
-
-@contextlib.contextmanager
-def counting_compilations():
-    """A list that grows by one with each XLA compilation."""
-    seen = []
-
-    def listen(event, duration, **_):
-        if event == "/jax/core/compile/backend_compile_duration":
-            seen.append(duration)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
-OPTIM = config.Optim(learning_rate=1e-2, warmup=1)
-
-
-def train(settings, objective, mesh_name, batches, optimiser=OPTIM):
-    mesh = mesh_of(mesh_name)
-    made = objectives.make_objective(objective, groups=sharding.num_shards(mesh))
-    network = state.make_network(settings, V, made.head, mesh)
-    tx = optim.make_optimizer(optimiser, 10, network.abstract)
-    params = weights.complete({}, network, settings, V, made.head, seed=0)
-    current = state.init_state(network, params, tx, 0)
-    compiled = step.make_step(network, made, tx, current)
-    metrics = []
-    with jax.set_mesh(mesh), counting_compilations() as compilations:
-        for number, batch in enumerate(batches):
-            current, values = compiled(current, device_batch(batch, network, leading=1))
-            metrics.append(jax.device_get(values))
-            # The state that comes out lies like the one that went in.
-            assert number == 0 or not compilations
-            compilations.clear()
-    return jax.device_get(current.params), metrics
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -1,8 +1,6 @@
 """Adapters: the function that they add, its gradients, and what trains."""
 
-import importlib.util
-import pathlib
-
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,11 +14,6 @@ from ranker.models.huggingface import flat
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
 from ranker.training.trained import freeze, unflat
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 LORA = config.Lora(rank=3, alpha=6.0, base_dtype="float32")
 GATED = config.Encoder(

@@ -1,10 +1,9 @@
 """Every family against transformers' own torch model: in, and out again."""
 
-import importlib.util
-import pathlib
-
+import jax
 import jax.numpy as jnp
 import numpy as np
+import parity_helpers as helpers
 import pytest
 import tokenizers as tokenizers_library
 import torch
@@ -14,12 +13,8 @@ from flax import nnx
 from ranker import config
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+from ranker.models import build
 from ranker.models.huggingface import ModelError, export_huggingface, flat
-
-_path = pathlib.Path(__file__).with_name("test_huggingface.py")
-_spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 V, T = 98, 24
 DECODER = dict(
@@ -515,7 +510,7 @@ def test_roberta_needs_its_own_padding(tmp_path, tokenizers):
     settings = config.Encoder(
         num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16, family="roberta"
     )
-    model = helpers.build.build(settings, 50, "score", key=helpers.jax.random.key(0))
+    model = build.build(settings, 50, "score", key=jax.random.key(0))
     with pytest.raises(ModelError, match="padding token is 0, and 'roberta' counts"):
         export_huggingface(
             tmp_path,
@@ -607,7 +602,7 @@ def test_an_export_says_what_its_family_lacks(fields, message, tmp_path, tokeniz
         mlp_dim=16,
         **fields,
     )
-    model = helpers.build.build(settings, 50, "score", key=helpers.jax.random.key(0))
+    model = build.build(settings, 50, "score", key=jax.random.key(0))
     with pytest.raises(ModelError, match=message):
         export_huggingface(
             tmp_path / "out",

@@ -1,11 +1,10 @@
 """Folders as others than today's transformers have written them."""
 
-import importlib.util
 import json
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
+import parity_helpers as helpers
 import pytest
 import transformers
 from flax import nnx
@@ -19,11 +18,6 @@ from ranker.models.huggingface import (
     flat,
     open_checkpoint,
 )
-
-_path = pathlib.Path(__file__).with_name("test_huggingface.py")
-_spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 SIZES = dict(
     vocab_size=40,

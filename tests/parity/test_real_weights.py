@@ -1,7 +1,6 @@
 """Checkpoints that others have trained: what they say is known."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -12,6 +11,7 @@ import zipfile
 
 import jax.numpy as jnp
 import numpy as np
+import parity_helpers as helpers
 import pytest
 import tokenizers
 import torch
@@ -30,11 +30,6 @@ from ranker.training.export import export
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import train
 from ranker.training.trained import load_trained
-
-_path = pathlib.Path(__file__).with_name("test_huggingface.py")
-_spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
 beside = pytest.mark.skipif(

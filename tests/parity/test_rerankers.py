@@ -1,12 +1,12 @@
 """Published kinds of rerankers as teachers, as they are; and the way to a student."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import runpy
 
 import numpy as np
+import parity_helpers as helpers
 import pytest
 import tokenizers
 import torch
@@ -22,11 +22,6 @@ from ranker.training.score import score
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import adopt, train
 from ranker.training.trained import load_trained
-
-_path = pathlib.Path(__file__).with_name("test_huggingface.py")
-_spec = importlib.util.spec_from_file_location("huggingface_helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 V = 320

@@ -1,10 +1,9 @@
 """The language loss by chunks changes nothing; bfloat16 computes, float32 learns."""
 
 import dataclasses
-import importlib.util
-import pathlib
 import re
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,11 +14,6 @@ from ranker import config
 from ranker.losses import language
 from ranker.training import objectives, weights
 from ranker.training import scorer as scoring
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 CAPPED = dataclasses.replace(helpers.DECODER, logit_cap=3.0)
 

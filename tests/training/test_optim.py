@@ -1,11 +1,10 @@
 """Settings of the optimiser and of precision do what they say."""
 
 import dataclasses
-import importlib.util
 import math
-import pathlib
 import typing
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +16,6 @@ from hypothesis import strategies as st
 
 from ranker import config
 from ranker.training import optim, state, weights
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 SETTINGS = config.Optim(learning_rate=0.1, warmup=0, weight_decay=0.0, b1=0.5, b2=0.5)
 

@@ -1,8 +1,6 @@
 """Packed rows give the numbers of a row a text, with one compilation a run."""
 
-import importlib.util
-import pathlib
-
+import helpers
 import jax
 import numpy as np
 import pytest
@@ -15,11 +13,6 @@ from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, train_bpe, train_wordpiece
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training import scorer as scoring
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 MODELS = {
     "decoder": helpers.DECODER,

@@ -1,10 +1,9 @@
 """A list's prompt that is computed once gives the numbers of a row a pair."""
 
 import dataclasses
-import importlib.util
-import pathlib
 from functools import partial
 
+import helpers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,11 +26,6 @@ from ranker.models import attention, blockwise, build
 from ranker.models.masks import Rule, make_mask
 from ranker.training import objectives, state
 from ranker.training import scorer as scoring
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 PROMPT = "judge whether the document answers the query, with yes or with no. " * 2
 TEMPLATE = f"{PROMPT}{{query}}||| {{both}}||| so"

@@ -1,19 +1,13 @@
 """The step's gradient is that of the whole batch, however it is cut."""
 
-import importlib.util
-import pathlib
-
+import helpers
 import jax
 import numpy as np
 import pytest
 
 from ranker import config
+from ranker.batch import Batch
 from ranker.training import objectives
-
-_path = pathlib.Path(__file__).resolve().parents[1] / "test_sharding.py"
-_spec = importlib.util.spec_from_file_location("helpers", _path)
-helpers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(helpers)
 
 
 def cut(batch, parts):
@@ -25,7 +19,7 @@ def cut(batch, parts):
     pieces = jax.tree.map(reshape, batch)
     rows = pieces.rows.tokens.shape[1]
     first = np.arange(parts)[:, None, None] * rows * helpers.T
-    return helpers.Batch(
+    return Batch(
         **{
             **{name: getattr(pieces, name) for name in vars(batch)},
             "score_index": (pieces.score_index - first).astype(np.int32),
