@@ -65,36 +65,50 @@ def values(workdir, name):
     return pq.read_table(workdir / name / "chunks")["score"].to_numpy()
 
 
-# Children are forked before a backend starts, so that imports are paid for once.
+# Children are forked before a backend starts, so that imports are paid for once. To be
+# killed, they kill themselves, at a receipt of theirs: nothing waits or polls.
 DRIVER = """
-import dataclasses, os, pathlib, pickle, signal, sys, time
+import dataclasses, os, pickle, signal, sys
+from ranker import storage
 from ranker.training.score import score
 
 workdir, settings = pickle.load(sys.stdin.buffer)
 receipts = lambda name: set((workdir / name / "receipts").glob("*.json"))
 
-def run(name, count, kill_at=0):
+def die_at(receipt, written):
+    # With this receipt on disk, or with its chunk alone.
+    write, count = storage.write_sealed, [0]
+
+    def watched(path, *arguments, **keywords):
+        count[0] += path.parent.name == "receipts"
+        if count[0] == receipt and not written:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, *arguments, **keywords)
+        if count[0] == receipt:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    storage.write_sealed = watched
+
+def run(name, count, deaths=()):
     children = []
     for index in range(count):
         child = os.fork()
         if not child:
+            if deaths:
+                die_at(*deaths[index])
             mine = dict(name=name, process_index=index, process_count=count)
             score(dataclasses.replace(settings, **mine), workdir)
             os._exit(0)
         children.append(child)
-    while kill_at and len(receipts(name)) < kill_at:
-        time.sleep(0.002)
     for child in children:
-        if kill_at:
-            os.kill(child, signal.SIGKILL)
-        assert os.waitpid(child, 0)[1] == (signal.SIGKILL if kill_at else 0)
+        assert os.waitpid(child, 0)[1] == (signal.SIGKILL if deaths else 0)
     return {path: path.stat().st_mtime_ns for path in receipts(name)}
 
 clean = run("clean", 1)
-three = run("killed", 3, kill_at=5)
-two = run("killed", 2, kill_at=12)
+three = run("killed", 3, [(2, False), (3, True), (1, True)])
+two = run("killed", 2, [(4, True), (5, False)])
 one = run("killed", 1)
-assert 5 <= len(three) < len(two) < len(one) == len(clean), (three, two, one, clean)
+assert 4 <= len(three) < len(two) < len(one) == len(clean), (three, two, one, clean)
 assert three.items() <= two.items() <= one.items()  # what is done is not done again
 """
 
