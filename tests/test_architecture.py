@@ -1,11 +1,15 @@
-"""The house: imports point one way, and no setting is without effect."""
+"""The house: imports point one way, nothing is too long, no setting without effect."""
 
 import ast
 import dataclasses
+import functools
+import graphlib
+import importlib
 import pathlib
 import subprocess
 import sys
 
+import attribute_reads
 import pytest
 
 from ranker import config
@@ -42,6 +46,7 @@ ROWS = {
     "serving": 6,
 }
 ENTRY = 7
+NEEDS_MORE = "data.beam"  # its extra has an environment of its own
 FORBIDDEN = {("serving", "training"), ("training", "planning")}
 
 
@@ -59,12 +64,18 @@ def _modules():
             yield path, ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
+@functools.cache
+def _tree(path):
+    return ast.parse(path.read_text())
+
+
 def _imports(path):
     """Modules of the package that a file imports, in either form of the statement."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and not node.level:
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: write the import in full"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         else:
             continue
@@ -108,7 +119,7 @@ def test_every_form_of_import_is_seen(tmp_path, line):
 
 def test_configs_import_config_alone():
     for path in (PACKAGE.parent / "configs").glob("*.py"):
-        tree = ast.parse(path.read_text())
+        tree = _tree(path)
         names = [
             (node.module, [alias.name for alias in node.names])
             for node in ast.walk(tree)
@@ -118,27 +129,175 @@ def test_configs_import_config_alone():
         assert not [n for n in ast.walk(tree) if isinstance(n, ast.Import)], path
 
 
+def test_a_relative_import_is_refused(tmp_path):
+    file = tmp_path / "lists.py"
+    file.write_text("from ..training import train\n")
+    with pytest.raises(AssertionError, match="lists.py:1: write the import in full"):
+        list(_imports(file))
+
+
+def test_modules_of_a_folder_do_not_need_each_other_in_a_circle():
+    modules = dict((module, path) for path, module in _modules())
+    graph = {
+        module: {
+            known
+            for target in _imports(path)
+            for known in (target, target.rpartition(".")[0])
+            if known in modules
+        }
+        for module, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+# --- sizes ---
+
+
+def _sources():
+    for folder in (PACKAGE, PACKAGE.parent / "configs"):
+        yield from sorted(folder.rglob("*.py"))
+
+
+def _functions(tree):
+    """Functions with their full names, and whether all of each name is public."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node, not node.name.startswith("_") or node.name == "__init__"
+        elif isinstance(node, ast.ClassDef):
+            hidden = node.name.startswith("_")
+            yield from ((one, shown and not hidden) for one, shown in _functions(node))
+
+
+def _positional(function):
+    every = function.args.posonlyargs + function.args.args
+    return [one.arg for one in every if one.arg not in ("self", "cls")]
+
+
+def _body_lines(function):
+    """Lines from the first statement after the docstring to the last."""
+    body = function.body
+    if ast.get_docstring(function) is not None:
+        body = body[1:]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_no_public_function_takes_more_than_five_arguments_by_position():
+    wrong = [
+        f"{path}:{one.lineno} {one.name}({', '.join(_positional(one))})"
+        for path in _sources()
+        for one, public in _functions(_tree(path))
+        if public and len(_positional(one)) > 5
+    ]
+    assert not wrong, wrong
+
+
+def test_no_function_body_is_over_sixty_lines():
+    wrong = [
+        f"{path}:{one.lineno} {one.name}: {_body_lines(one)} lines"
+        for path in _sources()
+        for one in ast.walk(_tree(path))
+        if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)
+        if _body_lines(one) > 60
+    ]
+    assert not wrong, wrong
+
+
+def _equal_runs(paths, lines):
+    """Where as many lines in a row, blank ones aside, stand in two places."""
+    seen = {}
+    for path in paths:
+        written = enumerate(path.read_text().splitlines(), 1)
+        kept = [(number, line.strip()) for number, line in written if line.strip()]
+        for at in range(len(kept) - lines + 1):
+            run = tuple(line for _, line in kept[at : at + lines])
+            here = f"{path}:{kept[at][0]}"
+            if run in seen:
+                yield f"{here} is {seen[run]}"
+            seen.setdefault(run, here)
+
+
+def test_no_more_than_fifteen_equal_lines_stand_in_two_places():
+    assert not list(_equal_runs(_sources(), 16))
+
+
+def test_sizes_are_seen(tmp_path):
+    """What the three tests above look for is found where it is."""
+    file = tmp_path / "long.py"
+    lines = [f"    x = {n}" for n in range(61)]
+    body = ["def f(a, b, c, d, e, g):", '    """Says."""', *lines]
+    file.write_text("\n".join(body) + "\n")
+    [(function, public)] = _functions(ast.parse(file.read_text()))
+    assert public and _positional(function) == list("abcdeg")
+    assert _body_lines(function) == 61
+    (tmp_path / "copy.py").write_text("\n\n".join(lines[7:23]))
+    assert list(_equal_runs([file, tmp_path / "copy.py"], 16)) == [
+        f"{tmp_path / 'copy.py'}:1 is {file}:10"
+    ]
+
+
+# --- settings ---
+
+
 def test_every_config_field_is_read():
-    sources = "\n".join(path.read_text() for path, _ in _modules())
+    reads = attribute_reads.reads_of(
+        (importlib.import_module(f"ranker.{module}"), _tree(path))
+        for path, module in _modules()
+        if module not in ("__main__", NEEDS_MORE)
+        and not module.startswith(("losses", "metrics"))
+    )
     unread = [
-        f"{one.__name__}.{field.name}"
+        f"{one.__name__}.{name}"
         for one in vars(config).values()
-        if dataclasses.is_dataclass(one) and isinstance(one, type)
-        for field in dataclasses.fields(one)
-        if f".{field.name}" not in sources
-        # Text.of(role, "length") reads teacher_length or student_length.
-        and f'"{field.name.removeprefix("teacher_").removeprefix("student_")}"'
-        not in sources
+        if isinstance(one, type) and dataclasses.is_dataclass(one)
+        for name in attribute_reads.annotated(one)
+        if (one, name) not in reads
     ]
     assert not unread, unread
+
+
+STRAY = """
+from dataclasses import dataclass
+
+@dataclass
+class Loop:
+    steps: int
+
+@dataclass
+class Export:
+    steps: int
+    batch: int
+    query: str
+    loops: tuple[Loop, ...]
+    dtype: str
+
+    def __post_init__(self):
+        assert self.batch
+
+def use(settings: Export, other):
+    other.batch, "query", Loop(steps=1)
+    for loop in settings.loops:
+        print(loop.steps)
+    again = settings
+    return again.dtype
+"""
+
+
+def test_a_read_of_another_class_is_no_read(tmp_path, monkeypatch):
+    (tmp_path / "stray_settings.py").write_text(STRAY)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("stray_settings")
+    assert attribute_reads.reads_of([(module, ast.parse(STRAY))]) == {
+        (module.Export, "loops"),
+        (module.Loop, "steps"),
+        (module.Export, "dtype"),
+    }
 
 
 def test_importing_starts_no_backend():
     modules = [
         f"ranker.{module}"
         for _, module in _modules()
-        # data.beam needs an extra that has an environment of its own.
-        if module not in ("run", "train", "score", "evaluate", "export", "data.beam")
+        if module not in ("run", "train", "score", "evaluate", "export", NEEDS_MORE)
     ]
     code = (
         f"import importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
