@@ -1,0 +1,259 @@
+"""Changes the code, a little and at random, and tells which changes no test notices.
+
+    pip install -e '.[test,mutation]'
+    python tests/mutate.py                              15 mutants of each part
+    python tests/mutate.py losses clicks --sample 0     all of two parts: hours
+
+The mutants are cosmic-ray's: `<` for `<=`, `+` for `-`, 1 for 2, `not` added. They are
+drawn by place in the code, so that no line counts more because many things can be done
+to it. None is made in type annotations and in `@dataclass(...)`, which pyright checks,
+and none that is no Python. Each is written into a copy of the working tree and meets
+the tests of its part in a process of its own, forked after the imports that cost time.
+Exits with 1 when a mutant survives.
+"""
+
+import argparse
+import ast
+import contextlib
+import importlib
+import itertools
+import multiprocessing
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Modules under ranker/, and the tests that hold what they promise.
+PARTS = {
+    "losses": (["losses"], ["tests/losses"]),
+    "metrics": (["metrics"], ["tests/metrics"]),
+    "packing": (["data/packing.py"], ["tests/data/test_packing.py"]),
+    "pipeline": (
+        ["data/pipeline.py", "data/pairs.py"],
+        ["tests/data/test_pipeline.py", "tests/data/test_triple_batches.py"],
+    ),
+    "collections": (
+        ["data/collections.py", "data/ranked.py"],
+        ["tests/data/test_collections.py", "tests/data/test_layouts.py"],
+    ),
+    "clicks": (
+        ["data/clicks.py", "data/click_engine.py"],
+        ["tests/data/test_clicks.py", "tests/data/test_click_logs.py"],
+    ),
+    "checkpoint": (
+        ["training/checkpoint.py"],
+        ["tests/training/test_checkpoint.py"],
+    ),
+    "step": (["training/step.py"], ["tests/training/test_step.py"]),
+    "manifests": (["manifests.py"], ["tests/test_manifests.py"]),
+}
+# Imported once. What is forked later must not have started a backend of jax.
+IMPORTED = (
+    *("pytest", "hypothesis", "numpy", "scipy.stats", "scipy.optimize", "pyarrow"),
+    *("pyarrow.parquet", "duckdb", "jax", "jax.numpy", "flax.nnx", "optax", "grain"),
+    *("chex", "orbax.checkpoint", "tensorflow_datasets", "transformers", "torch"),
+)
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change that can be made to a module."""
+
+    path: str  # from the root of the tree
+    line: int
+    column: int
+    operator: str  # of cosmic-ray
+    arguments: tuple[tuple[str, object], ...]
+    occurrence: int
+
+
+def left_alone(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Where the type annotations and `@dataclass(...)` of a module begin and end."""
+    every: list[ast.expr | None] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            every.append(node.returns)
+        elif isinstance(node, ast.arg | ast.AnnAssign):
+            every.append(node.annotation)
+        elif isinstance(node, ast.ClassDef):
+            every += [o for o in node.decorator_list if "dataclass" in ast.unparse(o)]
+    return [
+        # A decorator begins with its @.
+        ((one.lineno, one.col_offset - 1), (one.end_lineno, one.end_col_offset))
+        for one in every
+        if one is not None
+    ]
+
+
+def mutants_of(path: str) -> Iterator[Mutant]:
+    """All changes to a module, but those that `left_alone` leaves out."""
+    from cosmic_ray import ast as parsing
+    from cosmic_ray import plugins
+
+    source = (ROOT / path).read_text()
+    left_out = left_alone(source)
+    nodes = list(parsing.ast_nodes(parsing.get_ast(source)))
+    for name in plugins.operator_names():
+        kind = plugins.get_operator(name)
+        if kind.arguments():  # made for one project's own functions
+            continue
+        places = (place for node in nodes for place in kind().mutation_positions(node))
+        for occurrence, (start, _) in enumerate(places):
+            if not any(first <= start < last for first, last in left_out):
+                yield Mutant(path, *start, name, (), occurrence)
+
+
+def drawn(every: list[Mutant], count: int, generator: random.Random) -> list[Mutant]:
+    """Some of the mutants, at most one at a place; 0: all of them."""
+    if not count:
+        return [one for one in every if code_of(one)]
+    places: dict[tuple[str, int, int], list[Mutant]] = {}
+    for one in every:
+        places.setdefault((one.path, one.line, one.column), []).append(one)
+    order = generator.sample(sorted(places), len(places))
+    chosen = (generator.choice(places[place]) for place in order)
+    return list(itertools.islice((one for one in chosen if code_of(one)), count))
+
+
+def code_of(mutant: Mutant) -> str | None:
+    """The module with the change; None where that is no Python, as `f(+arguments)`."""
+    from cosmic_ray import mutating, plugins
+
+    operator = plugins.get_operator(mutant.operator)(**dict(mutant.arguments))
+    source = (ROOT / mutant.path).read_text()
+    code = mutating.mutate_code(source, operator, mutant.occurrence)
+    try:
+        ast.parse(code)
+    except SyntaxError:
+        return None
+    return code
+
+
+def run_tests(copy: pathlib.Path, tests: list[str], limit: float) -> tuple[str, float]:
+    """What became of the tests: passed, failed or stopped; and seconds."""
+
+    def child() -> None:
+        output = os.open(copy / "output.txt", os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        import pytest
+
+        quiet = ["-q", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=short"]
+        # Plugins' asserts are not rewritten: they have been imported before.
+        quiet += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]
+        os._exit(pytest.main([*quiet, *tests]))
+
+    begun = time.monotonic()
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(limit)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return "stopped", limit
+    return "failed" if process.exitcode else "passed", time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def copied() -> Iterator[pathlib.Path]:
+    """A copy of the tree's files, in which the tests are run."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = pathlib.Path(folder) / "ranker"
+        listed = subprocess.run(
+            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
+            cwd=ROOT,
+            capture_output=True,
+            check=True,
+            text=True,
+        )
+        for name in filter(None, listed.stdout.split("\0")):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+        os.chdir(copy)
+        sys.path.insert(0, str(copy))
+        # Hypothesis draws the same examples each time, and waits for no clock.
+        os.environ.update(PYTHONPATH=str(copy), PYTHONDONTWRITEBYTECODE="1", CI="1")
+        sys.dont_write_bytecode = True
+        yield copy
+
+
+def difference(mutant: Mutant, code: str) -> str:
+    """The changed line, before and after."""
+    before = (ROOT / mutant.path).read_text().splitlines()
+    after = code.splitlines()
+    place = next(
+        (
+            i
+            for i, (a, b) in enumerate(zip(before, after, strict=False))
+            if a.strip() != b.strip()
+        ),
+        mutant.line - 1,
+    )
+    return (
+        f"  {mutant.path}:{place + 1}  {mutant.operator}\n"
+        f"    - {before[place].strip()}\n    + {after[place].strip()}"
+    )
+
+
+def measure_part(name: str, copy: pathlib.Path, sample: int, seed: int) -> int:
+    """Runs the mutants of a part; the number of those that survive."""
+    modules, tests = PARTS[name]
+    files = [
+        str(file.relative_to(ROOT))
+        for module in modules
+        for file in sorted((ROOT / "ranker" / module).rglob("*.py"))
+        or [ROOT / "ranker" / module]
+    ]
+    every = [one for file in files for one in mutants_of(file)]
+    chosen = drawn(every, sample, random.Random(f"{name} {seed}"))
+    outcome, seconds = run_tests(copy, tests, 3600)
+    if outcome != "passed":
+        print((copy / "output.txt").read_text()[-3000:])
+        raise SystemExit(f"{name}: the tests fail without a mutant")
+    outcomes = []
+    for mutant in chosen:
+        code = code_of(mutant) or ""
+        (copy / mutant.path).write_text(code)
+        outcome, _ = run_tests(copy, tests, 60 + 10 * seconds)
+        (copy / mutant.path).write_text((ROOT / mutant.path).read_text())
+        outcomes.append(outcome)
+        if outcome == "passed":
+            print(difference(mutant, code), flush=True)
+    counts = {one: outcomes.count(one) for one in ("failed", "stopped", "passed")}
+    print(
+        f"{name}: {len(chosen)} of {len(every)} mutants; {counts['failed']} killed by "
+        f"a test, {counts['stopped']} by the time limit, {counts['passed']} survived",
+        flush=True,
+    )
+    return counts["passed"]
+
+
+def main() -> None:
+    """Tests parts by name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; none: all")
+    parser.add_argument("--sample", type=int, default=15, help="a part; 0: all")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        raise SystemExit(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for module in IMPORTED:
+        importlib.import_module(module)
+    with copied() as copy:
+        survived = [
+            measure_part(name, copy, arguments.sample, arguments.seed)
+            for name in arguments.parts or PARTS
+        ]
+    raise SystemExit(bool(sum(survived)))
+
+
+if __name__ == "__main__":
+    main()
