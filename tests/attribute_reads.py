@@ -254,7 +254,7 @@ class Reader(ast.NodeVisitor):
         known = {"self": {owner}} if isinstance(owner, type) else {}
         for statement in node.body:
             # A setting that only its own check reads has no effect.
-            if getattr(statement, "name", "") != "__post_init__":
+            if not getattr(statement, "name", "").startswith(("__post_init", "_check")):
                 inner = Reader(self.module, {**self.known, **known}, self.found)
                 inner.visit(statement)
 

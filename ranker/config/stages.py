@@ -73,21 +73,7 @@ class Train(Stage):
                 f"{', '.join(objective.comparing)} compares documents; set it to 2 or "
                 "more, or take a point-wise loss",
             )
-        require(
-            not self.click_lists or isinstance(self.objective, Rank),
-            f"stage {self.name!r}: click_lists is {self.click_lists!r}; only a rank "
-            "objective (sft) learns from lists of clicks",
-        )
-        require(
-            not self.negatives or isinstance(objective, Rank) and self.judged_lists,
-            f"stage {self.name!r}: negatives is {self.negatives!r}; only a rank "
-            "objective that learns from judged lists reads another stage's",
-        )
-        require(
-            self.judged_lists or bool(self.click_lists),
-            f"stage {self.name!r}: judged_lists is False and click_lists is empty: "
-            "there is nothing to learn from; name a file of lists",
-        )
+        self._check_lists()
         if isinstance(self.objective, Language):
             require(
                 not isinstance(self.model, Encoder),
@@ -112,6 +98,26 @@ class Train(Stage):
             self.loop.best_metric in ("none", measured),
             f"stage {self.name!r} measures {measured} on dev, and loop.best_metric is "
             f"{self.loop.best_metric!r}",
+        )
+
+    def _check_lists(self) -> None:
+        """Raises `ConfigError` for lists that the objective does not learn from."""
+        require(
+            not self.click_lists or isinstance(self.objective, Rank),
+            f"stage {self.name!r}: click_lists is {self.click_lists!r}; only a rank "
+            "objective (sft) learns from lists of clicks",
+        )
+        require(
+            not self.negatives
+            or isinstance(self.objective, Rank)
+            and self.judged_lists,
+            f"stage {self.name!r}: negatives is {self.negatives!r}; only a rank "
+            "objective that learns from judged lists reads another stage's",
+        )
+        require(
+            self.judged_lists or bool(self.click_lists),
+            f"stage {self.name!r}: judged_lists is False and click_lists is empty: "
+            "there is nothing to learn from; name a file of lists",
         )
 
 

@@ -419,6 +419,15 @@ def _settings(where: pathlib.Path) -> Json:
     return read_json(described) if described.is_file() else {}
 
 
+def _readable_pooling(path: pathlib.Path, settings: Json) -> str:
+    pooling = _pooling_mode(settings)
+    if pooling not in _POOLINGS:
+        raise ModelError(
+            f"{path}: pools by {pooling}; what can be read is {', '.join(_POOLINGS)}"
+        )
+    return pooling
+
+
 def _read_modules(
     path: pathlib.Path, modules: list[tuple[str, pathlib.Path, Json]]
 ) -> Head:
@@ -430,11 +439,7 @@ def _read_modules(
             "-> Pooling -> Dense, with another Dense, or a Dense and a LayerNorm, "
             "between"
         )
-    pooling = _pooling_mode(modules[1][2])
-    if pooling not in _POOLINGS:
-        raise ModelError(
-            f"{path}: pools by {pooling}; what can be read is {', '.join(_POOLINGS)}"
-        )
+    pooling = _readable_pooling(path, modules[1][2])
     last = modules[-1][2]
     inside = (last["out_features"], str(last.get("activation_function")))
     if inside[0] != 1 or not inside[1].endswith("Identity"):
