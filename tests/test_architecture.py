@@ -238,7 +238,7 @@ def test_sizes_are_seen(tmp_path):
 # --- settings ---
 
 
-def test_every_config_field_is_read():
+def test_every_setting_is_read():
     reads = attribute_reads.reads_of(
         (importlib.import_module(f"ranker.{module}"), _tree(path))
         for path, module in _modules()
