@@ -6,6 +6,7 @@ clean Parquet costs no work a row.
 """
 
 import datetime
+import email.utils
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -283,16 +284,30 @@ def _check_time(name: str, value: Any) -> float:
             return check_number(name, value)
         except FieldError:
             pass
-        try:
-            value = datetime.datetime.fromisoformat(value.strip())
-        except ValueError:
+        moment = _parse_time(value.strip())
+        if moment is None:
             raise FieldError(
                 name, value, "seconds since 1970, or a time such as 2031-05-04T10:20:30"
-            ) from None
+            )
+        value = moment
     if isinstance(value, datetime.datetime):
         zone = value.tzinfo or datetime.UTC
         return value.replace(tzinfo=zone).timestamp()
     return check_number(name, value)
+
+
+def _parse_time(text: str) -> datetime.datetime | None:
+    """ISO 8601, with slashes or UTC behind it too, or the form of e-mails and HTTP."""
+    iso = text.removesuffix("UTC").rstrip().replace("/", "-")
+    for parse, form in (
+        (datetime.datetime.fromisoformat, iso),
+        (email.utils.parsedate_to_datetime, text),
+    ):
+        try:
+            return parse(form)
+        except ValueError:
+            continue
+    return None
 
 
 # --- Parquet ---

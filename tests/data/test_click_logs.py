@@ -1,6 +1,7 @@
 """Click logs in every spelling that exports have, against records by hand."""
 
 import datetime
+import decimal
 import json
 
 import pyarrow as pa
@@ -163,6 +164,31 @@ def test_what_pandas_writes_for_nothing_and_for_times(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2031-05-04 10:20:30 UTC",
+        "2031/05/04 10:20:30",
+        "2031-05-04T10:20:30.000000000Z",
+        "20310504T102030",
+        "Sun, 04 May 2031 12:20:30 +0200",
+        "1935656430",
+        "1935656430.0",
+    ],
+)
+def test_times_as_they_are_written(tmp_path, time):
+    path = write(tmp_path / "log.tsv", "query\ttitle\ttime", f"a\tt\t{time}")
+    [click] = read(path)
+    moment = datetime.datetime(2031, 5, 4, 10, 20, 30, tzinfo=datetime.UTC)
+    assert click.time == moment.timestamp()
+
+
+def test_a_time_that_is_none(tmp_path):
+    path = write(tmp_path / "log.tsv", "query\ttitle\ttime", "a\tt\tyesterday")
+    with pytest.raises(DataError, match="field 'time': found 'yesterday'"):
+        read(path)
+
+
 COLUMNS = {
     "query": ["苹果 ", "b"],
     "title": [None, " x"],
@@ -192,6 +218,9 @@ ODD = [
     {"document_id": [3.0, float("nan")]},
     {"position": [-1, 2]},
     {"title": ["a", "b\0"]},
+    # A warehouse's NUMERIC.
+    {"dwell": [decimal.Decimal("1.50"), None], "count": [decimal.Decimal("2"), None]},
+    {"count": [decimal.Decimal("2.5"), None]},
 ]
 
 
