@@ -80,6 +80,7 @@ def plan(
             f"{settings.scores!r} holds "
             f"{'those of another input' if splits is None else 'judged lists'}"
         )
+    teacher = scores.facts["teacher"]
     manifest = Manifest(
         kind="score",
         settings={
@@ -90,10 +91,11 @@ def plan(
         },
         inputs={
             **prepared.inputs("corpus", *(f"lists/{name}" for name in splits)),
+            teacher: scores.inputs[teacher],  # whose scores they are, as a job says
             settings.scores: scores.key,
         },
         facts=ScoreFacts(
-            teacher=scores.facts["teacher"],
+            teacher=teacher,
             teacher_facts=scores.facts["teacher_facts"],
         ).to_dict(),
     )

@@ -107,7 +107,8 @@ def made(tmp_path_factory):
     )
     stage = dict(data=data, text=config.Text())
     prepared = prepare(data, config.Text(), folder / "work")
-    run = given.plan(config.Given(**stage), prepared, folder / "work")
+    outside = config.Given(**stage, name="outside")  # than its teacher's name
+    run = given.plan(outside, prepared, folder / "work")
     given.execute(run)
     return folder / "work", prepared, stage
 
@@ -115,7 +116,7 @@ def made(tmp_path_factory):
 def judged(made, **settings):
     workdir, prepared, stage = made
     wanted = config.Judge(**settings)
-    fields = dict(stage, scores="given", judge=wanted, name=f"j_{wanted.action}")
+    fields = dict(stage, scores="outside", judge=wanted, name=f"j_{wanted.action}")
     return judge.execute(
         judge.plan(config.Judging(**fields), prepared, workdir), replace=True
     )
