@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -71,12 +72,35 @@ def _source(parts: list[tuple[Entry, Any, int | None]]) -> Source:
                 # A table of words is as large as many layers.
                 rows = max(1, _CHUNK // (4 * math.prod(value.shape[1:])))
                 for start in range(0, value.shape[0], rows):
-                    yield np.asarray(value[start : start + rows], np.float32)
+                    yield rows_of(value, start, min(start + rows, value.shape[0]))
+            elif layer is None:
+                yield entry.transform.to_source(np.asarray(value, np.float32))
             else:
-                part = np.asarray(value if layer is None else value[layer], np.float32)
+                part = rows_of(value, layer, layer + 1)[0]
                 yield entry.transform.to_source(part)
 
     return Source(parts[0][0].source_shape, made)
+
+
+def rows_of(value: Any, start: int, stop: int) -> np.ndarray:
+    """Rows of an array on a mesh, float32, read from each of its devices.
+
+    Indexing the array itself would first copy all of it to every device.
+    """
+    if not isinstance(value, jax.Array):
+        return np.asarray(value[start:stop], np.float32)
+    assert value.is_fully_addressable
+    found = np.empty((stop - start, *value.shape[1:]), np.float32)
+    done = set()
+    for shard in value.addressable_shards:
+        sizes = zip(shard.index, value.shape, strict=True)
+        (first, last), *others = bounds = [p.indices(size)[:2] for p, size in sizes]
+        low, high = max(first, start), min(last, stop)
+        if low < high and tuple(bounds) not in done:
+            done.add(tuple(bounds))
+            place = (slice(low - start, high - start), *(slice(*one) for one in others))
+            found[place] = np.asarray(shard.data[low - first : high - first])
+    return found
 
 
 def save_sources(
