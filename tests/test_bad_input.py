@@ -120,7 +120,7 @@ MISTAKES = {
     ),
     "an empty query": (
         add("queries.jsonl", '{"_id": "x", "text": " "}'),
-        r"queries\.jsonl:8: field 'text': found ' ', .*visible.*on_error=skip",
+        r"queries\.jsonl:9: field 'text': found ' ', .*visible.*on_error=skip",
     ),
     "a document without text": (
         add("corpus.jsonl", '{"_id": "x", "title": "", "text": ""}'),
@@ -136,7 +136,7 @@ MISTAKES = {
     ),
     "a query twice": (
         add("queries.jsonl", '{"_id": "q1", "text": "x"}'),
-        r"queries\.jsonl:8: field '_id': found 'q1', .*no earlier line",
+        r"queries\.jsonl:9: field '_id': found 'q1', .*no earlier line",
     ),
     "an unknown query in qrels": (
         add("qrels/test.tsv", "x\td1\t1"),
