@@ -62,6 +62,8 @@ def test_a_row_holds_segments_side_by_side():
     assert segments[:2].tolist() == [[1] * 7 + [0] * 5, [1] * 5 + [2] * 6 + [0]]
     assert not segments[2:].any()
     assert batch.rows.positions[1].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 0]
+    assert batch.rows.types[0].tolist() == [0] + [1] * 6 + [0] * 5
+    assert batch.rows.types[1].tolist() == [0, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1, 0]
     assert batch.rows.tokens[0].tolist() == [7] * 7 + [9] * 5
     assert batch.loss_mask[1].tolist() == (
         [False] + [True] * 4 + [False] * 2 + [True] * 4 + [False]
@@ -72,6 +74,14 @@ def test_a_row_holds_segments_side_by_side():
     ]
     assert batch.where.tolist() == [[True, True], [True, False], [False, False]]
     assert batch.labels[:2].tolist() == [[1, 2], [3, 0]]
+
+
+def test_a_list_that_shares_nothing_sees_no_prefix():
+    layout = Layout(rows=2, length=8, size=2, shared=True)
+    one = Example([segment(3), segment(4)], *np.zeros((2, 2), np.float32))
+    batch = pack([one], [[0, 1]], layout, pad=9)
+    assert batch.rows.prefixes is not None and not batch.rows.prefixes.any()
+    assert batch.rows.segments.sum() == 7
 
 
 def test_a_text_without_a_query_predicts_nothing_from_the_text_before_it():
