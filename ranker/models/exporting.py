@@ -470,6 +470,9 @@ def _amend_tokenizer(path: pathlib.Path, length: int, model: Model) -> Json:
     """Stock tokenizers must cut and pad where we do, and give the types we read."""
     described = json.loads(path.read_text()) if path.is_file() else {}
     described["model_max_length"] = length
+    # transformers 4 does not know 5's name of the class, and 5 knows 4's.
+    if described.get("tokenizer_class") in (None, "TokenizersBackend"):
+        described["tokenizer_class"] = "PreTrainedTokenizerFast"
     described |= {"truncation_side": "right", "padding_side": "right"}
     given = described.get("model_input_names")
     names = ["input_ids", "attention_mask"]

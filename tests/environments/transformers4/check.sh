@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Exports as transformers 4 reads them: the quickstart's student and teacher, and tiny
-# models of the families that it spells otherwise.
+# models of the families that it spells otherwise; and the ONNX file as optimum reads it.
 #   check.sh WORKDIR      of a finished quickstart; RANKER_PYTHON is its Python
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
@@ -11,3 +11,4 @@ trap 'rm -rf "$work"' EXIT
 "$RANKER_PYTHON" "$here/make.py" "$work/tiny"
 rm -r "$work/tiny/bpe" "$work/tiny/wordpiece"
 python "$here/check.py" "$1/export" "$work/teacher" "$work"/tiny/*
+python "$here/onnx_backend.py" "$1/export"
