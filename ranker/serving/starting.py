@@ -30,8 +30,9 @@ def choose(
 ) -> tuple[Name, Precision]:
     """The runtime and the precision, where they are left open ("auto").
 
-    JAX on a GPU or TPU. On a CPU the fastest precision that the contract has accepted
-    and whose runtime is here; else onnxruntime where the folder has a graph; else JAX.
+    JAX on a GPU or TPU. On a CPU the fastest precision that the contract has accepted,
+    that beats float32 and whose runtime is here; else onnxruntime where the folder has
+    a graph; else JAX.
 
     Raises:
       ModelError: for a precision that the contract has not accepted.
@@ -45,7 +46,9 @@ def choose(
     if name == "auto" and not on_cpu:
         return "jax", "float32"
     if precision == "auto" and on_cpu:
-        fast = sorted(accepted.items(), key=lambda one: -one[1]["speed"])
+        # What was accepted may be slower than float32, on a CPU without its units.
+        faster = [one for one in accepted.items() if one[1].get("speedup", 1.0) >= 1.0]
+        fast = sorted(faster, key=lambda one: -one[1]["speed"])
         for key, one in fast:
             runtime = one["runtime"]
             fits = name in ("auto", runtime) and runtimes.installed(runtime)

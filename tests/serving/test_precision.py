@@ -1,5 +1,6 @@
 """The gate of fewer bits, on made losses, and candidates of a small encoder."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -128,10 +129,16 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
     found.save(folder)
     again = contract.load(folder)
     assert again.precisions == found.precisions
+    good["speedup"] = 1.5  # as where the CPU has units for it
+    again = dataclasses.replace(again, precisions={"bfloat16": good})
     assert starting.choose(folder, again, "auto", "auto") == (
         "onnxruntime",
         "bfloat16",
     )
+    good["speedup"] = 0.9  # as where it has none
+    slower = dataclasses.replace(again, precisions={"bfloat16": good})
+    assert starting.choose(folder, slower, "auto", "auto")[1] == "float32"
+    assert starting.choose(folder, slower, "auto", "bfloat16")[1] == "bfloat16"
 
 
 def test_a_server_refuses_what_was_not_accepted(exported):
@@ -141,26 +148,27 @@ def test_a_server_refuses_what_was_not_accepted(exported):
     with pytest.raises(precision.ModelError, match="has not accepted"):
         starting.choose(folder, model.contract, "auto", "int8_dynamic")
     record = {"accepted": True, "runtime": "onnxruntime", "digest": "0" * 16}
-    import dataclasses
-
     edited = dataclasses.replace(model.contract, precisions={"int8_dynamic": record})
     with pytest.raises(precision.ModelError, match="not the file that was accepted"):
         starting.choose(folder, edited, "auto", "int8_dynamic")
 
 
-def test_static_int8_is_near_and_depends_on_the_pair_alone(exported):
+@pytest.mark.parametrize("name", ["int8", "int8_dynamic"])
+def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
     folder, model, lists = exported
-    path = folder / runtimes.FILES["int8"]
+    path = folder / runtimes.FILES[name]
     segments = [segment for one in lists[:6] for segment in one.segments]
-    precision.to_static_int8(folder / onnx_graph.FILE, path, segments)
-    expected = model.scorer(segments)
-    for runtime in (
-        runtimes.Onnx(path, "int8", model.scorer.vocab_size),
-        runtimes.OpenVino(path, "int8", model.scorer.vocab_size),
-    ):
+    make = precision.to_static_int8 if name == "int8" else precision.to_dynamic_int8
+    make(folder / onnx_graph.FILE, path, segments)
+    expected, vocabulary = model.scorer(segments), model.scorer.vocab_size
+    opened: list[runtimes.Runtime] = [runtimes.Onnx(path, name, vocabulary)]
+    if name == "int8":
+        opened.append(runtimes.OpenVino(path, name, vocabulary))
+    for runtime in opened:
         found = runtimes.score(runtime, segments)
         assert np.corrcoef(found, expected)[0, 1] > 0.9
-        assert found[::-1].tolist() == runtimes.score(runtime, segments[::-1]).tolist()
+        alone = [float(runtimes.score(runtime, [one])[0]) for one in segments]
+        assert found.tolist() == alone, runtime.name
     path.unlink()
 
 

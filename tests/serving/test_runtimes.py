@@ -37,6 +37,30 @@ def test_graphs_of_onnx_are_valid(made):
     onnx.checker.check_model(str(made[1]), full_check=True)
 
 
+def test_names_and_types_are_those_that_other_servers_ask_for(made):
+    """What Vespa, OpenVINO Model Server and optimum feed and read by name."""
+    import onnx
+
+    model, path, *_ = made
+    graph = onnx.load(str(path)).graph
+
+    def described(values):
+        return {
+            one.name: (
+                one.type.tensor_type.elem_type,
+                [d.dim_param or d.dim_value for d in one.type.tensor_type.shape.dim],
+            )
+            for one in values
+        }
+
+    names = ["input_ids", "attention_mask"]
+    names += ["token_type_ids"] if model.model.num_types > 1 else []
+    whole = (onnx.TensorProto.INT64, ["batch", "tokens"])
+    assert described(graph.input) == dict.fromkeys(names, whole)
+    one = (onnx.TensorProto.FLOAT, ["batch", 1])
+    assert described(graph.output) == {"logits": one}
+
+
 def test_a_score_is_a_function_of_its_pair(made):
     model, path, pairs, _ = made
     opened = [
