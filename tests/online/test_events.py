@@ -158,7 +158,7 @@ def test_a_bad_row_of_parquet_is_named(tmp_path):
         ("log.tsv", HEADER.encode() + b"\n1\t\xff\tp\tpage\t\t\t\t\t\n", ":2: is not"),
         ("log.jsonl", b'{"time": 1, "user": "u"', "log.jsonl:1: found"),
         ("log.jsonl", b"[1]\n", "log.jsonl:1: found '[1]'"),
-        ("log.parquet", b"PAR1 and nothing", "no Parquet file"),
+        ("log.parquet", b"PAR1 and nothing", "not a Parquet file"),
         ("log.csv", b"a\n", "is .tsv, .jsonl or .parquet"),
         (
             "log.tsv.gz",
