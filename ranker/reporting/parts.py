@@ -138,8 +138,8 @@ def results(summary: tables.Summary) -> str:
         body += figure(
             charts.forest(rows, f"{measure} less that of {summary['reference']}"),
             "Mean difference over the queries and its 95 % interval; in colour "
-            "where the paired randomisation test finds it significant after "
-            f"Holm's correction (p &lt; {tables.SIGNIFICANT}).",
+            "where the randomisation test, or of several seeds the t-test, finds "
+            f"it significant after Holm's correction (p &lt; {tables.SIGNIFICANT}).",
         )
     if len(summary["systems"]) > 1:
         body += (
