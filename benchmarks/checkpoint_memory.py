@@ -9,7 +9,7 @@ bfloat16). Each of these is a child process, and a line of JSON:
   which the parameters themselves are part, over the bytes of the parameters, float32.
 - `plain`: the same with `jax.make_array_from_callback`, for comparison.
 - `export`: parameters held in bfloat16 are written as bfloat16 in shards of 1 GB. Peak
-  resident memory (with the parameters, without the 0.5 GB of Python and its libraries
+  resident memory (with the parameters, without the 1 GB of Python and its libraries
   before any is read) over the bytes of the files.
 - `plan`: eight published headers (tests/parity/published.json) are opened and planned,
   as `ranker.run` does before any work. Seconds, after transformers has been imported.
