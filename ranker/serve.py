@@ -66,7 +66,7 @@ def _serve(given: argparse.Namespace) -> int:
     try:
         import uvicorn
 
-        from ranker.serving import server, starting
+        from ranker.serving import server, starting, tracing
         from ranker.serving.batching import Limits
     except ModuleNotFoundError as error:
         raise errors.ConfigError(
@@ -97,8 +97,9 @@ def _serve(given: argparse.Namespace) -> int:
         running.should_exit = True
 
     app: Any = server.make_app(state, start, on_problem)
+    app, send_traces = tracing.traced(app) if given.otel else (app, lambda: None)
     settings = uvicorn.Config(
-        _traced(app) if given.otel else app,
+        app,
         host=given.host,
         port=given.port,
         log_level="warning",
@@ -108,19 +109,10 @@ def _serve(given: argparse.Namespace) -> int:
     )
     running = _make_server()(settings, state, given.drain)
     running.run()
+    send_traces()
     if problems:
         raise problems[0]
     return 0 if running.started else 1
-
-
-def _traced(app: Any) -> Any:
-    from ranker import errors
-
-    try:
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-    except ModuleNotFoundError as error:
-        raise errors.ConfigError("--otel needs pip install 'ranker[otel]'") from error
-    return OpenTelemetryMiddleware(app)
 
 
 def _make_server() -> type:
