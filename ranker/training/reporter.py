@@ -1,7 +1,6 @@
-"""What a run tells while it works: progress lines, metrics.jsonl, TensorBoard files."""
+"""What a run tells while it works: progress lines, metrics.jsonl, trackers."""
 
 import contextlib
-import importlib.util
 import json
 import math
 import pathlib
@@ -14,6 +13,7 @@ from typing import Any
 import jax
 
 from ranker import processes, storage
+from ranker.training.sinks import Sink, check_trackers, open_sinks
 
 EVERY = 10.0  # seconds between reports of what has no steps
 
@@ -62,24 +62,18 @@ class Reporter:
         """
         self.name, self.total, self.unit, self.peak = name, total, unit, peak
         self.active = folder is None or processes.leads()
-        self._file = self._board = None
+        self._file = None
+        self._sinks: list[Sink] | None = None  # until there is a metric
         if folder is not None and self.active:
             folder.mkdir(parents=True, exist_ok=True)
-            self._open(folder, resumed_at=None)
+            check_trackers()
+            self._file = (folder / "metrics.jsonl").open("a", buffering=1)
         self._folder = folder
+        self._resumed_at: int | None = None
         self._start = self._last = time.monotonic()
         self._first_count: int | None = None
         self._last_count = self._tokens = 0
         self._apart: dict[str, float] = {}  # seconds since the last report
-
-    def _open(self, folder: pathlib.Path, resumed_at: int | None) -> None:
-        self._file = (folder / "metrics.jsonl").open("a", buffering=1)
-        if importlib.util.find_spec("tensorboardX"):
-            from tensorboardX import SummaryWriter
-
-            # What a killed run drew beyond the checkpoint is not shown.
-            purge = None if resumed_at is None else resumed_at + 1
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def resume(self, count: int, *, measured: int) -> None:
         """Forgets what was written beyond `count` units: it is written again.
@@ -100,7 +94,8 @@ class Reporter:
                     kept.append(line + b"\n")
         with storage.writing(path) as file:
             file.write(b"".join(kept))
-        self._open(self._folder, resumed_at=count)
+        self._file = path.open("a", buffering=1)
+        self._sinks, self._resumed_at = None, count
 
     def note(self, message: str) -> None:
         """Prints a line about the stage."""
@@ -185,14 +180,28 @@ class Reporter:
             for name, v in line.items()
         }
         self._file.write(json.dumps(clean) + "\n")
-        if self._board:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{self.name}/{name}", value, count)
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float)}
+        if self._sinks is None:
+            assert self._folder is not None  # as there is a file
+            self._sinks = open_sinks(
+                self._folder, self.name, resumed_at=self._resumed_at
+            )
+        for sink in tuple(self._sinks):
+            try:
+                sink.write(numbers, count)
+            except Exception as error:  # a server that is away stops no training
+                self._sinks.remove(sink)
+                self.note(
+                    f"{sink.name} takes no more metrics ({type(error).__name__}: "
+                    f"{error}); metrics.jsonl has them all"
+                )
 
     def close(self) -> None:
         """Closes the files."""
         if self._file:
             self._file.close()
-        if self._board:
-            self._board.close()
+        for sink in self._sinks or ():
+            try:
+                sink.close()
+            except Exception as error:
+                self.note(f"{sink.name} was not closed: {error}")
