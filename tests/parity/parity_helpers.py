@@ -27,7 +27,7 @@ def with_params(settings, params, head, vocab_size):
 def load(folder, head, **fields):
     """Config, parameters by path and notes of a folder, imported onto a mesh."""
     checkpoint = open_checkpoint(config.Pretrained(path=str(folder), **fields))
-    tensor = 1 if checkpoint.vocab_size % 2 else 2
+    tensor = 1 if checkpoint.vocab_size % 2 or checkpoint.model.num_heads % 2 else 2
     mesh = make_mesh(config.Mesh(fsdp=2, tensor=tensor))  # widths, heads are split
     network = make_network(checkpoint.model, checkpoint.vocab_size, head, mesh)
     params, notes = import_params(checkpoint, head, network.abstract, network.shardings)

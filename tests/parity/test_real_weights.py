@@ -25,6 +25,7 @@ from ranker.data.prepare import prepare
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer
 from ranker.models.huggingface import export_huggingface
+from ranker.serving import contract
 from ranker.sharding import make_mesh
 from ranker.training.export import export
 from ranker.training.scorer import make_score, score_lists
@@ -215,38 +216,32 @@ def test_a_real_bert_gives_its_reference_vectors(minilm):
     np.testing.assert_allclose(pooled[:16], expected["pooler_tanh_first16"], atol=1e-4)
 
 
-def test_a_real_bert_is_tuned_and_leaves(minilm, tmp_path):
-    world = config.World(
-        num_topics=4,
-        labelled_queries=8,
-        unlabelled_queries=2,
-        dev_queries=2,
-        test_queries=2,
-        clicks=10,
-        candidates=4,
-    )
-    shared = dict(
-        data=config.Data(world=world),
-        text=config.Text(student_tokenizer=str(minilm), student_length=48),
+WORLD = dict(num_topics=4, labelled_queries=8, unlabelled_queries=2, dev_queries=2)
+WORLD |= dict(test_queries=2, clicks=10, candidates=4)
+
+
+def tuned(model, steps, **text):
+    """A stage that trains a checkpoint with a rank loss."""
+    return config.Train(
+        data=config.Data(world=config.World(**WORLD)),
+        text=config.Text(**text),
         mesh=config.Mesh(fsdp=8),
-    )
-    stage = config.Train(
-        **shared,
         name="tuned",
-        model=config.Pretrained(path=str(minilm), keep_layers="::3"),
+        model=model,
         objective=config.Rank(),
         optim=config.Optim(learning_rate=1e-3, warmup=1),
         batch=config.Batch(size=8, list_size=4),
-        loop=config.Loop(steps=4, log_every=1),
+        loop=config.Loop(steps=steps, log_every=1),
     )
-    manifest = train(stage, tmp_path)
-    lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
-    losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
-    assert losses[-1] < losses[0] and manifest.settings["model"]["num_layers"] == 2
-    export(config.Export(**shared, stage="tuned", folder="out"), tmp_path)
-    prepared = prepare(shared["data"], shared["text"], tmp_path)
+
+
+def check_export(stage, workdir):
+    """Stock tools read its export, and score as it does."""
+    shared = dict(data=stage.data, text=stage.text, mesh=stage.mesh)
+    export(config.Export(**shared, stage="tuned", folder="out"), workdir)
+    prepared = prepare(stage.data, stage.text, workdir)
     trained = load_trained(
-        tmp_path, "tuned", prepared, make_mesh(shared["mesh"]), kinds=("sft",), by="it"
+        workdir, "tuned", prepared, make_mesh(stage.mesh), kinds=("sft",), by="it"
     )
     lists, corpus = prepared.lists("test"), prepared.corpus()
     ours = score_lists(
@@ -259,12 +254,56 @@ def test_a_real_bert_is_tuned_and_leaves(minilm, tmp_path):
     )
     from sentence_transformers import CrossEncoder
 
-    stock = CrossEncoder(str(tmp_path / "out"), device="cpu")
-    pairs = [
-        (lists[i].query, f"{corpus[row].title} {corpus[row].text}".strip())
-        for i in range(len(lists))
-        for row in lists[i].documents.tolist()
-    ]
+    stock = CrossEncoder(str(workdir / "out"), device="cpu")
+    promise = contract.load(workdir / "out")
+    pairs = []
+    for i in range(len(lists)):
+        for row in lists[i].documents.tolist():
+            title, text = corpus[row].title, corpus[row].text
+            both = f"{title} {text}".strip()
+            document = promise.document.format(title=title, text=text, both=both)
+            pairs.append((promise.query.format(query=lists[i].query), document))
     scores = stock.predict(pairs, show_progress_bar=False)
     np.testing.assert_allclose(scores, ours, atol=1e-4)
     assert np.ptp(scores) > 0
+
+
+def test_a_real_bert_is_tuned_and_leaves(minilm, tmp_path):
+    stage = tuned(
+        config.Pretrained(path=str(minilm), keep_layers="::3"),
+        steps=4,
+        student_tokenizer=str(minilm),
+        student_length=48,
+    )
+    manifest = train(stage, tmp_path)
+    lines = (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()
+    losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
+    assert losses[-1] < losses[0] and manifest.settings["model"]["num_layers"] == 2
+    check_export(stage, tmp_path)
+
+
+# --- SmolLM2: a decoder of 135 million parameters ---
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """Its folder as Hugging Face has it: RANKER_SMOLLM2, for it is 538 MB large."""
+    folder = os.environ.get("RANKER_SMOLLM2")
+    if not folder or not pathlib.Path(folder, "model.safetensors").is_file():
+        pytest.skip("RANKER_SMOLLM2 names no folder of SmolLM2-135M")
+    return pathlib.Path(folder)
+
+
+def test_a_real_decoder_knows_a_capital(smollm2):
+    model, settings = helpers.imported(smollm2, "language")
+    assert settings.num_layers == 30 and settings.tie_embeddings
+    backend = tokenizers.Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    ids = backend.encode("The capital of France is").ids
+    tokens = jnp.asarray([ids], jnp.int32)
+    ones, place = jnp.ones_like(tokens), jnp.arange(len(ids), dtype=jnp.int32)[None]
+    logits = np.asarray(model(Rows(tokens, ones, place, ones * 0)))[0, -1]
+    assert backend.decode([int(logits.argmax())]) == " Paris"
+    stock = transformers.AutoModelForCausalLM.from_pretrained(smollm2).eval()
+    with torch.no_grad():
+        expected = stock(torch.tensor([ids])).logits[0, -1].numpy()
+    np.testing.assert_allclose(logits, expected, atol=2e-3)
