@@ -1,11 +1,10 @@
 """All stages in one workdir, each on the last one's output; and what stops them."""
 
+import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
-import signal
 import sys
 
 import jax
@@ -498,21 +497,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(workdir):
     assert arrays["rows.tokens"].ndim == 3 and arrays["where"].any()
 
 
-def test_sigterm_saves_and_leaves(workdir, monkeypatch):
+def test_a_stage_told_to_stop_saves_and_leaves(workdir, monkeypatch):
+    """What tells it is SIGTERM, in tests/training/test_preemption.py."""
     stage = dataclasses.replace(stages()["cpt"], name="stopped")
-    make_step = loop.make_step
 
-    def told(*arguments):
-        step = make_step(*arguments)
+    @contextlib.contextmanager
+    def watch():
+        yield lambda step: step == 3
 
-        def once(state, batch):
-            if int(state.step) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return step(state, batch)
-
-        return once
-
-    monkeypatch.setattr(loop, "make_step", told)
+    monkeypatch.setattr(loop.preemption, "watch", watch)
     with pytest.raises(errors.Stopped, match="saved step 3 of 6"):
         train(stage, workdir)
     assert Checkpoints(workdir / "stopped").latest == 3

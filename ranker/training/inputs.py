@@ -166,10 +166,11 @@ class Batches:
 
     @property
     def epoch(self) -> float:
-        """How often the source has been read, in its first shard here."""
-        dealt: dict[str, list[int]] = self._states[-1]["dealt"]
-        first, *_ = dealt[min(dealt, key=int)]
-        return first / self._size
+        """How often the source has been packed; told by its first shard here."""
+        state = self._states[-1]
+        dealt: dict[str, list[int]] = state["dealt"]
+        first, *waiting = dealt[min(dealt, key=int)]
+        return (first - state["shards"] * len(waiting)) / self._size
 
     def names(self) -> list[str]:
         """Names of the records in the last batch, of this process's data shards."""

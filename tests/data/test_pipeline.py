@@ -13,6 +13,7 @@ from ranker.data.records import ClickExample, Document, RankedList
 from ranker.data.text import Tokenizer, train_wordpiece
 from ranker.data.triples import Triple
 from ranker.scoring.targets import Joined
+from ranker.training.inputs import Batches
 
 ONE = Shards(1, (0,))
 CORPUS = [Document(f"d{i}", f"word{i}", "text") for i in range(40)]
@@ -326,3 +327,12 @@ def test_joined_sources():
     joined = Joined([LISTS[:3], [], LISTS[3:5]])
     assert len(joined) == 5
     assert [joined[i].query_id for i in range(5)] == [f"q{i}" for i in range(5)]
+
+
+def test_an_epoch_counts_what_was_packed(encoder):
+    _, batches = stream(encoder, 0)
+    counted = Batches(batches, lambda row: row, str, size=len(LISTS))
+    packed = 0
+    for _ in range(12):
+        packed += int(next(counted).where.any(-1).sum())
+        assert counted.epoch == pytest.approx(packed / len(LISTS))

@@ -87,10 +87,15 @@ CLIENTS: dict[str, Callable[[str], list[int]]] = {
     "llama-index jina": lambda url: llama(LlamaJina(base_url=url, **KEYED)),
     "langchain cohere": langchain,
     "haystack cohere": lambda url: haystack(
-        CohereRanker("ranker", HIDDEN, top_k=SHOWN, api_base_url=url)
+        CohereRanker(model="ranker", api_key=HIDDEN, top_k=SHOWN, api_base_url=url)
     ),
     "haystack jina": lambda url: haystack(
-        JinaRanker("ranker", HIDDEN, top_k=SHOWN, base_url=f"{url}/v1/rerank")
+        JinaRanker(
+            model="ranker",
+            api_key=HIDDEN,
+            top_k=SHOWN,
+            base_url=f"{url}/v1/rerank",
+        )
     ),
 }
 
