@@ -43,9 +43,15 @@ SLOW = (
 )
 
 
+# Files that take minutes begin first (with --no-loadscope-reorder): no core then waits
+# for the last one.
+LONGEST = ("tests/test_processes.py", "tests/chaos/", "tests/test_stages.py")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Marks slow tests, and leaves them out unless `--all` or `-m` asks for them."""
+    items.sort(key=lambda one: not one.nodeid.startswith(LONGEST))
     for one in items:
         if one.nodeid.startswith(SLOW):
             one.add_marker(pytest.mark.slow)
