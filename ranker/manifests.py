@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_origin, get_type_hints
 
@@ -448,6 +448,32 @@ def claim(
             return not is_done(folder, manifest, replace=replace)
 
         yield processes.first(begin)
+
+
+def complete(
+    folder: pathlib.Path,
+    manifest: Manifest,
+    write: Callable[[], Manifest],
+    *,
+    replace: bool,
+) -> Manifest:
+    """Has the first process write a stage unless it is done; its finished manifest.
+
+    Args:
+      folder: of the stage.
+      manifest: of the stage as it is to be run now.
+      write: writes the stage and finishes it.
+      replace: as of `claim`.
+
+    Raises:
+      StageError: as `claim`.
+    """
+    with claim(folder, manifest, replace=replace) as todo:
+        if todo:
+            return processes.first(write)
+        found = load(folder)
+        assert found is not None
+        return found
 
 
 def changes(old: Manifest, new: Manifest) -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranker import config, manifests, processes
+from ranker import config, manifests
 from ranker.data.pairs import Source
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
@@ -81,12 +81,9 @@ def given(
 
 def execute(run: GivenRun, *, replace: bool = False) -> Manifest:
     """Runs a planned stage, in the first process; what is done is left alone."""
-    with manifests.claim(run.folder, run.manifest, replace=replace) as todo:
-        if todo:
-            return processes.first(lambda: _write(run))
-        found = manifests.load(run.folder)
-        assert found is not None
-        return found
+    return manifests.complete(
+        run.folder, run.manifest, lambda: _write(run), replace=replace
+    )
 
 
 def _write(run: GivenRun) -> Manifest:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ranker import config, manifests, processes, storage
+from ranker import config, manifests, storage
 from ranker.data import datasets
 from ranker.data.prepare import Prepared
 from ranker.data.records import RankedList
@@ -104,12 +104,9 @@ def plan(
 
 def execute(run: JudgeRun, *, replace: bool = False) -> Manifest:
     """Runs a planned stage, in the first process; what is done is left alone."""
-    with manifests.claim(run.folder, run.manifest, replace=replace) as todo:
-        if todo:
-            return processes.first(lambda: _write(run))
-        found = manifests.load(run.folder)
-        assert found is not None
-        return found
+    return manifests.complete(
+        run.folder, run.manifest, lambda: _write(run), replace=replace
+    )
 
 
 # --- one list ---
