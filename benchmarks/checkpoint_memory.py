@@ -19,7 +19,6 @@ Fails when a ratio is over 1.25, or planning takes over 2 seconds of a CPU.
 
 import argparse
 import json
-import math
 import pathlib
 import resource
 import shutil
@@ -30,7 +29,7 @@ import time
 
 LIMIT = 1.25
 SECONDS = 2.0
-PUBLISHED = pathlib.Path(__file__).parents[1] / "tests" / "parity" / "published.json"
+TESTS = pathlib.Path(__file__).parents[1] / "tests"
 SIZES = dict(hidden=2048, intermediate=8192, heads=32, kv_heads=8, vocab=128_256)
 
 
@@ -211,46 +210,29 @@ def export_one(folder: str, way: str) -> dict:
 
 def plan_eight(folder: pathlib.Path) -> dict:
     """Seconds to plan the import of eight checkpoints, as published."""
+    sys.path.insert(0, str(TESTS))
+    from published import PUBLISHED, write_header
     from transformers import AutoConfig
 
     from ranker import config
     from ranker.models.huggingface import open_checkpoint
 
     AutoConfig.for_model("bert")  # the library loads what it needs
-    names, published = [], json.loads(PUBLISHED.read_text())
-    for name, one in published.items():
+    names = []
+    for name, one in PUBLISHED.items():
         if len(names) < 8 and one["config"].get("num_hidden_layers", 0) >= 12:
             names.append(name)
             write_header(folder / str(len(names)), one)
     start, busy = time.perf_counter(), time.process_time()
     for number, name in enumerate(names, start=1):
         path = str(folder / str(number))
-        open_checkpoint(config.Pretrained(path=path)).plan(published[name]["head"])
+        open_checkpoint(config.Pretrained(path=path)).plan(PUBLISHED[name]["head"])
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     return {
         "planned": names,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(busy, 2),
     }
-
-
-def write_header(folder: pathlib.Path, published: dict) -> None:
-    """A published folder, its file all holes."""
-    folder.mkdir(parents=True)
-    widths = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
-    header, at = {}, 0
-    for pattern, (dtype, shape, *layers) in published["tensors"].items():
-        for i in range(*layers[0]) if layers else [0]:
-            size = widths[dtype] * math.prod(shape)
-            offsets = [at, at + size]
-            name = pattern.replace("{i}", str(i))
-            header[name] = dict(dtype=dtype, shape=shape, data_offsets=offsets)
-            at += size
-    text = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-    (folder / "config.json").write_text(json.dumps(published["config"]))
 
 
 def main() -> None:

@@ -1,21 +1,15 @@
 """Every documented form of `keep_layers`, on every family."""
 
-import importlib.util
 import json
 import math
-import pathlib
 
+import published as headers
 import pytest
 
 from ranker import config
 from ranker.models.families import FAMILIES, read_config, table_of
 from ranker.models.folder import describe
 from ranker.models.huggingface import open_checkpoint
-
-_path = pathlib.Path(__file__).parents[1] / "parity" / "test_published_headers.py"
-_spec = importlib.util.spec_from_file_location("published_headers", _path)
-headers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(headers)
 
 # The documented forms, and what they keep of six layers.
 KEPT = {

@@ -5,38 +5,11 @@ by name, `{i}` for layers, as dtype, shape and range of layers. The names are th
 the files on the hub, which transformers' classes of today would not all write.
 """
 
-import json
-import math
-import pathlib
-
 import pytest
+from published import PUBLISHED, write_header
 
 from ranker import config
 from ranker.models.huggingface import open_checkpoint
-
-PUBLISHED = json.loads(
-    pathlib.Path(__file__).with_name("published.json").read_text("utf-8")
-)
-WIDTHS = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
-
-
-def write_header(folder, published):
-    """The published folder, its file all holes; returns how many tensors there are."""
-    header, at = {}, 0
-    for pattern, (dtype, shape, *layers) in published["tensors"].items():
-        numbers = range(*layers[0]) if layers else [0]
-        for i in numbers:
-            size = WIDTHS[dtype] * math.prod(shape)
-            offsets = [at, at + size]
-            name = pattern.replace("{i}", str(i))
-            header[name] = dict(dtype=dtype, shape=shape, data_offsets=offsets)
-            at += size
-    text = json.dumps(header).encode()
-    with open(folder / "model.safetensors", "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + at)
-    (folder / "config.json").write_text(json.dumps(published["config"]))
-    return len(header)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -1,13 +1,13 @@
 """Imports are planned before any work, and all problems are told together."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
 import runpy
 import subprocess
 import sys
 
+import published as headers
 import pytest
 
 from ranker import config, run
@@ -15,10 +15,6 @@ from ranker.errors import ModelError
 from ranker.training.imports import check_imports
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-_path = ROOT / "tests" / "parity" / "test_published_headers.py"
-_spec = importlib.util.spec_from_file_location("published_headers", _path)
-headers = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(headers)
 
 TEACHER, STUDENT = "Qwen/Qwen3-Reranker-0.6B", "google-bert/bert-base-uncased"
 
