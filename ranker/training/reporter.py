@@ -157,7 +157,8 @@ class Reporter:
                 text += f"{speed:,.0f} {self.unit}s/s  "
             text += f"{rate:,.0f} tokens/s  ETA {duration(eta)}"
         timed |= {f"seconds_{name}": spent for name, spent in self._apart.items()}
-        timed["memory_peak"] = memory_peak()
+        if self._file is not None:  # else nothing is written, nor a backend started
+            timed["memory_peak"] = memory_peak()
         self._last, self._tokens, self._apart = now, 0, {}
         self._last_count = count
         self.note(f"{self.unit} {count:,}/{self.total:,}  {text}".rstrip())
