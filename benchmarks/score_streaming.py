@@ -5,7 +5,7 @@
 Lists the pairs of a synthetic collection, cuts them into chunks, and writes every
 chunk with its
 receipt, in several processes. The processes are killed in the middle, and another
-number of them goes on. Then the whole is verified.
+number of them resumes. Then the whole is verified.
 
 THE SCORING IS STUBBED: a score is a hash of the pair's number. No text is made or
 tokenised; what is measured is listing, sharding, writing, resuming and proving. The

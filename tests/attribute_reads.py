@@ -2,7 +2,7 @@
 
 Names are looked up in the imported modules; the types of values follow from annotations
 of parameters, fields and results, from constructors, assignments, loops and isinstance.
-What has no type there counts for no class: `.steps` of anything else is no read.
+What has no type there counts for no class: `.steps` of anything else does not count.
 """
 
 import ast

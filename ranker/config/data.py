@@ -109,7 +109,7 @@ class Judge:
     """What becomes of unjudged candidates that the teacher puts near the positives.
 
     One is suspected of being relevant where its score is above the best positive's
-    less the margin. Lists without a positive are left as they are.
+    less the margin. Lists without a positive are left unchanged.
     """
 
     # with suspects: leave them out of their list, or give them a grade

@@ -1,6 +1,6 @@
 """Click examples that another engine wrote to files, in the order of one machine.
 
-`prepare` takes the files over as they are: it reads what `beam` has noted of each, and
+`prepare` takes the files over unchanged: it reads what `beam` has noted of each, and
 the records that a tokenizer is trained on.
 """
 

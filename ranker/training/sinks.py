@@ -17,7 +17,7 @@ IDENTITIES = "trackers.json"  # in a stage's folder: its run in each tracker
 
 
 class Sink(Protocol):
-    """Takes metrics as they are written."""
+    """Receives the metrics that a stage writes."""
 
     name: str
 

@@ -51,7 +51,7 @@ def test_lists_without_a_positive_have_no_suspects():
     settings = config.Judge(action="drop", margin=9.0)
     nothing = ranked(labels=np.zeros(6))
     assert not judge.suspects(nothing, SCORES, settings).any()
-    # A label that no judgement stands behind, as of a second round, is no positive.
+    # A label that no judgement stands behind, as of a second round, is not a positive.
     unjudged = ranked(judged=(0,) * 6)
     assert not judge.suspects(unjudged, SCORES, settings).any()
 
