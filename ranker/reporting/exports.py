@@ -80,12 +80,13 @@ _SPECIAL = {
     '"': r"\textquotedbl{}",
 }
 _MINUS = re.compile(r"(?<![\w$])-(?=\d)")  # of a number
-_WIDE = 8  # columns from which a table needs small letters to fit a page
+_WIDE = 8  # columns from which a table may not fit a page
+_FITTED = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 
 
 def latex_text(summary: Summary) -> str:
-    """The tables of values and of differences; needs booktabs, and T1 for quotes."""
-    found = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}"]
+    """The tables of values and of differences, and the packages that they need."""
+    found = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs,graphicx}"]
     for collection, part in _parts(summary).items():
         where = f"{collection}: " if collection else ""
         found.append(tabular(tables.means(part), where))
@@ -110,15 +111,15 @@ def tabular(grid: Grid, where: str = "") -> str:
         [
             r"\begin{table}",
             r"\centering",
-            *([r"\footnotesize", r"\setlength{\tabcolsep}{4pt}"] if wide else []),
             rf"\caption{{{escape(where + grid.title)}}}",
+            *([_FITTED] if wide else []),
             rf"\begin{{tabular}}{{{columns}}}",
             r"\toprule",
             line(grid.header),
             r"\midrule",
             *(line(row) for row in grid.rows),
             r"\bottomrule",
-            r"\end{tabular}",
+            r"\end{tabular}" + "}" * wide,
             r"\end{table}",
         ]
     )

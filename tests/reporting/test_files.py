@@ -5,6 +5,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -414,6 +415,30 @@ def test_latex_of_names_that_latex_would_read_otherwise():
     # After \\ a [ or * would be its argument; minus is longer than a hyphen.
     assert r"{}[a] & R@1 & $-$0.1000 & [$-$0.2000, +0.0100] & -- \\" in lines
     assert r"{}*b\textbar{}c & P-x & +0.1 $\pm$ 0.2 & $<$0.0001 & 1e-05 \\" in lines
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not here")
+def test_latex_is_set_without_a_complaint_and_fits_the_page(files):
+    evaluate.main(
+        [
+            *("--qrels", str(files / "qrels.txt"), "--measures", "NDCG@10", "PNR"),
+            *("--run", rf"[odd]_ & 5%#$x~^\={files / 'a.trec'}"),
+            *(f'*b|"q"<>-1={files / "b.trec"}', "--equivalence", "0.01"),
+            *("--latex", str(files / "t.tex")),
+        ]
+    )
+    begin = r"\documentclass{article}\usepackage[T1]{fontenc}"
+    begin += r"\usepackage{booktabs,graphicx}\begin{document}"
+    (files / "page.tex").write_text(begin + "\n\\input{t}\n\\end{document}\n")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "page.tex"],
+        cwd=files,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and (files / "page.pdf").is_file(), done.stdout[-2000:]
+    assert "Overfull" not in done.stdout and "Undefined" not in done.stdout
 
 
 def test_a_grade_given_twice_and_an_id_with_a_space(files):
