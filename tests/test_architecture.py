@@ -306,3 +306,15 @@ def test_importing_starts_no_backend():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_slow_test_exists(request):
+    """A mark of a test that was renamed would leave the slow test in `pytest`."""
+    root = PACKAGE.parent
+    plugin = request.config.pluginmanager.get_plugin(str(root / "conftest.py"))
+    assert len(plugin.SLOW) == len(set(plugin.SLOW))
+    for one in (*plugin.SLOW, *plugin.LONGEST):
+        path, _, test = one.partition("::")
+        assert (root / path).exists(), one
+        if test:
+            assert f"def {test}(" in (root / path).read_text(), one
