@@ -36,15 +36,21 @@ _SCORE = {
     "use_activation": _FLAG,
 }
 _PREDICT = {"inputs": {"type": "array"}, "raw_scores": _FLAG, "truncate": _FLAG}
+_ANY = {**_RERANK, **_SCORE, **_PREDICT, "text_pairs": {"type": "array"}}
 
 
 def _post(summary: str, fields: dict[str, Any], required: list[str]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": fields, "required": required}
+    schema: dict[str, Any] = {"type": "object", "properties": fields}
+    if required:  # an empty list is not valid
+        schema["required"] = required
     answers = {
         "200": "the scores; the header x-score-kind says raw, sigmoid or calibrated",
+        "400": "the body is not JSON, or has no texts",
         "401": "the API key is missing or wrong",
         "413": "the body is too large",
+        "415": "the body is compressed",
         "422": "a field is wrong; the message names it",
+        "424": "the model gave no score",
         "429": "the queue is full; Retry-After says how many seconds to wait",
         "503": "not ready",
     }
@@ -75,7 +81,10 @@ def document() -> dict[str, Any]:
             "/v2/rerank": _post(ranking, _RERANK, ["query", "documents"]),
             "/tei/rerank": _post(f"{ranking}; always a bare list", _RERANK, ["query"]),
             "/score": _post("Scores of pairs", _SCORE, ["text_1", "text_2"]),
+            "/v1/score": _post("Scores of pairs", _SCORE, ["text_1", "text_2"]),
             "/predict": _post("Scores of pairs, TEI's form", _PREDICT, ["inputs"]),
+            "/invocations": _post("Any of these forms, for SageMaker", _ANY, []),
+            "/openapi.json": _get("This description"),
             "/info": _get("The model and the limits"),
             "/health": _get("The process runs"),
             "/ready": _get("The model is compiled and scores as its contract says"),
