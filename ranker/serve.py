@@ -52,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-queue-tokens", type=int, default=1 << 18, help="(%(default)s)")
     add("--max-wait", type=float, default=10.0, help="seconds queued (%(default)s)")
     add("--max-body", type=int, default=8 << 20, help="bytes (%(default)s)")
+    add(
+        "--max-bodies",
+        type=int,
+        default=64 << 20,
+        help="bytes of all requests at once (%(default)s)",
+    )
     add("--max-documents", type=int, default=10_000, help="a request (%(default)s)")
     add("--drain", type=float, default=1.0, help="seconds served after SIGTERM")
     add("--first", type=pathlib.Path, help="folder of a cheaper model before this one")
@@ -76,6 +82,7 @@ def _serve(given: argparse.Namespace) -> int:
         queue_tokens=given.max_queue_tokens,
         wait_seconds=given.max_wait,
         body_bytes=given.max_body,
+        all_bytes=given.max_bodies,
         documents=given.max_documents,
     )
     state = server.State(limits, server.read_keys(given.api_key_file))

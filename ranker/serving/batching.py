@@ -7,10 +7,11 @@ run takes many rows, rows of other requests of the same length fill it.
 
 import asyncio
 import collections
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +57,7 @@ class Limits:
     queue_tokens: int = 1 << 18  # tokens that wait, at most
     wait_seconds: float = 10.0  # in the queue, at most
     body_bytes: int = 8 << 20  # of a request
+    all_bytes: int = 64 << 20  # of all requests that are not answered yet
     documents: int = 10_000  # of a request
 
 
@@ -117,6 +119,15 @@ class Batcher:
         """Gives room back that `reserve` took."""
         with self._changed:
             self.waiting_tokens -= tokens
+
+    @contextlib.contextmanager
+    def room(self, tokens: int) -> Iterator[None]:
+        """Room that `reserve` takes, and `release` gives back at the end."""
+        self.reserve(tokens)
+        try:
+            yield
+        finally:
+            self.release(tokens)
 
     async def score(self, segments: Sequence[Segment]) -> np.ndarray:
         """Raw scores of a request's rows; room for them was reserved.

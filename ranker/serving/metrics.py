@@ -49,7 +49,7 @@ class Metrics:
         )
         self.queue = Gauge("ranker_queue_tokens", "Tokens that wait", registry=registry)
         self.cached = Gauge(
-            "ranker_cache_tokens", "Document tokens that are kept", registry=registry
+            "ranker_cache_bytes", "Of document tokens that are kept", registry=registry
         )
         self.hits = Gauge(
             "ranker_cache_hits", "Documents found in the cache", registry=registry
@@ -79,6 +79,6 @@ class Metrics:
         """The page that Prometheus reads."""
         self.queue.set(waiting)
         if cache is not None:
-            self.cached.set(cache.tokens)
+            self.cached.set(cache.bytes)
             self.hits.set(cache.hits)
         return generate_latest(self.registry)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -26,7 +27,7 @@ from starlette.routing import Route
 import ranker
 from ranker.errors import DataError
 from ranker.metrics import cascade
-from ranker.serving import forms, openapi
+from ranker.serving import forms, openapi, packed
 from ranker.serving.batching import Batcher, Full, Limits
 from ranker.serving.contract import Contract
 from ranker.serving.forms import Refused, Request, Scored
@@ -67,6 +68,7 @@ class State:
     batcher: Batcher | None = None
     draining: bool = False
     closing: bool = False  # no new connection is taken; each answer is the last of one
+    held: int = 0  # bytes of requests that are not answered yet
     problem: str = ""  # why it does not start
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -99,11 +101,41 @@ def _full(error: Full) -> JSONResponse:
     return _refusal(429, "Overloaded", str(error), **{"retry-after": wait})
 
 
-async def _read(request: HttpRequest, limits: Limits) -> bytes:
+class _Held:
+    """Counts what a request keeps in memory until it is answered."""
+
+    def __init__(self, state: State):
+        self._state, self._bytes = state, 0
+
+    def __enter__(self) -> "_Held":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._state.held -= self._bytes
+
+    def add(self, size: int) -> None:
+        """Takes room for more bytes; a request that is alone always fits.
+
+        Raises:
+          Full: when all requests together have too many.
+        """
+        others, most = self._state.held - self._bytes, self._state.limits.all_bytes
+        if others and self._state.held + size > most:
+            raise Full(
+                f"requests of {others} bytes are being answered, and at most {most} "
+                "bytes may be at once",
+                1,
+            )
+        self._bytes += size
+        self._state.held += size
+
+
+async def _read(request: HttpRequest, limits: Limits, held: _Held) -> bytes:
     """The body, refused before it is whole where it is too large.
 
     Raises:
       Refused: 413; 415 for a compressed one.
+      Full: when other requests' bodies leave no room.
     """
     too_large = Refused(
         413, "Validation", f"the body is over {limits.body_bytes} bytes"
@@ -121,6 +153,7 @@ async def _read(request: HttpRequest, limits: Limits) -> bytes:
         size += len(part)
         if size > limits.body_bytes:
             raise too_large
+        held.add(len(part))
         parts.append(part)
     return b"".join(parts)
 
@@ -153,6 +186,7 @@ def _rows(served: Served, request: Request) -> Rows:
         for query, documents in request.groups
     ]
     segments = [segment for one in found for segment in one.segments]
+    packed.check_tokens(segments, served.runtime.vocab_size)
     truncated = sum(one.truncated for one in found)
     if truncated and not request.truncate:
         length = served.contract.length
@@ -174,13 +208,19 @@ async def _score(state: State, request: Request) -> Scored:
     served, batcher = state.served, state.batcher
     assert served and batcher
     if not served.first or len(request.groups) > 1 or request.count <= served.keep:
-        return await _score_by(state, served, batcher, request)
-    assert served.first.batcher
+        with batcher.room(_estimate(served, request)):
+            return await _score_by(state, served, batcher, request)
+    first, waiting = served.first, served.first.batcher
+    assert waiting
     query, documents = next(iter(request.groups))
-    cheap = await _score_by(state, served.first, served.first.batcher, request)
-    kept = forms.order(cheap.raw)[: served.keep]
-    best = (query, tuple(documents[i] for i in kept))
-    good = await _score_by(state, served, batcher, replace(request, groups=(best,)))
+    longest = sorted(documents, key=lambda texts: sum(map(len, texts)))[-served.keep :]
+    # Room for both is taken before any work: it would be lost where the second is full.
+    with batcher.room(served.encoder.estimate(query, longest)):
+        with waiting.room(_estimate(first, request)):
+            cheap = await _score_by(state, first, waiting, request)
+        kept = forms.order(cheap.raw)[: served.keep]
+        best = (query, tuple(documents[i] for i in kept))
+        good = await _score_by(state, served, batcher, replace(request, groups=(best,)))
     second = np.full(len(documents), np.inf)
     second[kept] = good.raw
     raw = cascade.merge(cheap.raw.astype(np.float64), second, served.keep)
@@ -189,18 +229,21 @@ async def _score(state: State, request: Request) -> Scored:
     return Scored(raw, scores, f"cascade, {good.kind}", tokens, truncated)
 
 
+def _estimate(served: Served, request: Request) -> int:
+    """About how many tokens a request has."""
+    return sum(
+        served.encoder.estimate(query, documents) for query, documents in request.groups
+    )
+
+
 async def _score_by(
     state: State, served: Served, batcher: Batcher, request: Request
 ) -> Scored:
-    """Scores a request by one model: takes room in the queue, tokenises, waits.
+    """Scores a request by one model, in whose queue it has room: tokenises, waits.
 
     Raises:
       Full, Refused: with what to tell the client.
     """
-    estimate = sum(
-        served.encoder.estimate(query, documents) for query, documents in request.groups
-    )
-    batcher.reserve(estimate)
     try:
         with state.metrics.tokenization.time():
             rows = await asyncio.to_thread(_rows, served, request)
@@ -208,8 +251,6 @@ async def _score_by(
             raw = await batcher.score(rows.segments)
     except DataError as error:
         raise Refused(422, "Tokenizer", str(error)) from None
-    finally:
-        batcher.release(estimate)
     if not np.isfinite(raw).all():
         raise Refused(424, "Backend", "the model gave a score that is not a number")
     state.metrics.observe(rows, raw)
@@ -255,7 +296,7 @@ def _endpoint(name: str, parse: Parse) -> Callable:
             response = _refusal(error.status, error.kind, str(error))
         except Full as error:
             response = _full(error)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, ClientDisconnect):
             state.metrics.failures.labels(err="dropped").inc()
             return Response(status_code=499)
         if state.closing:
@@ -281,8 +322,11 @@ async def _answer(state: State, http: HttpRequest, parse: Parse) -> Response:
     assert state.batcher
     state.batcher.reserve(0)  # a full queue refuses before it reads
     begun = time.perf_counter()
-    request = parse(parse_json(await _read(http, state.limits)), state.limits.documents)
-    scored = await _while_connected(http, _score(state, request))
+    with _Held(state) as held:
+        body = parse_json(await _read(http, state.limits, held))
+        request = parse(body, state.limits.documents)
+        del body
+        scored = await _while_connected(http, _score(state, request))
     milliseconds = int(1e3 * (time.perf_counter() - begun))
     headers = {
         "x-score-kind": scored.kind,
@@ -296,11 +340,15 @@ async def _answer(state: State, http: HttpRequest, parse: Parse) -> Response:
 def _not_allowed(state: State, http: HttpRequest) -> Response | None:
     if not state.keys:
         return None
-    given = http.headers.get("authorization", "") or http.headers.get("x-api-key", "")
+    given = http.headers.get("authorization", "")
     given = given[7:] if given[:7].lower() == "bearer " else given
-    raw = given.strip().encode("latin-1", "replace")
+    # Either header will do: a proxy may send an Authorization of its own.
+    raw = [
+        one.strip().encode("latin-1", "replace")
+        for one in (given, http.headers.get("x-api-key", ""))
+    ]
     # All keys are compared, so that time tells nothing of which one is close.
-    if any([hmac.compare_digest(raw, key) for key in state.keys]):
+    if any([hmac.compare_digest(one, key) for one in raw for key in state.keys]):
         return None
     return _refusal(401, "Unauthorized", "the API key is missing or wrong")
 
@@ -350,13 +398,28 @@ async def _info(http: HttpRequest) -> Response:
             "auto_truncate": True,
             "version": ranker.__version__,
             "made_by": promise.made_by,
+            **_first_fields(served),
         }
     )
 
 
+def _first_fields(served: Served) -> dict[str, Any]:
+    """What /info says of a cascade."""
+    first = served.first
+    if first is None:
+        return {}
+    about = {"model_id": first.contract.stage, "runtime": first.runtime.name}
+    return {
+        "first": {**about, "model_dtype": first.runtime.precision},
+        "keep": served.keep,
+    }
+
+
 async def _metrics(http: HttpRequest) -> Response:
     state: State = http.app.state.ranker
-    waiting = state.batcher.waiting_tokens if state.batcher else 0
+    first = state.served.first if state.served else None
+    queues = [one for one in (state.batcher, first and first.batcher) if one]
+    waiting = sum(one.waiting_tokens for one in queues)
     cache = state.served.encoder.cache if state.served else None
     body = state.metrics.page(waiting, cache)
     return PlainTextResponse(body, media_type="text/plain; version=0.0.4")

@@ -11,7 +11,8 @@ import numpy as np
 from ranker.data.text import Segment
 from ranker.serving.frame import PairEncoder, Texts
 
-_CACHE_TOKENS = 1 << 23  # ids that are kept, at most: 32 MiB
+_CACHE_BYTES = 128 << 20  # kept, at most
+_ENTRY_BYTES = 400  # of a document beside its ids: key, array, places in a table
 _CHARACTERS = 4  # of a token, about; only room in the queue is reserved by it
 
 
@@ -21,8 +22,9 @@ class DocumentCache:
     Ids beyond a pair's length are never read, so they are not kept.
     """
 
-    def __init__(self, tokens: int = _CACHE_TOKENS):
-        self.limit, self.tokens = tokens, 0
+    def __init__(self, limit: int = _CACHE_BYTES):
+        """Takes the bytes that it may hold."""
+        self.limit, self.bytes = limit, 0
         self.hits = self.misses = 0
         self._kept: collections.OrderedDict[bytes, np.ndarray]
         self._kept = collections.OrderedDict()
@@ -42,13 +44,13 @@ class DocumentCache:
     def put(self, key: bytes, ids: np.ndarray) -> None:
         """Keeps the ids of a document."""
         with self._lock:
-            if key in self._kept or len(ids) >= self.limit:
+            if key in self._kept or ids.nbytes + _ENTRY_BYTES > self.limit:
                 return
             self._kept[key] = ids
-            self.tokens += len(ids) + 1
-            while self.tokens > self.limit:
+            self.bytes += ids.nbytes + _ENTRY_BYTES
+            while self.bytes > self.limit:
                 _, gone = self._kept.popitem(last=False)
-                self.tokens -= len(gone) + 1
+                self.bytes -= gone.nbytes + _ENTRY_BYTES
 
 
 def digest(document: Texts) -> bytes:
