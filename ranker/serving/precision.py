@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from ranker import config
+from ranker import config, storage
 from ranker.data.text import Segment
 from ranker.errors import ModelError
 from ranker.metrics import ranking
@@ -168,7 +168,8 @@ class Candidate:
 
     precision: Precision
     runtime: Name
-    make: Callable[[pathlib.Path, pathlib.Path, Sequence[Segment]], None]
+    # Source, target and rows of train; None: the weights themselves are read.
+    make: Callable[[pathlib.Path, pathlib.Path, Sequence[Segment]], None] | None
 
 
 def to_bfloat16(
@@ -281,10 +282,14 @@ CANDIDATES: tuple[Candidate, ...] = (
     Candidate("int8", "onnxruntime", to_static_int8),
     Candidate("int8_dynamic", "onnxruntime", to_dynamic_int8),
 )
+# A GPU or TPU has units for it.
+ON_DEVICE = Candidate("bfloat16", "jax", None)
 
 
 def candidates(precision: str) -> list[Candidate]:
     """Those to try for a precision that was asked for, of what is installed.
+
+    Where there is a GPU or TPU, bfloat16 is tried there and not on the CPU.
 
     Raises:
       ModelError: when none can be tried.
@@ -293,11 +298,15 @@ def candidates(precision: str) -> list[Candidate]:
         "bfloat16": ("bfloat16",),
         "int8": ("bfloat16", "int8", "int8_dynamic"),
     }[precision]
+    on_device = runtimes.device() != "cpu"
     found = [
         one
         for one in CANDIDATES
-        if one.precision in wanted and runtimes.installed(one.runtime)
+        if one.precision in wanted
+        and runtimes.installed(one.runtime)
+        and not (on_device and one.precision == "bfloat16")
     ]
+    found += [ON_DEVICE] if on_device else []
     if not found:
         raise ModelError(
             f"the precision {precision} needs a runtime that is not installed: pip "
@@ -343,22 +352,26 @@ def accept(
     reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
     expected = runtimes.score(reference, flat)
     before = _per_query(lists, expected, settings.measure)
-    base = _speed(reference, flat)
+    speeds = {"cpu": _speed(reference, flat)}
     golden = np.array([one.score for one in promise.golden], np.float32)
     golden_rows = [_golden_row(promise, one) for one in promise.golden]
     found: dict[str, dict[str, Any]] = {}
     for candidate, path in _made(folder, source, tried, rows, report):
-        opened = _open(candidate, path, reference.vocab_size)
+        opened = _open(candidate, folder, path, reference.vocab_size)
         scores = runtimes.score(opened, flat)
         verdict = judge(
             before, _per_query(lists, scores, settings.measure), settings.margin
         )
         speed = _speed(opened, flat)
+        place = "cpu" if candidate.make else "device"
+        if place not in speeds:
+            whole = runtimes.open_runtime(folder, "jax", "float32")
+            speeds[place] = _speed(whole, flat)
         record = {
             **dataclasses.asdict(verdict),
             "upper": min(verdict.upper, 1e9),
             "runtime": candidate.runtime,
-            "digest": contract.file_digest(path),
+            "digest": digest(folder, candidate.runtime, candidate.precision),
             "measure": settings.measure,
             "margin": settings.margin,
             "confidence": _CONFIDENCE,
@@ -369,8 +382,9 @@ def accept(
                 np.abs(runtimes.score(opened, golden_rows) - golden).max()
             ),
             "speed": speed,  # tokens a second of one thread, here
-            "speedup": speed / base,
-            "cpu_flags": runtimes.cpu_flags(),
+            "speedup": speed / speeds[place],
+            "cpu_flags": runtimes.cpu_flags() if candidate.make else [],
+            "device": "cpu" if candidate.make else runtimes.device(),
         }
         report(
             f"[export] {candidate.precision} by {candidate.runtime}: "
@@ -402,7 +416,7 @@ def _made(
     for candidate in tried:
         path = folder / runtimes.FILES[candidate.precision]
         try:
-            if candidate.precision not in made:
+            if candidate.make and candidate.precision not in made:
                 candidate.make(source, path, list(rows)[:_CALIBRATION_ROWS])
                 made.add(candidate.precision)
             yield candidate, path
@@ -410,7 +424,19 @@ def _made(
             report(f"[export] {candidate.precision}: left out: {error}")
 
 
-def _open(candidate: Candidate, path: pathlib.Path, vocab_size: int) -> Any:
+def digest(folder: pathlib.Path, runtime: Name, precision: Precision) -> str:
+    """What tells that a folder still holds what was accepted."""
+    if runtime == "jax":
+        return storage.digest(contract.tensor_digests(folder))
+    path = folder / runtimes.FILES[precision]
+    return contract.file_digest(path) if path.is_file() else ""
+
+
+def _open(
+    candidate: Candidate, folder: pathlib.Path, path: pathlib.Path, vocab_size: int
+) -> Any:
+    if candidate.make is None:
+        return runtimes.open_runtime(folder, candidate.runtime, candidate.precision)
     kind = runtimes.Onnx if candidate.runtime == "onnxruntime" else runtimes.OpenVino
     return kind(path, candidate.precision, vocab_size)
 

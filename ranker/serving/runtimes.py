@@ -297,6 +297,11 @@ def cpu_flags() -> list[str]:
     return [flag for flag in _FLAGS if flag in found]
 
 
+def device() -> str:
+    """What JAX computes on: "cpu", or the kind of GPU or TPU."""
+    return "cpu" if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+
+
 def installed(name: Name) -> bool:
     """Whether a runtime can be imported."""
     return name == "jax" or importlib.util.find_spec(name) is not None

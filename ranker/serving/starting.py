@@ -11,12 +11,13 @@ import numpy as np
 
 from ranker.data.backends import load_tokenizer
 from ranker.data.text import Segment
-from ranker.errors import ContractError, ModelError
+from ranker.errors import ContractError, ModelError, shown
 from ranker.metrics import calibration
 from ranker.serving import contract, runtimes
 from ranker.serving.batching import Batcher, Limits
 from ranker.serving.contract import Contract
 from ranker.serving.frame import PairEncoder, contract_frame
+from ranker.serving.precision import digest
 from ranker.serving.runtimes import Name, Precision, Runtime
 from ranker.serving.server import Served
 from ranker.serving.texts import TextEncoder
@@ -30,31 +31,31 @@ def choose(
 ) -> tuple[Name, Precision]:
     """The runtime and the precision, where they are left open ("auto").
 
-    JAX on a GPU or TPU. On a CPU the fastest precision that the contract has accepted,
-    that beats float32 and whose runtime is here; else onnxruntime where the folder has
-    a graph; else JAX.
+    JAX on a GPU or TPU. On a CPU another runtime, where the folder has a graph and it
+    is installed; else JAX. Of precisions the fastest that the contract has accepted on
+    such a device or CPU, and that beat float32 there.
 
     Raises:
       ModelError: for a precision that the contract has not accepted.
+      ContractError: when what it says of one cannot be read.
     """
-    on_cpu = jax.default_backend() == "cpu"
-    accepted = {
-        key: one for key, one in promise.precisions.items() if one.get("accepted")
-    }
+    accepted, device = _precisions(promise), runtimes.device()
     if precision not in ("auto", "float32"):
-        return _accepted(folder, promise, name, precision)
-    if name == "auto" and not on_cpu:
-        return "jax", "float32"
-    if precision == "auto" and on_cpu:
+        return _accepted(folder, accepted, name, precision)
+    if name == "auto" and device != "cpu":
+        name = "jax"
+    if precision == "auto":
         # What was accepted may be slower than float32, on a CPU without its units.
         faster = [one for one in accepted.items() if one[1].get("speedup", 1.0) >= 1.0]
         fast = sorted(faster, key=lambda one: -one[1]["speed"])
+        flags = set(runtimes.cpu_flags())
         for key, one in fast:
             runtime = one["runtime"]
             fits = name in ("auto", runtime) and runtimes.installed(runtime)
-            same_cpu = set(one["cpu_flags"]) <= set(runtimes.cpu_flags())
-            if fits and same_cpu:
-                return _accepted(folder, promise, name, key)
+            where = "cpu" if runtime != "jax" else device
+            same = one.get("device", "cpu") == where and set(one["cpu_flags"]) <= flags
+            if fits and same:
+                return _accepted(folder, accepted, name, key)
     if name != "auto":
         return name, "float32"  # type: ignore[return-value]
     graph = (folder / runtimes.FILES["float32"]).is_file()
@@ -64,12 +65,35 @@ def choose(
     return "jax", "float32"
 
 
+def _precisions(promise: Contract) -> dict[str, dict[str, Any]]:
+    """What the contract has accepted, by precision."""
+    for key, one in promise.precisions.items():
+        fits = isinstance(one, dict) and isinstance(one.get("speed", 0), int | float)
+        fits = fits and isinstance(one.get("cpu_flags", []), list)
+        known = runtimes.RUNTIMES
+        if key not in runtimes.FILES or not fits or one.get("runtime") not in known:
+            raise ContractError(
+                f"the contract's precisions: {key!r} is {shown(one)}; expected one of "
+                f"{', '.join(runtimes.FILES)} with a runtime of {', '.join(known)}; "
+                "export the stage again"
+            )
+    nothing = {"speed": 0.0, "cpu_flags": []}
+    return {
+        key: nothing | one
+        for key, one in promise.precisions.items()
+        if one.get("accepted")
+    }
+
+
 def _accepted(
-    folder: pathlib.Path, promise: Contract, name: str, precision: str
+    folder: pathlib.Path,
+    accepted: dict[str, dict[str, Any]],
+    name: str,
+    precision: Any,
 ) -> tuple[Name, Precision]:
-    one = promise.precisions.get(precision)
-    if not one or not one.get("accepted"):
-        known = [k for k, v in promise.precisions.items() if v.get("accepted")]
+    one = accepted.get(precision)
+    if not one:
+        known = list(accepted)
         raise ModelError(
             f"{folder}: the contract has not accepted the precision {precision}"
             f"{f' (accepted: {known})' if known else ''}; export the stage with "
@@ -79,13 +103,13 @@ def _accepted(
         raise ModelError(
             f"{folder}: {precision} was accepted in {one['runtime']}, not in {name}"
         )
-    key: Any = precision
-    path = folder / runtimes.FILES[key]
-    if not path.is_file() or contract.file_digest(path) != one["digest"]:
+    if digest(folder, one["runtime"], precision) != one.get("digest"):
+        on_jax = one["runtime"] == "jax"
+        kept = "model.safetensors" if on_jax else runtimes.FILES[precision]
         raise ModelError(
-            f"{path} is not the file that was accepted; export the stage again"
+            f"{folder / kept} is not the file that was accepted; export the stage again"
         )
-    return one["runtime"], precision  # type: ignore[return-value]
+    return one["runtime"], precision
 
 
 def check_golden(promise: Contract, runtime: Runtime, segments: list[Segment]) -> None:

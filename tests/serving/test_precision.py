@@ -153,6 +153,54 @@ def test_a_server_refuses_what_was_not_accepted(exported):
         starting.choose(folder, edited, "auto", "int8_dynamic")
 
 
+@pytest.mark.parametrize("record", [3, {"runtime": "os"}, {"runtime": "jax"}])
+def test_records_that_cannot_be_read_are_named(exported, record):
+    folder, model, _ = exported
+    key = "int4" if record == {"runtime": "jax"} else "int8"
+    edited = dataclasses.replace(model.contract, precisions={key: record})
+    with pytest.raises(precision.contract.ContractError, match=f"precisions: '{key}'"):
+        starting.choose(folder, edited, "auto", "auto")
+
+
+def test_bfloat16_of_a_device_is_accepted_and_served_there(exported, monkeypatch):
+    folder, model, lists = exported
+    assert precision.ON_DEVICE not in precision.candidates("bfloat16")
+    monkeypatch.setattr(runtimes, "device", lambda: "TPU v6")  # computed on a CPU here
+    assert precision.candidates("bfloat16") == [precision.ON_DEVICE]
+    settings = config.Onnx(precision="bfloat16", margin=0.1)
+    lines = []
+    found = precision.accept(
+        folder, model.contract, settings, lists, [], report=lines.append
+    )
+    record = found.precisions["bfloat16"]
+    assert record["accepted"] and record["kendall_tau"] < 1, lines
+    assert (record["runtime"], record["device"]) == ("jax", "TPU v6")
+
+    def chosen(name="auto", wanted="auto", **changed):
+        changed = {"speedup": 1.5, **changed}
+        edited = dataclasses.replace(
+            found, precisions={"bfloat16": {**record, **changed}}
+        )
+        return starting.choose(folder, edited, name, wanted)
+
+    assert chosen() == ("jax", "bfloat16")
+    assert chosen(speedup=0.9) == chosen(device="H100") == ("jax", "float32")
+    assert chosen("onnxruntime") == ("onnxruntime", "float32")
+    with pytest.raises(precision.ModelError, match="safetensors is not the file"):
+        chosen(digest="0" * 16)
+    monkeypatch.undo()
+    assert chosen() == ("onnxruntime", "float32")
+    before = contract.load(folder)
+    found.save(folder)
+    limits = starting.Limits()
+    served, batcher = starting.start(
+        folder, runtime="jax", precision="bfloat16", limits=limits
+    )
+    batcher.stop()
+    assert served.runtime.precision == "bfloat16"
+    before.save(folder)
+
+
 @pytest.mark.parametrize("name", ["int8", "int8_dynamic"])
 def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
     folder, model, lists = exported

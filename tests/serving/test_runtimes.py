@@ -14,6 +14,13 @@ from ranker.serving import onnx_graph, runtimes
 VOCABULARY = 50
 
 
+def narrow(model):
+    """The same parameters, computed in bfloat16."""
+    settings = dataclasses.replace(model.model, dtype="bfloat16")
+    other = network(settings, VOCABULARY)
+    return dataclasses.replace(other, params=model.params)
+
+
 @pytest.fixture(scope="module", params=ENCODERS)
 def made(request, tmp_path_factory):
     model = network(ENCODERS[request.param], VOCABULARY)
@@ -70,6 +77,7 @@ def test_a_score_is_a_function_of_its_pair(made):
     ]
     if model.model.family == "bert":  # compiling takes seconds
         opened.append(runtimes.Jax(model, "float32"))
+        opened.append(runtimes.Jax(narrow(model), "bfloat16"))
     for runtime in opened:
         together = runtimes.score(runtime, pairs)
         alone = [runtimes.score(runtime, [one])[0] for one in pairs]
@@ -96,15 +104,19 @@ def test_jax_does_not_trace_after_it_is_warm():
     assert np.isfinite(found).all()
 
 
-def test_rows_of_a_batch_on_a_device_do_not_matter(monkeypatch):
+@pytest.mark.parametrize(("precision", "near"), [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_rows_of_a_batch_on_a_device_do_not_matter(precision, near, monkeypatch):
     model = network(ENCODERS["bert"], VOCABULARY)
-    one, many = (runtimes.Jax(model, "float32") for _ in range(2))
+    one = runtimes.Jax(model, "float32")
+    many = runtimes.Jax(model if precision == "float32" else narrow(model), precision)
     monkeypatch.setattr(many, "rows", lambda padded: 4)
     pairs = rows(6, VOCABULARY, longest=30)
     together = runtimes.score(many, pairs)
     alone = np.array([runtimes.score(many, [pair])[0] for pair in pairs])
     assert together.tolist() == alone.tolist()
-    np.testing.assert_allclose(together, runtimes.score(one, pairs), atol=1e-5)
+    expected = runtimes.score(one, pairs)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(together, expected, atol=near * scale, rtol=0)
 
 
 def test_what_a_graph_cannot_hold_is_refused(tmp_path):
