@@ -211,13 +211,19 @@ def one_client(folder, requests, port, threads, server):
 
 
 def many_clients(name, requests, port, clients):
-    """Requests a second of several clients at once."""
+    """Requests a second of several clients at once, and the answers."""
     begun = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        list(pool.map(lambda request: ask(port, request), requests))
+        found = list(pool.map(lambda request: ask(port, request), requests))
     rate = len(requests) / (time.perf_counter() - begun)
     print(f"{name:<34} {rate:7.2f} requests/s, {clients} clients", flush=True)
-    return rate
+    return rate, [scores for _, scores in found]
+
+
+def gap(ours, theirs):
+    """Largest difference of a score, over all answers."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(abs(a[place] - b[place]) for a, b in pairs for place in a | b)
 
 
 def main():
@@ -232,6 +238,8 @@ def main():
     parser.add_argument("--runtime", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--port", type=int, default=8790)
+    both = ["latency", "throughput"]
+    parser.add_argument("--parts", nargs="+", choices=both, default=both)
     given = parser.parse_args()
     threads = len(os.sched_getaffinity(0))
     requests = read_requests(given.data, given.requests, given.candidates)
@@ -244,15 +252,24 @@ def main():
         serve += ["--runtime", given.runtime, "--precision", given.precision]
         with running(serve, given.port) as server:
             ask(given.port, requests[0])
-            one_client(folder, requests, given.port, threads, server)
-            ours = many_clients("ranker.serve", requests, given.port, given.clients)
+            if "latency" in given.parts:
+                one_client(folder, requests, given.port, threads, server)
+            if "throughput" not in given.parts:
+                return
+            ours, answers = many_clients(
+                "ranker.serve", requests, given.port, given.clients
+            )
         other = [sys.executable, "-c", _APP, str(folder), str(given.port + 1)]
         with running([*other, str(threads)], given.port + 1):
             ask(given.port + 1, requests[0])
-            theirs = many_clients(
+            theirs, others = many_clients(
                 "FastAPI around CrossEncoder", requests, given.port + 1, given.clients
             )
-        print(f"{ours / theirs:.2f} times as many requests a second", flush=True)
+        print(
+            f"{ours / theirs:.2f} times as many requests a second; largest difference "
+            f"of a score: {gap(answers, others):.1e}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
