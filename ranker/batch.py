@@ -27,10 +27,19 @@ class Rows:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Impressions:
+    """Where documents were shown when they were clicked or not, and what they count."""
+
+    positions: Int[Array, "*A B L"]  # on the results page, from 1; 0: on none
+    weights: Float[Array, "*A B L"]  # 1 / the chance of being looked at; else 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Batch:
     """Rows, and what is learned from them.
 
-    Language modelling reads `loss_mask`. Ranking reads the last four: B lists of L
+    Language modelling reads `loss_mask`. Ranking reads the last five: B lists of L
     documents, each scored at one token. The rows of a list lie within one data shard,
     so that no score crosses devices before the loss.
     """
@@ -43,3 +52,5 @@ class Batch:
     labels: Float[Array, "*A B L"]  # judgements, 0 where nobody judged
     targets: Float[Array, "*A B L"]  # teacher scores
     where: Bool[Array, "*A B L"]  # True: a real document
+    # Of lists of clicks; None where a stage learns from none.
+    impressions: Impressions | None = None

@@ -65,11 +65,18 @@ class ClickRules:
     """Which rows of a click log become continued pre-training examples."""
 
     min_dwell: float = 10.0  # seconds; clicks known to be shorter are dropped
+    # what a row counts: its clicks, or each as often as its dwell holds min_dwell
+    count_by: Literal["clicks", "dwell"] = "clicks"
     max_per_query: int = 20  # documents; the most clicked of a query are kept
     dev_fraction: float = 0.02  # of the queries; held out to watch the loss
 
     def __post_init__(self):
         positive(self, "max_per_query")
+        require(
+            self.count_by == "clicks" or self.min_dwell > 0,
+            f"clicks.count_by is 'dwell', which counts in units of min_dwell, and that "
+            f"is {self.min_dwell:g}; set it above 0",
+        )
         require(
             0 <= self.dev_fraction < 1,
             f"clicks.dev_fraction must be in [0, 1), found {self.dev_fraction}",

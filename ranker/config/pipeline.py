@@ -86,6 +86,7 @@ class Pipeline:
     second_sft: Recipe | None = None  # on judged negatives; its teacher then scores
     distill: Recipe
     labels: Recipe  # of the student that is trained on the labels alone
+    language: Language = field(default_factory=Language)  # of cpt
     rank: Rank = field(default_factory=Rank)
     click_lists: str = ""  # of sft and the students of labels; see Train
     judged_lists: bool = True  # sft learns from the judged lists too
@@ -166,7 +167,7 @@ class Pipeline:
         assert self.cpt and self.sft, "they are none only where scores are given"
         if self.cpt.loop.steps:
             stages["cpt"] = self._train(
-                "cpt", self.cpt, objective=Language(), **teacher
+                "cpt", self.cpt, objective=self.language, **teacher
             )
         parent = "".join(stages)
         ranks = dict(teacher, objective=self.rank, **self._sources)

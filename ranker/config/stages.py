@@ -108,6 +108,13 @@ class Train(Stage):
             "objective (sft) learns from lists of clicks",
         )
         require(
+            bool(self.click_lists)
+            or not isinstance(self.objective, Rank)
+            or not self.objective.position_bias,
+            f"stage {self.name!r}: objective.position_bias is learned from lists of "
+            "clicks, and click_lists is empty; name a file of lists",
+        )
+        require(
             not self.negatives
             or isinstance(self.objective, Rank)
             and self.judged_lists,

@@ -131,6 +131,14 @@ class Loop:
 class Language:
     """Next-token cross-entropy on the clicked title and summary."""
 
+    # how often an epoch reads an example: once, 1 + log2 of its count, rounded down, or
+    # as often as its count; data.click_rules.count_by says what is counted
+    repeat: Literal["once", "log_count", "count"] = "once"
+    most: int = 20  # times that an epoch reads an example, at most
+
+    def __post_init__(self):
+        positive(self, "most")
+
 
 RankLoss = Literal[
     "softmax",
@@ -173,12 +181,15 @@ class Rank:
     cutoff: int = 0  # k of the NDCG@k that lambda_loss bounds; 0: the whole list
     highest_grade: float = 1.0  # certainly relevant, of sigmoid_cross_entropy
     thresholds: tuple[float, ...] = (0.5, 1.5, 2.5, 3.5)  # between grades, of ordinal
+    # positions of a results page that have a logit of their own, added to the scores of
+    # lists of clicks and dropped with the stage's end (two towers); 0: none
+    position_bias: int = 0
 
     def __post_init__(self):
         _check_mixture(self.loss, self.loss_weights, "objective.loss")
         require(bool(self.loss), "objective.loss names no loss; name at least one")
         positive(self, "temperature", "highest_grade", "softmax_temperature", "sigma")
-        not_negative(self, "margin", "mu", "cutoff")
+        not_negative(self, "margin", "mu", "cutoff", "position_bias")
         require(
             list(self.thresholds) == sorted(self.thresholds) and bool(self.thresholds),
             f"objective.thresholds must rise, found {self.thresholds}",

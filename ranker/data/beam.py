@@ -182,6 +182,7 @@ class _Read(beam.DoFn):
         if click.position is not None:
             tallies[f"position/{click.position}/rows"] += 1
             tallies[f"position/{click.position}/clicked"] += click.clicked
+        click = clicks.weigh(click, self._job.rules)
         query = fold(click.query)
         reason = clicks.reason_to_drop(
             click, query, self._job.rules, self._job.held_out

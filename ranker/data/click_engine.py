@@ -176,13 +176,19 @@ def _watch(
 def _load(
     connection: Any, batches: Iterable[pa.RecordBatch], rules: config.ClickRules
 ) -> None:
-    """The rows that rules 1 and 2 leave; what they drop is never written."""
+    """The rows that rules 1 and 2 leave, and what each counts (5)."""
     with _registered(connection, "batches", click_logs.SCHEMA, batches):
         connection.execute(
             """CREATE TABLE kept AS SELECT fold(query) AS folded, query, title, summary,
-            document_id, count FROM batches
+            document_id, count * CASE WHEN $by_dwell AND dwell IS NOT NULL
+            THEN greatest(1, least($most, floor(dwell / $low)))::BIGINT ELSE 1 END
+            AS count FROM batches
             WHERE clicked AND (dwell IS NULL OR dwell >= $low)""",
-            {"low": rules.min_dwell},
+            {
+                "low": rules.min_dwell,
+                "by_dwell": rules.count_by == "dwell",
+                "most": clicks.MOST,
+            },
         )
 
 

@@ -168,6 +168,12 @@ def _theirs(path: Any, log: Log, there: Sequence[str], what: str) -> dict[str, s
             f"{path}: {what} {shown(list(there))}, expected {lacking}; say which they "
             "are with --config.data.click_columns, such as 'query=q document_id=did'"
         )
+    if {"event", "user", "page"} <= lower.keys() and "clicked" not in found:
+        raise DataError(
+            f"{path}: is an event log (it has event, user and page), whose pages would "
+            "be taken for clicks; write its clicks with python -m ranker.online clicks "
+            "--log LOG --out clicks.parquet, and name that file"
+        )
     used = set(found.values())
     log.ignored += [
         one for one in there if one not in used and one not in log.ignored and one

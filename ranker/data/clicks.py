@@ -7,21 +7,27 @@ In this order:
 3. so is one whose query is held out (of dev or test, by its text);
 4. a row with a document id and neither title nor summary takes them from the corpus; it
    is dropped where the corpus lacks the document, as is one with none of the three;
-5. rows with the same query (case and spaces aside) and the same document (its id, or
+5. with `count_by=dwell` a row of known dwell counts its clicks times the whole number
+   of `min_dwell` in its dwell, 1 to 10 times; else it counts its clicks;
+6. rows with the same query (case and spaces aside) and the same document (its id, or
    its title and summary) become one example, their counts added. Of several spellings
    the first in the order of characters stays;
-6. of each query, the `max_per_query` most clicked documents are kept, ties by document;
-7. a query and all its examples go to train or to dev, by a hash of the query.
+7. of each query, the `max_per_query` most clicked documents are kept, ties by document;
+8. a query and all its examples go to train or to dev, by a hash of the query.
 
 Examples are in the order of that hash. So they depend on what the log holds and not on
 the order that it holds it in, and any engine makes the same ones. Here the rules are in
 plain Python, in memory: what the engines (`click_engine`, `beam`) are measured against.
 """
 
+import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from ranker import config
 from ranker.data.records import Click, ClickExample
@@ -113,6 +119,22 @@ def is_bare(click: Click) -> bool:
     return bool(click.document_id) and not click.title and not click.summary
 
 
+MOST = 10  # times that a click counts by its dwell, at most
+
+
+def weigh(click: Click, rules: config.ClickRules) -> Click:
+    """Rule 5: the row with what it counts.
+
+    >>> row = Click("q", "t", "", dwell=65.0, count=2)
+    >>> weigh(row, config.ClickRules(count_by="dwell")).count
+    12
+    """
+    if rules.count_by == "clicks" or click.dwell is None:
+        return click
+    times = min(max(math.floor(click.dwell / rules.min_dwell), 1), MOST)
+    return dataclasses.replace(click, count=click.count * times)
+
+
 def pair(click: Click, query: str, texts: Texts) -> tuple[Pair, Seen]:
     """What rows are merged by, and what is known of one."""
     spelt = spelling(click.query, *texts)
@@ -121,12 +143,12 @@ def pair(click: Click, query: str, texts: Texts) -> tuple[Pair, Seen]:
 
 
 def merge(one: Seen, other: Seen) -> Seen:
-    """Rule 5: two rows of one pair; neither the order nor the grouping matters."""
+    """Rule 6: two rows of one pair; neither the order nor the grouping matters."""
     return min(one[0], other[0]), min(one[1], other[1]), one[2] + other[2]
 
 
 def rank(found: tuple[str, Seen]) -> tuple[int, str]:
-    """Rule 6: the order of a query's documents, the most clicked first."""
+    """Rule 7: the order of a query's documents, the most clicked first."""
     name, (_, _, count) = found
     return -count, name
 
@@ -161,6 +183,7 @@ def clicks_to_examples(
     held: set[str] = set()
     for click in clicks:
         counts.rows += 1
+        click = weigh(click, rules)
         query = fold(click.query)
         reason = reason_to_drop(click, query, rules, held_out)
         found: Texts | None = (click.title, click.summary)
@@ -187,6 +210,48 @@ def clicks_to_examples(
         examples += [to_example(seen) for _, seen in most[: rules.max_per_query]]
     counts.examples = {split: len(examples) for split, examples in splits.items()}
     return splits, counts
+
+
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """Click examples, each as often as its count says: a source of an epoch's reads."""
+
+    source: Any  # of `ClickExample`, by index
+    ends: np.ndarray  # int64 [n], reads up to and with each example
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def __getitem__(self, index: int) -> ClickExample:
+        return self.source[int(np.searchsorted(self.ends, index, side="right"))]
+
+    def report(self) -> str:
+        """One line for the log."""
+        times = np.diff(self.ends, prepend=0)
+        often = np.sort(times)[::-1]
+        tenth = often[: max(len(often) // 10, 1)].sum() / max(len(self), 1)
+        return (
+            f"{len(times):,} examples of clicks are read {len(self):,} times an epoch, "
+            f"{times.max(initial=0)} times at most; a tenth of them, the most clicked, "
+            f"makes {tenth:.0%} of what is read"
+        )
+
+
+def repeat(source: Any, settings: config.Language) -> Repeated:
+    """The examples as often as `settings.repeat` says; reads them all once.
+
+    >>> rows = [ClickExample("q", "t", "", count) for count in (1, 3, 900)]
+    >>> made = repeat(rows, config.Language(repeat="log_count", most=5))
+    >>> [made[at].count for at in range(len(made))]
+    [1, 3, 3, 900, 900, 900, 900, 900]
+    """
+    counts = np.fromiter((source[at].count for at in range(len(source))), np.int64)
+    times = {
+        "once": np.ones_like(counts),
+        "log_count": 1 + np.floor(np.log2(np.maximum(counts, 1))).astype(np.int64),
+        "count": np.maximum(counts, 1),
+    }[settings.repeat]
+    return Repeated(source, np.cumsum(np.minimum(times, settings.most)))
 
 
 class Digest:

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 
 from ranker.data.lines import read_lines
-from ranker.data.records import Document, RankedList, check_number, check_text
+from ranker.data.records import (
+    Document,
+    RankedList,
+    check_integer,
+    check_number,
+    check_text,
+)
 from ranker.data.words import fold
 from ranker.errors import DataError, FieldError
 
@@ -22,6 +28,8 @@ class ClickLists:
     held_out: int  # queries that dev or test has: left out
     without_text: int  # results that the corpus lacks: left out
     short: int  # lists with under two results, or no click, that are left
+    num_placed: int = 0  # lists that say where their results were shown
+    heaviest: float = 1.0  # largest weight of a document
 
     def __len__(self) -> int:
         return len(self.lists)
@@ -34,8 +42,21 @@ class ClickLists:
         return (
             f"{len(self.lists):,} lists of clicks; left out: {self.held_out:,} queries "
             f"of dev or test, {self.short:,} lists without two results and a click, "
-            f"{self.without_text:,} results without a text"
+            f"{self.without_text:,} results without a text; {self._weighed()}"
         )
+
+    def _weighed(self) -> str:
+        if not self.num_placed:
+            return "labels as they are"
+        worth = "every click counts 1"
+        if self.heaviest > 1:
+            clicks = np.concatenate([one.weights[one.labels > 0] for one in self.lists])
+            size = clicks.sum() ** 2 / (clicks**2).sum()
+            worth = (
+                f"{len(clicks):,} clicks count up to {self.heaviest:.3g} each and vary "
+                f"like {size:,.0f} that count alike"
+            )
+        return f"{self.num_placed:,} are pages with positions; {worth}"
 
 
 def load_click_lists(
@@ -46,7 +67,8 @@ def load_click_lists(
     """Reads lists of clicks.
 
     Args:
-      path: JSON lines of query, document_ids and labels.
+      path: JSON lines of query, document_ids and labels; of pages also positions and
+        weights.
       corpus: documents by row.
       held_out: lists of dev and test, whose queries are never trained on.
 
@@ -56,8 +78,9 @@ def load_click_lists(
     rows = {corpus[row].id: row for row in range(len(corpus))}
     held = {fold(held_out[at].query) for at in range(len(held_out))}
     lists: list[RankedList] = []
-    hidden = lost = short = 0
-    for number, query, documents, labels in _read(path):
+    hidden = lost = short = placed = 0
+    heaviest = 1.0
+    for number, query, documents, labels, positions, weights in _read(path):
         if fold(query) in held:
             hidden += 1
             continue
@@ -67,6 +90,8 @@ def load_click_lists(
         if len(kept) < 2 or not worth.any():
             short += 1
             continue
+        placed += bool(positions)
+        heaviest = max(heaviest, *weights) if weights else heaviest
         lists.append(
             RankedList(
                 f"clicks-{number}",
@@ -76,14 +101,17 @@ def load_click_lists(
                 np.zeros(len(kept), np.float32),
                 (),
                 np.zeros(0, np.int32),
+                positions=np.array([positions[at] for at in kept if positions], "i4"),
+                weights=np.array([weights[at] for at in kept if weights], "f4"),
             )
         )
-    return ClickLists(lists, hidden, lost, short)
+    return ClickLists(lists, hidden, lost, short, placed, heaviest)
 
 
-def _read(
-    path: pathlib.Path,
-) -> Iterator[tuple[int, str, list[str], list[float]]]:
+_Line = tuple[int, str, list[str], list[float], list[int], list[float]]
+
+
+def _read(path: pathlib.Path) -> Iterator[_Line]:
     for number, line in read_lines(path):
         try:
             try:
@@ -97,14 +125,31 @@ def _read(
                 isinstance(one, str) for one in documents
             ):
                 raise FieldError("document_ids", documents, "a list of document ids")
-            if not isinstance(labels, list) or len(labels) != len(documents):
-                raise FieldError(
-                    "labels", labels, f"a list of {len(documents)} numbers"
-                )
-            values = [check_number("labels", one, low=0.0) for one in labels]
-            yield number, check_text("query", row.get("query")), documents, values
+            query = check_text("query", row.get("query"))
+            values = [
+                check_number("labels", one, low=0.0)
+                for one in _beside("labels", labels, documents)
+            ]
+            positions = [
+                check_integer("positions", one, low=1)
+                for one in _beside("positions", row.get("positions", []), documents)
+            ]
+            weights = [
+                check_number("weights", one, low=0.0)
+                for one in _beside("weights", row.get("weights", []), documents)
+            ]
+            if not values and documents:
+                raise FieldError("labels", labels, f"{len(documents)} numbers")
+            yield number, query, documents, values, positions, weights
         except FieldError as error:
             raise DataError(
                 f"{path}:{number}: {error}; such files are written by python -m "
                 "ranker.online impressions"
             ) from error
+
+
+def _beside(name: str, found: object, documents: list[str]) -> list[Any]:
+    """A list with a number for each document, or none."""
+    if not isinstance(found, list) or len(found) not in (0, len(documents)):
+        raise FieldError(name, found, f"a list of {len(documents)} numbers")
+    return found

@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker.batch import Batch, Rows
+from ranker.batch import Batch, Impressions, Rows
 from ranker.data.text import Segment
 
 # Documents shorter than this, on average, leave rows unfilled. It bounds how many lists
@@ -42,6 +42,7 @@ class Layout:
     size: int  # documents a list, at most; 0: texts of which none is scored
     shared: bool = False  # what a list's documents begin with is laid once a row
     slots: int = 0  # lists, at most; 0: as many as the rows have tokens for
+    impressions: bool = False  # some lists are of clicks: positions and weights
 
     @property
     def lists(self) -> int:
@@ -64,6 +65,8 @@ class Example:
     labels: np.ndarray  # float32, of each segment; empty for a text
     targets: np.ndarray  # float32, of each segment; empty for a text
     shared: int = 0  # tokens that all segments begin with, to be laid once a row
+    positions: np.ndarray | None = None  # int32, of each segment; None: 0
+    weights: np.ndarray | None = None  # float32, of each segment; None: 1
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -253,6 +256,11 @@ def empty_batch(layout: Layout, pad: int) -> Batch:
         targets=np.zeros(scores, np.float32),
         where=np.zeros(scores, bool),
     )
+    if layout.impressions:
+        leaves["impressions"] = Impressions(
+            np.zeros(scores, np.int32),  # type: ignore[arg-type]
+            np.ones(scores, np.float32),  # type: ignore[arg-type]
+        )
     return Batch(**leaves)
 
 
@@ -296,6 +304,10 @@ def pack(
             batch.score_index[at] += np.asarray(places, np.int32)
             batch.labels[at], batch.targets[at] = example.labels, example.targets
             batch.where[at] = True
+            if batch.impressions is not None and example.positions is not None:
+                batch.impressions.positions[at] = example.positions
+            if batch.impressions is not None and example.weights is not None:
+                batch.impressions.weights[at] = example.weights
     pieces.lay(batch)
     return batch
 

@@ -9,7 +9,7 @@ it, and an iterator's state is which records of each shard wait to be packed.
 import collections
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import grain
@@ -332,6 +332,7 @@ def list_batches(
     seed: int,
     shards: Shards,
     targets: Sequence[np.ndarray] | None = None,
+    impressions: bool = False,
 ) -> grain.DatasetIterator:
     """Endless batches for ranking, as `text_batches` makes them.
 
@@ -342,6 +343,7 @@ def list_batches(
       seed: of the order and of the documents drawn from each list.
       shards: which part of the batches this process makes.
       targets: teacher scores of every document of every list, in the order of `lists`.
+      impressions: whether the batches have positions and weights: of lists of clicks.
     """
     source: Source[Any] = lists if targets is None else _Scored(lists, targets)
 
@@ -357,11 +359,14 @@ def list_batches(
             labels,
             labels * 0 if scores is None else scores[places],
             common_prefix(segments) if encoder.shared else 0,
+            record.positions[places] if len(record.positions) else None,
+            record.weights[places] if len(record.weights) else None,
         )
 
     layout = make_layout(
         batch, size=batch.list_size, length=encoder.length, shards=shards.count
     )
+    layout = replace(layout, impressions=impressions)
     return _steps(
         _ordered(source, encode, seed),
         share(layout) if encoder.shared else layout,

@@ -184,6 +184,10 @@ class RankedList:
     judged: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     # float32 [n], scores of a teacher that came with the data; or [0], none
     teacher: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    # int32 [n], places on the results page that was clicked, from 1; or [0], on none
+    positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    # float32 [n], what each document counts in a loss; or [0], 1 each
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def __post_init__(self):
         if len(self.judged) != len(self.documents):

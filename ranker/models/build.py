@@ -6,10 +6,11 @@ import jax
 from flax import nnx
 
 from ranker import config
-from ranker.models import adapters
+from ranker.models import adapters, layers
 from ranker.models.heads import LanguageModel, Ranker
 
 Head = Literal["language", "score"]
+POSITION_BIAS = "position_bias"  # name of the parameter
 
 
 def build(
@@ -19,8 +20,12 @@ def build(
     *,
     key: jax.Array,
     lora: config.Lora = config.NO_LORA,
+    position_bias: int = 0,
 ) -> LanguageModel | Ranker:
     """A model with fresh float32 parameters.
+
+    With `position_bias`, also a logit of each of so many positions of a results page.
+    Training adds them to scores (training/objectives.py); nothing else reads them.
 
     Raises:
       ConfigError: for a language-model head on an encoder, or adapters of matrices
@@ -38,6 +43,8 @@ def build(
         )
     if lora.rank:
         adapters.attach(model, lora, rngs=rngs)
+    if position_bias:
+        setattr(model, POSITION_BIAS, layers.zeros((position_bias,), (None,)))
     return model
 
 
@@ -46,8 +53,16 @@ def abstract(
     vocab_size: int,
     head: Head,
     lora: config.Lora = config.NO_LORA,
+    position_bias: int = 0,
 ) -> LanguageModel | Ranker:
     """The same model, its parameters replaced by their shapes; allocates nothing."""
     return nnx.eval_shape(
-        lambda: build(settings, vocab_size, head, key=jax.random.key(0), lora=lora)
+        lambda: build(
+            settings,
+            vocab_size,
+            head,
+            key=jax.random.key(0),
+            lora=lora,
+            position_bias=position_bias,
+        )
     )

@@ -1,7 +1,7 @@
 """Online evaluation: python -m ranker.online COMMAND --log FILE [flags].
 
 The commands are ab, interleave, power, aa, gsb, clickmodel, counterfactual,
-impressions and simulate; COMMAND --help shows the flags of one. None needs jax.
+impressions, clicks and simulate; COMMAND --help shows the flags of one. None needs jax.
 """
 
 import argparse
@@ -527,6 +527,13 @@ def _impressions_flags(parser: argparse.ArgumentParser) -> None:
     add("--clip", type=float, default=20.0, help="largest weight; default %(default)s")
     add("--depth", type=int, default=10, help="results of a page; default %(default)s")
     add("--least", type=int, default=1, help="pages of a query; default %(default)s")
+    add(
+        "--by",
+        choices=["query", "page"],
+        default="query",
+        help="what a list is: all that was shown for a query, or one page with its "
+        "positions (for a bias of position that is learned); default %(default)s",
+    )
     _rules(parser)
 
 
@@ -541,6 +548,7 @@ def _impressions(given: argparse.Namespace) -> Summary:
         looks=looks,
         clip=given.clip,
         least=given.least,
+        by=given.by,
         rules=_make_rules(given),
     )
     with _read(given, impressions.FIELDS) as log:
@@ -550,6 +558,22 @@ def _impressions(given: argparse.Namespace) -> Summary:
         for one in lists:
             file.write(json.dumps(one, ensure_ascii=False) + "\n")
     return {**summary, "out": str(given.out)}
+
+
+def _clicks_flags(parser: argparse.ArgumentParser) -> None:
+    _inputs(parser)
+    _file(parser.add_argument, "--out", "click log to write (Parquet)", required=True)
+    _rules(parser)
+
+
+def _clicks(given: argparse.Namespace) -> Summary:
+    from ranker.online import clicklog
+
+    if given.out.suffix != ".parquet":
+        raise ConfigError(f"--out {given.out}: expected a name in .parquet")
+    settings = clicklog.Settings(rules=_make_rules(given))
+    with _read(given, clicklog.FIELDS) as log:
+        return {**clicklog.write(log, settings, given.out), "out": str(given.out)}
 
 
 def _simulate_flags(parser: argparse.ArgumentParser) -> None:
@@ -692,6 +716,7 @@ COMMANDS: dict[str, tuple[str, Callable[..., None], Callable[..., Summary]]] = {
         _impressions_flags,
         _impressions,
     ),
+    "clicks": ("a click log of the event log, for cpt", _clicks_flags, _clicks),
     "simulate": ("a log with a known truth", _simulate_flags, _simulate),
     "gsb": ("a blind side-by-side sheet, and its verdicts", _gsb_flags, _gsb),
 }

@@ -1,14 +1,18 @@
 """`impressions`: lists of shown results and what their clicks are worth, to train on.
 
-A list is a query with every result that was shown for it. Its labels are clicks by
-times shown, each click weighted by 1 / the chance that its rank is looked at, at most
-`clip`: inverse propensity weighting (Joachims et al., 2017, arXiv 1608.04468). Without
-propensities every click counts 1, and what is shown on top seems better than it is.
+By query, a list is a query with every result that was shown for it, and a label is
+clicks by times shown. By page, it is one page with a click: the results in the order
+shown, their positions, 1 for a click and 0 for none.
+
+A click weighs 1 / the chance that its rank is looked at, at most `clip`: inverse
+propensity weighting (Joachims et al., 2017, arXiv 1608.04468). By query that goes into
+the labels; by page the weights lie beside them. Without propensities every click counts
+1, and what is shown on top seems better than it is.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,6 +33,7 @@ class Settings:
     looks: tuple[float, ...] = ()  # chance of looking by rank; () = 1 everywhere
     clip: float = 20.0  # largest weight of a click
     least: int = 1  # pages of a query, below which it is left out
+    by: Literal["query", "page"] = "query"  # what a list is
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self):
@@ -36,6 +41,12 @@ class Settings:
             raise ConfigError("--depth and --least must be 1 or more")
         if not self.clip >= 1:
             raise ConfigError(f"--clip {self.clip:g}: expected 1 or more")
+
+
+def weigh(depth: int, *, looks: Sequence[float], clip: float) -> np.ndarray:
+    """What a click at each rank counts, float [depth]; ranks beyond as the last."""
+    ranks = [looks[min(k, len(looks) - 1)] if looks else 1.0 for k in range(depth)]
+    return np.minimum(1 / np.array(ranks), clip)
 
 
 def label(
@@ -48,9 +59,7 @@ def label(
       looks: chance of looking by rank; () = 1 everywhere.
       clip: largest weight of a click.
     """
-    depth = shown.pairs.shape[1]
-    ranks = [looks[min(k, len(looks) - 1)] if looks else 1.0 for k in range(depth)]
-    weight = np.minimum(1 / np.array(ranks), clip)
+    weight = weigh(shown.pairs.shape[1], looks=looks, clip=clip)
     real = shown.real
     number = len(shown.documents)
     worth = np.bincount(shown.pairs[real], (shown.clicks * weight)[real], number)
@@ -77,26 +86,22 @@ def analyse(
             f"{log.facts['files'][0]}: no query was clicked and shown on "
             f"{settings.least} pages; there is nothing to learn"
         )
-    order = np.argsort(shown.queries, kind="stable")
-    ends = np.searchsorted(shown.queries[order], np.arange(len(shown.names) + 1))
-
-    def lists() -> Iterator[dict[str, Any]]:
-        for at in np.flatnonzero(kept).tolist():
-            pairs = order[ends[at] : ends[at + 1]].tolist()
-            yield {
-                "query": shown.names[at],
-                "pages": int(pages[at]),
-                "document_ids": [shown.documents[one] for one in pairs],
-                "labels": [round(float(labels[one]), 6) for one in pairs],
-                "shown": [int(times[one]) for one in pairs],
-            }
-
     depth = shown.pairs.shape[1]
+    if settings.by == "page":
+        weight = weigh(depth, looks=settings.looks, clip=settings.clip)
+        taken = np.flatnonzero(shown.clicks.any(1) & kept[shown.query])
+        lists = _by_page(shown, taken, weight if settings.looks else None)
+        number = len(taken)
+    else:
+        lists = _by_query(shown, kept, labels, times)
+        number = int(kept.sum())
     summary = {
         "command": "impressions",
         "log": dict(log.facts),
         "contradictions": found.summary(),
-        "lists": int(kept.sum()),
+        "by": settings.by,
+        "lists": number,
+        "queries": int(kept.sum()),
         "without_a_click": int((~clicked).sum()),
         "shown_too_seldom": int((clicked & ~kept).sum()),
         "pages": len(shown.pairs),
@@ -116,4 +121,39 @@ def analyse(
             "they are; give --propensities (of clickmodel --out) to undo that"
         ],
     }
-    return summary, lists()
+    return summary, lists
+
+
+def _by_query(
+    shown: Shown, kept: np.ndarray, labels: np.ndarray, times: np.ndarray
+) -> Iterator[dict[str, Any]]:
+    pages = np.bincount(shown.query, minlength=len(shown.names))
+    order = np.argsort(shown.queries, kind="stable")
+    ends = np.searchsorted(shown.queries[order], np.arange(len(shown.names) + 1))
+    for at in np.flatnonzero(kept).tolist():
+        pairs = order[ends[at] : ends[at + 1]].tolist()
+        yield {
+            "query": shown.names[at],
+            "pages": int(pages[at]),
+            "document_ids": [shown.documents[one] for one in pairs],
+            "labels": [round(float(labels[one]), 6) for one in pairs],
+            "shown": [int(times[one]) for one in pairs],
+        }
+
+
+def _by_page(
+    shown: Shown, taken: np.ndarray, weight: np.ndarray | None
+) -> Iterator[dict[str, Any]]:
+    for page in taken.tolist():
+        places = np.flatnonzero(shown.pairs[page] >= 0)
+        clicks = shown.clicks[page, places]
+        row = {
+            "query": shown.names[shown.query[page]],
+            "document_ids": [shown.documents[p] for p in shown.pairs[page, places]],
+            "labels": clicks.astype(int).tolist(),
+            "positions": (places + 1).tolist(),
+        }
+        if weight is not None:  # results that were not clicked count 1
+            found = np.where(clicks, weight[places], 1.0)
+            row["weights"] = [round(float(one), 6) for one in found]
+        yield row

@@ -156,7 +156,14 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
     model, vocab_size = find_model(settings)
     shards = sharding.num_shards(mesh)
     objective = make_objective(settings.objective, groups=shards)
-    network = make_network(model, vocab_size, objective.head, mesh, settings.lora)
+    network = make_network(
+        model,
+        vocab_size,
+        objective.head,
+        mesh,
+        settings.lora,
+        position_bias=objective.position_bias,
+    )
     tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
     state = abstract_state(network, tx)
     language = isinstance(settings.objective, config.Language)
@@ -166,6 +173,7 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
         length=settings.text.of(role_of(settings), "length"),
         shards=shards,
     )
+    layout = dataclasses.replace(layout, impressions=bool(settings.click_lists))
     rows = settings.batch.accumulate * shards * layout.rows
     length = layout.length
     if not language and _shares(settings, model):
@@ -204,7 +212,7 @@ def _evaluation(
     params = placed(network.abstract, network.shardings)
     params = nnx.merge_state(params, placed(network.frozen, network.frozen_shardings))
     if not language:
-        one = dataclasses.replace(layout, size=1, slots=0)
+        one = dataclasses.replace(layout, size=1, slots=0, impressions=False)
         return make_score(network), (params, _batch(mesh, one, micro=0))
 
     def loss(params: Any, batch: Batch) -> WeightedSum:

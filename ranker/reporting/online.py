@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ranker.reporting import charts, page, tables
+from ranker.reporting import charts, parts, tables
 from ranker.reporting.tables import Grid
 
 Summary = Mapping[str, Any]
@@ -20,6 +20,7 @@ _TITLES = {
     "clickmodel": "Click models",
     "counterfactual": "Counterfactual estimate",
     "impressions": "Lists of clicks",
+    "clicks": "Click log",
     "simulate": "Simulated log",
 }
 
@@ -399,6 +400,13 @@ def _impressions(summary: Summary) -> list[Grid]:
     return [Grid("lists to learn from", header, [row])]
 
 
+def _clicks(summary: Summary) -> list[Grid]:
+    names = ("clicks", "written", "without_query", "without_document", "with_dwell")
+    row = [summary["out"], *(f"{summary[name]:,}" for name in names)]
+    header = ["file", *(name.replace("_", " ") for name in names)]
+    return [Grid("a click log for continued pre-training", header, [row])]
+
+
 def _simulate(summary: Summary) -> list[Grid]:
     rows = [
         [
@@ -426,6 +434,7 @@ _GRIDS: dict[str, Callable[[Summary], list[Grid]]] = {
     "clickmodel": _clickmodel,
     "counterfactual": _counterfactual,
     "impressions": _impressions,
+    "clicks": _clicks,
     "simulate": _simulate,
 }
 
@@ -436,7 +445,7 @@ _GRIDS: dict[str, Callable[[Summary], list[Grid]]] = {
 def page_of(summary: Summary) -> list[tuple[str, str, str]]:
     """Its sections."""
     body = "".join(
-        f'<p class="warn">{page.text(line)}</p>'
+        f'<p class="warn">{parts.text(line)}</p>'
         for line in [summary.get("stopped"), *summary.get("notes", [])]
         if line
     )
@@ -445,11 +454,11 @@ def page_of(summary: Summary) -> list[tuple[str, str, str]]:
     plots = _PLOTS.get(summary["command"], lambda _: "")(summary)
     if plots:
         sections.append(("plots", "Plots", plots))
-    drawn = "".join(page.table(grid) for grid in grids(summary))
+    drawn = "".join(parts.table(grid) for grid in grids(summary))
     sections.append(("tables", "Tables", drawn))
     if summary.get("rules"):
         rows = [[name, text] for name, text in summary["rules"].items()]
-        rules = page.table(Grid("", ["", ""], rows, left=2), caption=False)
+        rules = parts.table(Grid("", ["", ""], rows, left=2), caption=False)
         sections.append(("rules", "Rules", rules))
     return sections
 
@@ -457,7 +466,7 @@ def page_of(summary: Summary) -> list[tuple[str, str, str]]:
 def render(summary: Summary) -> str:
     """The whole page."""
     title = _TITLES[summary["command"]]
-    return page.frame(title, page_of(summary), over="ranker online")
+    return parts.frame(title, page_of(summary), over="ranker online")
 
 
 def _log_line(summary: Summary) -> str:
@@ -467,7 +476,7 @@ def _log_line(summary: Summary) -> str:
     files = ", ".join(log["files"][:3]) + ("" if len(log["files"]) < 4 else ", ...")
     return (
         f'<p class="dim">{log["rows"]:,} events, {log["clicks"]:,} of them clicks, of '
-        f"{page.text(files)}</p>"
+        f"{parts.text(files)}</p>"
     )
 
 
@@ -491,7 +500,7 @@ def _ab_plots(summary: Summary) -> str:
             if _bounded(one["lift"]) and all(map(_bounded, one["lift_interval"]))
         ]
         if rows:
-            body += page.figure(
+            body += parts.figure(
                 charts.forest(rows, f"lift of {arm} over {summary['control']}, %"),
                 "Relative lifts with their intervals, by user; in colour where Holm's "
                 "corrected p is significant.",
@@ -515,7 +524,7 @@ def _day_plots(summary: Summary, arm: str, days: Sequence[Summary]) -> str:
         "day",
         f"lift of {arm} so far, %",
     )
-    cards = page.figure(lift, f"{summary['primary']} until the end of each day.")
+    cards = parts.figure(lift, f"{summary['primary']} until the end of each day.")
     key = "always_valid_p" if "sequential" in summary else "p_value"
     p = [one[key] if one[key] is not None else 1.0 for one in days]
     said = (
@@ -524,11 +533,12 @@ def _day_plots(summary: Summary, arm: str, days: Sequence[Summary]) -> str:
         else "Fixed-horizon p: only the last one counts."
     )
     chart = charts.lines([charts.Series("p", at, p, 1)], "day", "p-value")
-    cards += page.figure(chart, said)
+    cards += parts.figure(chart, said)
     return f'<div class="cards">{cards}</div>'
 
 
-def _interleave_plots(summary: Summary) -> str:
+def interleave_plots(summary: Summary) -> str:
+    """Each pair's delta with its interval."""
     rows = [
         charts.Interval(
             f"{one['a']} over {one['b']}",
@@ -539,7 +549,7 @@ def _interleave_plots(summary: Summary) -> str:
         )
         for one in summary["pairs"]
     ]
-    return page.figure(
+    return parts.figure(
         charts.forest(rows, "delta"),
         "Above 0 users prefer the first; intervals by user.",
     )
@@ -564,13 +574,13 @@ def _power_plots(summary: Summary) -> str:
         [float(n) for n in days],
         2,
     )
-    cards = page.figure(
+    cards = parts.figure(
         charts.lines(series, "relative lift, %", "log10 of users"), "Users needed."
     )
     if len(days) > 1:
-        cards += page.figure(charts.lines([arrivals], "day", "users"), "Users so far.")
+        cards += parts.figure(charts.lines([arrivals], "day", "users"), "Users so far.")
     names = [one.name for one in series]
-    return page.legend(names) + f'<div class="cards">{cards}</div>'
+    return parts.legend(names) + f'<div class="cards">{cards}</div>'
 
 
 def _aa_plots(summary: Summary) -> str:
@@ -585,7 +595,7 @@ def _aa_plots(summary: Summary) -> str:
             "p-value",
             "splits",
         )
-        cards += page.figure(chart, page.text(name))
+        cards += parts.figure(chart, parts.text(name))
     return f'<div class="cards">{cards}</div>'
 
 
@@ -601,8 +611,8 @@ def _clickmodel_plots(summary: Summary) -> str:
             charts.Series(name, ranks, summary["models"][name][key], at)
             for at, name in enumerate(names)
         ]
-        cards += page.figure(charts.lines(series, "rank", label), said)
-    return page.legend(names) + f'<div class="cards">{cards}</div>'
+        cards += parts.figure(charts.lines(series, "rank", label), said)
+    return parts.legend(names) + f'<div class="cards">{cards}</div>'
 
 
 def _counterfactual_plots(summary: Summary) -> str:
@@ -619,12 +629,12 @@ def _counterfactual_plots(summary: Summary) -> str:
         if key in one
     ]
     chart = charts.forest(rows, "clicks a page")
-    return page.figure(chart, "Estimates with their intervals, by user.")
+    return parts.figure(chart, "Estimates with their intervals, by user.")
 
 
 _PLOTS: dict[str, Callable[[Summary], str]] = {
     "ab": _ab_plots,
-    "interleave": _interleave_plots,
+    "interleave": interleave_plots,
     "power": _power_plots,
     "aa": _aa_plots,
     "clickmodel": _clickmodel_plots,

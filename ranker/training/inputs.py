@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from ranker import config, errors, manifests, processes
 from ranker.batch import Batch
 from ranker.data import pairs, pipeline
+from ranker.data.clicks import repeat
 from ranker.data.impressions import load_click_lists
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared
@@ -54,7 +55,12 @@ def make_batches(run: Run) -> "Batches":
         batch=settings.batch, seed=settings.seed, shards=shards_of(run.network)
     )
     if isinstance(settings.objective, config.Language):
-        clicks = _filled(prepared.clicks("train"), settings, "click of the split train")
+        clicks: Any = prepared.clicks("train")
+        clicks = _filled(clicks, settings, "click of the split train")
+        if settings.objective.repeat != "once":
+            clicks = repeat(clicks, settings.objective)
+            if processes.leads():
+                print(f"[{settings.name}] {clicks.report()}", flush=True)
         batches = pipeline.text_batches(
             clicks,
             prepared.tokenizer(run.role),
@@ -78,7 +84,9 @@ def make_batches(run: Run) -> "Batches":
         lists = rank_lists(settings, prepared, run.workdir)
     lists = _filled(lists, settings, "list with documents to learn from")
     return Batches(
-        pipeline.list_batches(lists, encoder, **common),
+        pipeline.list_batches(
+            lists, encoder, **common, impressions=bool(settings.click_lists)
+        ),
         pipeline.shuffled_rows(len(lists), settings.seed),
         lambda row: lists[row].query_id,
         size=len(lists),
@@ -119,6 +127,13 @@ def rank_lists(
         )
         if jax.process_index() == 0:
             print(f"[{settings.name}] {found.report()}", flush=True)
+        assert isinstance(settings.objective, config.Rank)
+        if settings.objective.position_bias and not found.num_placed:
+            raise config.ConfigError(
+                f"objective.position_bias is {settings.objective.position_bias}, and "
+                f"no list of {settings.click_lists} says where its results were shown; "
+                "write the lists by python -m ranker.online impressions --by page"
+            )
         sources.append(found)
     return sources[0] if len(sources) == 1 else Joined(sources)
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ranker import config
 from ranker.batch import Batch
@@ -27,7 +27,7 @@ from ranker.losses import (
     schemes,
 )
 from ranker.losses.reduction import WeightedSum
-from ranker.models.build import Head
+from ranker.models.build import POSITION_BIAS, Head
 
 Parts = dict[str, WeightedSum]
 Scores = Float[Array, "B L"]
@@ -41,6 +41,7 @@ class Objective:
     weights: Callable[[Batch], dict[str, Float[Array, ""]]]
     coefficients: dict[str, float]
     head: Head  # head that the model needs: "language" or "score"
+    position_bias: int = 0  # positions of a results page that have a logit
 
 
 # Logits that a data shard holds at a time, in the language loss: 64 MiB of float32.
@@ -92,17 +93,22 @@ def _ranking(
     losses: Callable[[Scores, Batch], Parts],
     coefficients: dict[str, float],
     groups: int,
+    position_bias: int = 0,
 ) -> Objective:
     def parts(model, batch: Batch, key) -> Parts:
         scores = model(batch.rows, batch.score_index, groups=groups, key=key)
-        return watched(scores, batch)
+        if not position_bias:
+            return watched(scores, batch)
+        assert batch.impressions is not None
+        bias = getattr(model, POSITION_BIAS)[...]
+        return watched(scores, batch, at_positions(bias, batch.impressions.positions))
 
-    def watched(scores: Scores, batch: Batch) -> Parts:
+    def watched(scores: Scores, batch: Batch, bias: Scores | None = None) -> Parts:
         """The losses, and whether the scores order nothing, which is not minimised."""
         still = lists.collapsed(jax.lax.stop_gradient(scores), batch.where)
         longer = jnp.sum(jnp.sum(batch.where, axis=-1) > 1, dtype=jnp.float32)
         return {
-            **losses(scores, batch),
+            **losses(scores if bias is None else scores + bias, batch),
             "collapsed": WeightedSum(still * longer, longer),  # share of the lists
         }
 
@@ -110,7 +116,25 @@ def _ranking(
         parts = watched(jnp.zeros_like(batch.labels), batch)
         return {name: part.weight for name, part in parts.items()}
 
-    return Objective(parts, weights, {**coefficients, "collapsed": 0.0}, "score")
+    coefficients = {**coefficients, "collapsed": 0.0}
+    return Objective(parts, weights, coefficients, "score", position_bias)
+
+
+def at_positions(
+    bias: Float[Array, " K"], positions: Int[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Each position's logit; 0 at position 0, and the last one's beyond the last.
+
+    A click is a look and a liking: with softmax or sigmoid a click's logit is the
+    document's score and the position's logit (two towers; Yan et al., 2022,
+    "Revisiting two-tower models for unbiased learning to rank").
+
+    >>> import jax.numpy as jnp
+    >>> at_positions(jnp.array([5.0, 3.0]), jnp.array([[0, 1, 2, 3]])).tolist()
+    [[0.0, 5.0, 3.0, 3.0]]
+    """
+    padded = jnp.concatenate([jnp.zeros(1), bias])
+    return padded[jnp.minimum(positions, bias.shape[0])]
 
 
 PAIR_WEIGHTS: dict[str, pairwise.PairWeights] = {
@@ -127,44 +151,53 @@ SCHEMES: dict[str, schemes.Scheme] = {
 }
 
 
+def _lists(batch: Batch) -> Any:
+    """What every rank loss takes beside scores and labels."""
+    seen = batch.impressions
+    return {
+        "where": batch.where,
+        "document_weights": None if seen is None else seen.weights,
+    }
+
+
 def _documents(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
     """What a loss over documents takes beside scores and labels."""
     unit = "document" if settings.unit == "item" else "list"
-    return {"where": batch.where, "unit": unit}
+    return {**_lists(batch), "unit": unit}
 
 
 def _pairs(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
     """What a loss over pairs takes beside scores and labels."""
     unit = "pair" if settings.unit == "item" else "list"
-    return {"where": batch.where, "unit": unit}
+    return {**_lists(batch), "unit": unit}
 
 
 # A loss by its name in a config: (settings c, scores s, batch b) -> WeightedSum.
 RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
     "softmax": lambda c, s, b: listwise.softmax(
-        s, b.labels, where=b.where, temperature=c.softmax_temperature
+        s, b.labels, **_lists(b), temperature=c.softmax_temperature
     ),
     "list_net": lambda c, s, b: listwise.list_net(
-        s, b.labels, where=b.where, temperature=c.softmax_temperature
+        s, b.labels, **_lists(b), temperature=c.softmax_temperature
     ),
     "info_nce": lambda c, s, b: listwise.info_nce(
         s,
         b.labels,
-        where=b.where,
+        **_lists(b),
         relevance=c.relevance,
         temperature=c.softmax_temperature,
     ),
-    "list_mle": lambda c, s, b: listwise.list_mle(s, b.labels, where=b.where),
+    "list_mle": lambda c, s, b: listwise.list_mle(s, b.labels, **_lists(b)),
     "position_aware_list_mle": lambda c, s, b: listwise.position_aware_list_mle(
-        s, b.labels, where=b.where
+        s, b.labels, **_lists(b)
     ),
     "approx_ndcg": lambda c, s, b: listwise.approx_ndcg(
-        s, b.labels, where=b.where, temperature=c.temperature
+        s, b.labels, **_lists(b), temperature=c.temperature
     ),
     "lambda_loss": lambda c, s, b: listwise.lambda_loss(
         s,
         b.labels,
-        where=b.where,
+        **_lists(b),
         scheme=SCHEMES[c.scheme],
         mu=c.mu,
         sigma=c.sigma,
@@ -270,7 +303,7 @@ def _rank(settings: config.Rank, groups: int) -> Objective:
             name: RANK_LOSSES[name](settings, scores, batch) for name in settings.loss
         }
 
-    return _ranking(losses, _mixture(settings), groups)
+    return _ranking(losses, _mixture(settings), groups, settings.position_bias)
 
 
 def _distillation(settings: config.Distillation, groups: int) -> Objective:

@@ -17,9 +17,11 @@ from flax import nnx
 from jaxtyping import Array
 
 from ranker import config
+from ranker.models.build import POSITION_BIAS
 
 _CLIPPED = 1.0  # root mean square that Adafactor's update of a matrix is cut to
 _EMBEDDINGS = ("embedding", "positions", "types")
+_POSITION_RATE = 20.0  # of a position's logit over the others': it has far to go
 _MUON_RMS = 0.2  # of Muon's update of a matrix, about what Adam's has
 
 
@@ -187,7 +189,8 @@ def _places(settings: config.Optim, params: Any) -> Any:
 
     From the top: what is above the layers, a head and the last norm, has 1, the top
     layer `layer_decay`, and the embeddings that to the power of layers + 1 (as in
-    Bao et al., 2022, arXiv 2106.08254). A score head has `head_rate`, what is frozen 0.
+    Bao et al., 2022, arXiv 2106.08254). A score head has `head_rate`, what is frozen 0,
+    a logit of a position 20: it trains alone, and begins far from where it ends.
     """
     decay, depth = settings.layer_decay, _depth(params)
 
@@ -200,6 +203,8 @@ def _places(settings: config.Optim, params: Any) -> Any:
                 factor = powers.reshape(-1, *(1,) * (len(param.get_value().shape) - 1))
         elif names[0] == "head" and len(names) > 1:
             factor = settings.head_rate
+        elif names[0] == POSITION_BIAS:
+            factor = _POSITION_RATE
         elif names[-1] in _EMBEDDINGS:
             frozen = settings.freeze_embeddings
             factor = 0.0 if frozen else decay ** (depth + 1)

@@ -78,6 +78,7 @@ class Run:
             self.objective.head,
             self.mesh,
             self.settings.lora,
+            position_bias=self.objective.position_bias,
         )
 
 

@@ -47,17 +47,19 @@ def make_network(
     head: Head,
     mesh: Mesh,
     lora: config.Lora = config.NO_LORA,
+    *,
+    position_bias: int = 0,
 ) -> Network:
     """Describes the model on the mesh; computes nothing.
 
-    With adapters, they and a score head train.
+    With adapters, they and a score head train, and a bias of positions.
     """
 
     def trains(path: tuple, variable: nnx.Variable) -> bool:
-        in_head = head == "score" and path[0] == "head"
+        in_head = head == "score" and path[0] in ("head", build.POSITION_BIAS)
         return not lora.rank or in_head or issubclass(variable.type, Factor)
 
-    whole = build.abstract(model, vocab_size, head, lora)
+    whole = build.abstract(model, vocab_size, head, lora, position_bias)
     graphdef, abstract, frozen = nnx.split(whole, trains, nnx.Param)
     frozen = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, lora.base_dtype), frozen

@@ -14,10 +14,12 @@ import numpy as np
 import optax
 from flax import nnx
 
-from ranker import chips, config, errors, manifests, processes
+from ranker import chips, config, errors, manifests, processes, storage
 from ranker.data.prepare import prepare
 from ranker.manifests import Manifest, TrainResults
+from ranker.models.build import POSITION_BIAS
 from ranker.models.flops import model_flops
+from ranker.models.huggingface import flat
 from ranker.training import preemption, profile
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.failure import write_failure
@@ -350,6 +352,7 @@ def _finish(work: Work, state: TrainState, progress: Progress) -> TrainResults:
         if number not in processes.first(lambda: work.checkpoints.steps):
             _save(work, state, progress, progress.dev)
     work.checkpoints.wait()
+    _tell_looks(work, state)
     best = None
     if settings.result == "best":
         best = processes.first(work.checkpoints.best)
@@ -358,6 +361,25 @@ def _finish(work: Work, state: TrainState, progress: Progress) -> TrainResults:
         steps=number,
         checkpoint=best[0] if best else number,
     )
+
+
+def _tell_looks(work: Work, state: TrainState) -> None:
+    """Writes how much each position is looked at, where the stage has learned it.
+
+    STAGE/looks.json is read wherever `ranker.online` takes --propensities.
+    """
+    bias = dict(flat(state.params)).get(POSITION_BIAS)
+    if bias is None:
+        return
+    logits = np.asarray(jax.device_get(bias), np.float64)
+    looks = [round(float(one), 6) for one in np.exp(logits - logits[0])]
+    if processes.leads():
+        storage.write_json(
+            work.run.folder / "looks.json",
+            {"model": "position bias", "propensities": looks},
+        )
+    shown = " ".join(f"{one:.2f}" for one in looks)
+    work.reporter.note(f"positions are looked at, as a share of the first: {shown}")
 
 
 def _fail(

@@ -19,7 +19,7 @@ from ranker.data.records import Document
 from ranker.data.text import Tokenizer, answers_of
 from ranker.manifests import TrainFacts, TrainSettings
 from ranker.models import adapters
-from ranker.models.build import Head
+from ranker.models.build import POSITION_BIAS, Head
 from ranker.models.huggingface import (
     Checkpoint,
     flat,
@@ -119,9 +119,26 @@ class Ancestor:
         fields = self.settings.lora
         return config.from_dict(fields) if fields else config.NO_LORA
 
-    def network(self, mesh: Mesh, lora: config.Lora) -> Network:
+    def network(
+        self, mesh: Mesh, lora: config.Lora, *, position_bias: int = 0
+    ) -> Network:
         """The model on a mesh."""
-        return make_network(self.model, self.facts.vocab_size, self.head, mesh, lora)
+        return make_network(
+            self.model,
+            self.facts.vocab_size,
+            self.head,
+            mesh,
+            lora,
+            position_bias=position_bias,
+        )
+
+    def restore(self, mesh: Mesh, lora: config.Lora) -> dict[str, jax.Array]:
+        """What the stage has trained, by dotted path, without a bias of positions."""
+        bias = (self.settings.objective or {}).get(POSITION_BIAS, 0)
+        network = self.network(mesh, lora, position_bias=bias)
+        params = dict(flat(_restore(self.folder, network)))
+        params.pop(POSITION_BIAS, None)
+        return params
 
 
 def lineage(
@@ -195,7 +212,7 @@ def for_head(
 def _whole(one: Ancestor, network: Network) -> dict[str, jax.Array]:
     """All weights of a stage without adapters."""
     if one.checkpoint is None:
-        return dict(flat(_restore(one.folder, network)))
+        return one.restore(network.mesh, config.NO_LORA)
     return _read_source(one.checkpoint, one.head, network)
 
 
@@ -208,7 +225,7 @@ def _adapted(
             one.checkpoint, one.head, network.frozen, network.frozen_shardings
         )
     frozen = freeze(taken, network, by=f"the stage {one.folder.name!r}")
-    return {**dict(flat(frozen)), **dict(flat(_restore(one.folder, network)))}
+    return {**dict(flat(frozen)), **one.restore(network.mesh, one.lora)}
 
 
 def _require(

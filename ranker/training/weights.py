@@ -66,6 +66,7 @@ def first_params(run: Run, reporter: Reporter) -> tuple[Any, Any]:
         run.objective.head,
         seed=settings.seed,
         lora=settings.lora,
+        position_bias=run.objective.position_bias,
     )
     return params, frozen
 
@@ -133,6 +134,7 @@ def complete(
     *,
     seed: int,
     lora: config.Lora = config.NO_LORA,
+    position_bias: int = 0,
 ) -> Any:
     """All that trains: `taken` by path, and fresh ones elsewhere, made on the mesh."""
     wanted = {path: leaf.dtype for path, leaf in flat(network.abstract)}
@@ -141,7 +143,9 @@ def complete(
     taken = {p: v.astype(wanted[p]) for p, v in taken.items() if p in wanted}
 
     def fresh(key: jax.Array) -> dict[str, jax.Array]:
-        made = build.build(model, vocab_size, head, key=key, lora=lora)
+        made = build.build(
+            model, vocab_size, head, key=key, lora=lora, position_bias=position_bias
+        )
         params = dict(flat(nnx.split(made, nnx.Param)[1]))
         return {path: params[path] for path in missing}  # the others are not computed
 

@@ -58,6 +58,38 @@ def test_same_query_and_document_merge_and_add_counts():
     assert counts.merged == 2
 
 
+def test_dwell_counts_in_units_of_the_least():
+    rows = [
+        Click("q", "a", "", dwell=35.0, count=2),  # 3 times 10 s
+        Click("q", "a", "", count=4),  # no dwell: its clicks
+        Click("q", "b", "", dwell=1e6),  # 10 times at most
+        Click("q", "c", "", dwell=10.0),
+    ]
+    rules = config.ClickRules(dev_fraction=0, count_by="dwell")
+    kept, _ = examples(*rows, rules=rules)
+    assert {one.title: one.count for one in kept} == {"a": 10, "b": 10, "c": 1}
+    kept, _ = examples(*rows, rules=config.ClickRules(dev_fraction=0))
+    assert {one.title: one.count for one in kept} == {"a": 6, "b": 1, "c": 1}
+    with pytest.raises(config.ConfigError, match="min_dwell"):
+        config.ClickRules(count_by="dwell", min_dwell=0)
+
+
+def test_an_epoch_reads_examples_by_their_counts():
+    rows = [ClickExample("q", str(n), "", n) for n in (1, 2, 7, 60)]
+
+    def times(**fields):
+        made = clicks.repeat(rows, config.Language(**fields))
+        read = [made[at].count for at in range(len(made))]
+        assert read == sorted(read)
+        return [read.count(n) for n in (1, 2, 7, 60)], made.report()
+
+    assert times()[0] == [1, 1, 1, 1]
+    assert times(repeat="log_count")[0] == [1, 2, 3, 6]
+    found, said = times(repeat="count")
+    assert found == [1, 2, 7, 20]
+    assert "4 examples of clicks are read 30 times an epoch, 20 times at most" in said
+
+
 def test_the_cap_keeps_the_most_clicked():
     kept, counts = examples(
         Click("q", "a", "", count=1),
@@ -128,7 +160,7 @@ rows = st.lists(
         summary=text,
         document_id=st.sampled_from(["", "d1", "d2", "nowhere"]),
         clicked=st.booleans(),
-        dwell=st.sampled_from([None, 3.0, 10.0, 99.0]),
+        dwell=st.sampled_from([None, 3.0, 10.0, 39.9, 99.0, 1e9]),
         count=st.integers(1, 2**31 - 1),
     ),
     max_size=60,
@@ -140,9 +172,17 @@ rows = st.lists(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-@given(rows, st.integers(1, 3), st.sampled_from([0.0, 0.4]), st.randoms())
-def test_sql_makes_what_the_rules_say(rows, most, fraction, random):
-    rules = config.ClickRules(max_per_query=most, dev_fraction=fraction)
+@given(
+    rows,
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.4]),
+    st.sampled_from(["clicks", "dwell"]),
+    st.randoms(),
+)
+def test_sql_makes_what_the_rules_say(rows, most, fraction, count_by, random):
+    rules = config.ClickRules(
+        max_per_query=most, dev_fraction=fraction, count_by=count_by
+    )
     held_out, texts = (
         frozenset({"b", "café"}),
         {"d1": ("One", "of two"), "d2": ("", "")},

@@ -10,7 +10,7 @@ from ranker import config
 from ranker.data.impressions import load_click_lists
 from ranker.data.records import Document, RankedList
 from ranker.errors import ConfigError, DataError
-from ranker.online import impressions
+from ranker.online import events, impressions
 from ranker.online.results import Shown
 from ranker.training.inputs import rank_lists
 
@@ -93,6 +93,36 @@ def test_lists_are_read_and_what_is_left_out_is_counted(tmp_path):
     assert "2 lists of clicks" in found.report()
 
 
+def test_pages_keep_positions_and_weights(tmp_path):
+    """Of two pages one has a click: its lists say where results were shown."""
+    log = tmp_path / "log.tsv"
+    rows = [
+        "time\tuser\tpage\tevent\tquery\tdocument_id\tposition",
+        *(f"1\tu1\tp1\tpage\ttea\td{k - 1}\t{k}" for k in (1, 2, 3)),
+        "2\tu1\tp1\tclick\t\td1\t2",
+        *(f"9\tu2\tp2\tpage\ttea\td{k}\t{k}" for k in (1, 2)),
+    ]
+    log.write_text("\n".join(rows) + "\n")
+    with events.read([log], fields=impressions.FIELDS) as read:
+        settings = impressions.Settings(by="page", looks=(1.0, 0.25, 0.01), clip=3.0)
+        summary, lists = impressions.analyse(read, settings)
+        found = list(lists)
+    assert found == [
+        {
+            "query": "tea",
+            "document_ids": ["d0", "d1", "d2"],
+            "labels": [0, 1, 0],
+            "positions": [1, 2, 3],
+            "weights": [1.0, 3.0, 1.0],
+        }
+    ]
+    assert (summary["by"], summary["lists"], summary["queries"]) == ("page", 1, 1)
+    read_again = load_click_lists(_write(tmp_path, *found), CORPUS[:2], [])
+    assert read_again[0].positions.tolist() == [1, 2]
+    assert read_again[0].weights.tolist() == [1.0, 3.0]
+    assert "1 clicks count up to 3 each" in read_again.report()
+
+
 @pytest.mark.parametrize(
     ("row", "said"),
     [
@@ -103,6 +133,15 @@ def test_lists_are_read_and_what_is_left_out_is_counted(tmp_path):
         ('{"query": "q", "document_ids": ["d1"], "labels": [1, 2]}', "'labels'"),
         ('{"query": "q", "document_ids": ["d1"], "labels": [-1]}', "'labels'"),
         ('{"query": "q", "document_ids": ["d1"], "labels": ["x"]}', "'labels'"),
+        ('{"query": "q", "document_ids": ["d1"], "labels": []}', "'labels'"),
+        (
+            '{"query": "q", "document_ids": ["d1"], "labels": [1], "positions": [0]}',
+            "'positions'",
+        ),
+        (
+            '{"query": "q", "document_ids": ["d1"], "labels": [1], "weights": [1, 2]}',
+            "'weights'",
+        ),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, said):

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+from ranker.data import click_logs
+from ranker.errors import DataError
 from ranker.online import interleaving as il
 from ranker.online import simulate
 from ranker.online.__main__ import main
@@ -326,6 +328,25 @@ def test_simulate_clickmodel_and_counterfactual(tmp_path):
     rows = [json.loads(line) for line in lists.read_text().splitlines()]
     assert len(rows) == json.loads(out.read_text())["lists"] == 4
     assert all(len(row["document_ids"]) == len(row["labels"]) == 3 for row in rows)
+
+    clicks = tmp_path / "clicks.parquet"
+    _run("clicks", "--log", log, "--out", clicks, "--json", out, "--html", page)
+    found = json.loads(out.read_text())
+    assert found["written"] == found["clicks"] == found["log"]["clicks"] > 0
+    logged = [line.split("\t") for line in log.read_text().splitlines()]
+    where = {name: at for at, name in enumerate(logged[0])}
+    of_page = {row[where["page"]]: row[where["query"]] for row in logged[1:]}
+    expected = sorted(
+        (of_page[row[where["page"]]], row[where["document_id"]])
+        for row in logged[1:]
+        if row[where["event"]] == "click"
+    )
+    read = click_logs.read_clicks(click_logs.open_log(clicks))
+    assert sorted((one.query, one.document_id) for one in read) == expected
+    with pytest.raises(DataError, match="is an event log"):
+        list(click_logs.read_clicks(click_logs.open_log(log)))
+    stop = _run("clicks", "--log", log, "--out", tmp_path / "c.tsv", code=1)
+    assert "expected a name in .parquet" in str(stop)
 
     flags = ("--run", *runs, "--depth", 3)
     stop = _run("counterfactual", "--log", log, *flags, "--propensities", out, code=1)
