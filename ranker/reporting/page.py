@@ -15,7 +15,7 @@ import numpy as np
 
 from ranker.data import summary
 from ranker.metrics import agreement
-from ranker.reporting import charts, figures, parts, tables
+from ranker.reporting import charts, figures, online, parts, tables
 from ranker.reporting.parts import figure, frame, legend, table, text
 
 __all__ = ["figure", "frame", "legend", "render", "table", "text"]
@@ -43,6 +43,8 @@ def render(contents: Contents) -> str:
         if summary.get("across_queries"):
             body = table(tables.across_queries(summary))
             sections.append(("across", "Scores across queries", body))
+    if contents.online:
+        sections.append(("online", "Online (simulated)", _online(contents.online)))
     trained = [one for one in contents.stages if one.manifest.kind in _TRAINED]
     if trained:
         body = f'<div class="cards">{"".join(map(_curve, trained))}</div>'
@@ -72,6 +74,18 @@ def _overview(contents: Contents) -> str:
     if not contents.summary:
         return notes + _progress(contents.stages)
     return notes + parts.overview(contents.summary)
+
+
+def _online(summary: tables.Summary) -> str:
+    """Teacher, student and BM25 on pages that simulated users share."""
+    notes = "".join(map(parts.warning, summary["notes"]))
+    said = (
+        f"{summary['users']:,} simulated users, {summary['pages']:,} pages, each "
+        "filled by all systems in turn (team-draft multileaving); delta above 0: a is "
+        "preferred. docs/online.md says how such a test is run with real users."
+    )
+    grids = "".join(table(one) for one in online.grids(summary))
+    return f"{notes}<p>{text(said)}</p>{grids}{online.interleave_plots(summary)}"
 
 
 def _progress(stages: Sequence[Stage]) -> str:

@@ -13,6 +13,7 @@ from ranker.data import datasets, trec
 from ranker.data.records import Document
 from ranker.errors import DataError
 from ranker.metrics import agreement
+from ranker.online import rehearsal
 
 _ORDER = ("prepare", "cpt", "sft", "score", "distill", "evaluate", "export")
 _TEXT = 320  # characters of a document that are shown
@@ -84,6 +85,8 @@ class Contents:
     won: list[Duel] = field(default_factory=list)
     lost: list[Duel] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # sentences on what is not shown
+    # of simulated users of the synthetic collection, as `ranker.online interleave` has
+    online: dict[str, Any] | None = None
 
 
 def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
@@ -135,7 +138,35 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
             won, lost = _duels(workdir, folder, summary, runs, against)
         except (DataError, OSError, ValueError, KeyError) as error:
             missing.append(f"Single queries cannot be shown: {error}")
-    return Contents(workdir, stages, summary, calibrations, against, won, lost, missing)
+    online = None
+    if any("world" in one.manifest.settings.get("data", {}) for one in stages):
+        try:
+            online = _rehearse(workdir, summary, runs)
+        except (DataError, OSError, ValueError, KeyError) as error:
+            missing.append(f"No online test could be simulated: {error}")
+    return Contents(
+        workdir, stages, summary, calibrations, against, won, lost, missing, online
+    )
+
+
+def _rehearse(
+    workdir: pathlib.Path,
+    summary: Mapping[str, Any],
+    runs: Mapping[str, Mapping[str, dict[str, float]]],
+) -> dict[str, Any] | None:
+    """Simulated users choose between the reference, its teacher and BM25."""
+    reference = summary["reference"]
+    teacher = summary.get("agreement", {}).get(reference, {}).get("teacher", "")
+    names = [name for name in dict.fromkeys((teacher, reference, "bm25"))]
+    chosen = {name: runs[name] for name in names if name in runs}
+    if len(chosen) < 2:
+        return None
+    lists = datasets.load_lists(workdir / "prepare" / "lists", summary["split"])
+    grades = {
+        one.query_id: dict(zip(one.judged_ids, one.judged_grades.tolist(), strict=True))
+        for one in (lists[at] for at in range(len(lists)))
+    }
+    return rehearsal.interleave(chosen, grades)
 
 
 def _stages(workdir: pathlib.Path) -> tuple[list[Stage], list[str]]:

@@ -152,6 +152,29 @@ def test_one_page_shows_everything_and_runs_nothing(made, capsys):
     assert text.count("<polyline") == 4  # loss and dev of two stages
 
 
+def test_simulated_users_choose_on_the_synthetic_collection_alone(made, tmp_path):
+    assert workdir.read(made).online is None
+    folder = copy(made, tmp_path)
+    shutil.rmtree(folder / "report", ignore_errors=True)
+    path = folder / "prepare" / "manifest.json"
+    path.unlink()
+    prepare = manifests.Manifest(
+        kind="prepare", settings={"data": {"world": {"seed": 0}}}, inputs={}
+    )
+    prepare.finish(folder / "prepare")
+    found = workdir.read(folder)
+    pairs = {(one["a"], one["b"]): one for one in found.online["pairs"]}
+    assert set(pairs) == {("bm25", "distill"), ("bm25", "sft"), ("distill", "sft")}
+    # The judgements decide: distill follows them twice as closely as sft, bm25 not.
+    assert pairs["bm25", "distill"]["preferred"] == "distill"
+    assert pairs["bm25", "sft"]["preferred"] == "sft"
+    words = check(page.render(found))
+    assert "Online (simulated)" in words and "it rehearses an online test" in words
+    (folder / "evaluate" / "bm25.trec").unlink()
+    (folder / "evaluate" / "sft.trec").unlink()
+    assert workdir.read(folder).online is None
+
+
 def test_the_queries_are_those_that_differ_most(made):
     found = workdir.read(made, against="sft")
     leads = [one.values[0] - one.values[1] for one in [*found.won, *found.lost[::-1]]]
