@@ -3,8 +3,9 @@
 python benchmarks/online.py --events 100_000_000 --folder /tmp/log
 
 DuckDB makes the log up: heavy-tailed users of two arms, pages and clicks with dwell, in
-eight Parquet files. `ab` then runs in a process of its own, with the report's usual
-flags; its peak resident memory is what the kernel says of it.
+Parquet files. From five million events on, further files are the first under the names
+of other users and pages. `ab` then runs in a process of its own, with the report's
+usual flags; its peak resident memory is what the kernel says of it.
 """
 
 import argparse
@@ -35,7 +36,11 @@ SELECT time + 5, "user", page, 'click', NULL, arm, 'd' || (hash(query) % 1000000
   1 + (hash(page) % 10)::INTEGER, (hash(page, 1) % 90)::FLOAT
 FROM pages WHERE chance < 0.6
 """
-_PARTS = 8
+_COPY = """
+SELECT * REPLACE ("user" || '-{copy}' AS "user", page || '-{copy}' AS page)
+FROM '{first}'
+"""
+_EVENTS_A_FILE = 5_000_000
 _EVENTS_A_USER = 9.5
 
 
@@ -43,18 +48,18 @@ def make_log(folder: pathlib.Path, events: int) -> int:
     """Writes the log's files and returns their rows."""
     folder.mkdir(parents=True, exist_ok=True)
     connection = duckdb.connect(config={"threads": "2", "memory_limit": "2GB"})
-    users, rows = int(events / _EVENTS_A_USER), 0
-    for part in range(_PARTS):
-        first, last = users * part // _PARTS, users * (part + 1) // _PARTS
-        connection.execute(
-            "CREATE OR REPLACE TEMP TABLE pages AS "
-            + _PAGES.format(first=first, last=last)
-        )
-        path = folder / f"part-{part}.parquet"
-        connection.execute(f"COPY ({_EVENTS}) TO '{path}' (FORMAT parquet)")
-        row = connection.execute(f"SELECT count(*) FROM '{path}'").fetchone()
-        rows += row[0] if row else 0
-    return rows
+    copies = max(1, events // _EVENTS_A_FILE)
+    users = int(events / copies / _EVENTS_A_USER)
+    pages = _PAGES.format(first=0, last=users)
+    connection.execute(f"CREATE TEMP TABLE pages AS {pages}")
+    first = folder / "part-0.parquet"
+    connection.execute(f"COPY ({_EVENTS}) TO '{first}' (FORMAT parquet)")
+    for copy in range(1, copies):
+        rows = _COPY.format(copy=copy, first=first)
+        path = folder / f"part-{copy}.parquet"
+        connection.execute(f"COPY ({rows}) TO '{path}' (FORMAT parquet)")
+    row = connection.execute(f"SELECT count(*) FROM '{folder}/*.parquet'").fetchone()
+    return row[0] if row else 0
 
 
 def main() -> None:

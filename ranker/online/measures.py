@@ -4,7 +4,7 @@ The paper reports PageCTR, UserCTR, change rate and dwell time and gives no form
 these are our readings, and docs/online.md says so.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -180,10 +180,12 @@ def make_users(
     for bucket in buckets:
         page = {**bucket.pages, "limit": np.full(len(bucket.pages["u"]), slow)}
         tested = page["in_test"].astype(bool)
-        now, before = (
-            {name: column[rows] for name, column in page.items()}
-            for rows in (tested, ~tested)
-        )
+        now, before = page, {name: column[:0] for name, column in page.items()}
+        if not tested.all():
+            now, before = (
+                {name: column[rows] for name, column in page.items()}
+                for rows in (tested, ~tested)
+            )
         first = bucket.number == 0
         users = _sums(now, _starts(now, "u"))
         users |= _before(users["u"], before)
@@ -199,8 +201,8 @@ def make_users(
         )
         _append(log, "users", users, first, more)
         if days_of:
-            days = _sums(now, _starts(now, "u", "day"))
             wanted = {MEASURES[days_of].numerator, MEASURES[days_of].denominator}
+            days = _sums(now, _starts(now, "u", "day"), wanted | {"clicks"})
             kept = {"u", "day", *wanted} & days.keys()
             named = {"arm": users["arm"].take(_places(days["u"], users["u"]))}
             _append(log, "user_days", named | {k: days[k] for k in kept}, first)
@@ -217,13 +219,22 @@ def _places(wanted: np.ndarray, users: np.ndarray) -> np.ndarray:
     return np.searchsorted(users, wanted)
 
 
-def _sums(page: Columns, starts: np.ndarray) -> dict[str, Any]:
-    """Sums over pages between `starts`, and what the first of them says."""
+def _sums(
+    page: Columns, starts: np.ndarray, names: Collection[str] = ()
+) -> dict[str, Any]:
+    """Sums over pages between `starts`, and what the first of them says.
+
+    Args:
+      page: columns of pages.
+      starts: where the sums begin.
+      names: of the sums; () = all.
+    """
     found: dict[str, Any] = {
         name: np.add.reduceat(add(page).astype(np.float64), starts)
         if len(starts)
         else np.zeros(0)
         for name, add in _ADDS.items()
+        if not names or name in names
     }
     found["has_click"] = (found["clicks"] > 0).astype(np.float64)
     found["one"] = np.ones(len(starts))

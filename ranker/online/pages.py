@@ -158,21 +158,22 @@ _NEXT = (
 )
 _PLACES = """
   count(*) FILTER (NOT click AND position BETWEEN 1 AND 62) AS placed,
+  count(*) FILTER (NOT click AND position > 62) AS deep,
   bit_count(bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
     THEN 1::BIGINT << position ELSE 0 END)) AS places,
   bit_or(CASE WHEN click AND position BETWEEN 1 AND 62
     THEN 1::BIGINT << position ELSE 0 END)
   & ~bit_or(CASE WHEN NOT click AND position BETWEEN 1 AND 62
     THEN 1::BIGINT << position ELSE 0 END) AS misplaced,"""
-_NO_PLACES = "0 AS placed, 0 AS places, 0 AS misplaced,"
+_NO_PLACES = "0 AS placed, 0 AS deep, 0 AS places, 0 AS misplaced,"
 _PAGES = """
 CREATE OR REPLACE TEMP TABLE page AS
-SELECT u, p, any_value(s) AS s, min(time) FILTER (NOT click) AS time,
+SELECT u, p, {session} AS s, min(time) FILTER (NOT click) AS time,
   max(time) FILTER (NOT click) AS last_time,
   min(arm) FILTER (NOT click) AS arm, max(arm) FILTER (NOT click) AS other_arm,
   any_value(query) FILTER (NOT click) AS query,
-  coalesce(bool_or(triggered) FILTER (NOT click), false) AS triggered, {more}
-  max(latency) FILTER (NOT click) AS latency,
+  {triggered} AS triggered, {more}
+  {latency} AS latency,
   count(*) FILTER (click) AS clicks,
   min(time) FILTER (click) AS first_click, max(time) FILTER (click) AS last_click,
   min(position) FILTER (click) AS top, {places}
@@ -184,17 +185,24 @@ FROM event GROUP BY u, p
 """
 _TWICE = """
 CREATE OR REPLACE TEMP TABLE twice AS
-SELECT p FROM page WHERE places < placed UNION
+SELECT p FROM page WHERE places < placed{again}
+"""
+# Only several results or clicks can lie at one position.
+_AGAIN = """ UNION
 SELECT p FROM event WHERE position IS NOT NULL AND document IS NOT NULL
+  AND p IN (SELECT p FROM page WHERE clicks > 1 OR clicks > 0 AND placed + deep > 0
+    OR deep > 1)
 GROUP BY p, position HAVING min(document) <> max(document)
 """
 # In the order of each user's time.
 _SORTED = """
 SELECT rowid AS row, u, p, time, coalesce(s, 0) AS s, coalesce(arm, -1) AS arm,
   coalesce(other_arm, -1) AS other_arm, triggered, clicks, negative, known, dwell,
-  satisfied, top, latency, hash(lower(trim(query))) AS query,
+  satisfied, coalesce(top, 'nan'::DOUBLE) AS top,
+  coalesce(latency, 'nan'::DOUBLE) AS latency,
+  coalesce(hash(lower(trim(query))), 0) AS query,
   CASE WHEN first_click >= time AND first_click - last_time <= 86400
-    THEN first_click - time END AS wait
+    THEN first_click - time ELSE 'nan'::DOUBLE END AS wait
 FROM page WHERE time IS NOT NULL ORDER BY u, time, p
 """
 _ALIKE = """
@@ -301,6 +309,14 @@ def _make_tables(
     log.connection.execute(sql)
     log.connection.execute(
         _PAGES.format(
+            # What the log lacks is not looked for.
+            session="any_value(s)" if "session" in log.has else "NULL::UBIGINT",
+            latency="max(latency) FILTER (NOT click)"
+            if "latency" in log.has
+            else "NULL::FLOAT",
+            triggered="coalesce(bool_or(triggered) FILTER (NOT click), false)"
+            if triggers or "triggered" in log.has
+            else "false",
             cap=rules.dwell_cap,
             satisfied=rules.satisfied,
             places=_PLACES if log.facts["results"] else _NO_PLACES,
@@ -310,7 +326,8 @@ def _make_tables(
             ),
         )
     )
-    log.connection.execute(_TWICE)
+    again = _AGAIN if {"position", "document"} <= log.has else ""
+    log.connection.execute(_TWICE.format(again=again))
 
 
 def _order(log: Log, rules: Rules, pages: Columns, start: float) -> None:
@@ -363,7 +380,7 @@ def _note(
     """Counts the contradictions within pages."""
     conditions = {
         "click_without_page": ("clicks", "time IS NULL"),
-        "position_twice": ("1", "p IN (FROM twice)"),
+        "position_twice": ("1", "doubled"),
         "page_twice": ("1", "last_time - time > 60"),
         "click_not_shown": ("1", "time IS NOT NULL AND placed > 0 AND misplaced <> 0"),
         "negative_dwell": ("negative", "negative > 0"),
@@ -375,12 +392,16 @@ def _note(
     }
     if arms is not None:
         conditions["page_without_arm"] = ("1", f"time >= {start!r} AND arm IS NULL")
-    for kind, (count, where) in conditions.items():
-        row = log.connection.execute(
-            f"SELECT coalesce(sum({count}), 0)::BIGINT, min(p) FROM page WHERE {where}"
-        ).fetchone()
-        assert row
-        _add(log, found, kind, "page", row[0], row[1])
+    columns = ", ".join(
+        f"coalesce(sum({count}) FILTER ({where}), 0)::BIGINT, min(p) FILTER ({where})"
+        for count, where in conditions.values()
+    )
+    row = log.connection.execute(
+        f"SELECT {columns} FROM (SELECT *, p IN (FROM twice) AS doubled FROM page)"
+    ).fetchone()
+    assert row
+    for kind, count, example in zip(conditions, row[::2], row[1::2], strict=True):
+        _add(log, found, kind, "page", count, example)
     first = pages["p"][pages["reloaded"]]
     _add(log, found, "refresh", "page", reloads, first.min() if reloads else None)
 
@@ -409,10 +430,13 @@ def _keep(
     keep = ~pages["reloaded"]
     if needs_arm:
         tested = pages["in_test"] & (pages["arm"] >= 0)
-        low = np.full(len(bots), 1 << 30)
-        high = np.full(len(bots), -1)
-        np.minimum.at(low, user[tested], pages["arm"][tested])
-        np.maximum.at(high, user[tested], pages["other_arm"][tested])
+        low, high = np.zeros((2, len(bots)), int)
+        if len(u):  # pages lie by user
+            first = np.flatnonzero(new_user)
+            arm = np.where(tested, pages["arm"], 1 << 30)
+            low = np.minimum.reduceat(arm, first)
+            other = np.where(tested, pages["other_arm"], -1)
+            high = np.maximum.reduceat(other, first)
         two = (low < high) & (high >= 0)
         _add(log, found, "user_in_two_arms", "user", int(two.sum()), _least(names[two]))
         left_out |= two
