@@ -61,6 +61,16 @@ def test_estimates_are_unbiased_and_as_sure_as_they_say(estimates, name):
     assert 0.9 < covered < 0.985
 
 
+@pytest.mark.slow
+def test_a_thousand_logs_have_no_bias():
+    found = [cf.estimate(_log(seed, 700), RUN) for seed in range(1000, 2000)]
+    for name in ("ips", "dr"):
+        values = np.array([one[name]["value"] for one in found])
+        error = values.std(ddof=1) / len(values) ** 0.5
+        assert abs(values.mean() - TRUTH) < 3 * error, (name, values.mean(), error)
+        assert error < 0.01 * TRUTH  # a bias of three per cent would be seen
+
+
 def test_the_logger_itself_is_not_the_truth(estimates):
     logged = np.mean([one["logged"]["value"] for one in estimates])
     assert abs(logged - TRUTH) > 0.05
