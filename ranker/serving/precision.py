@@ -7,6 +7,7 @@ then it is refused too, with the number that would do.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -35,6 +36,8 @@ _UNSEEN_LOSS = 0.1  # of a query that changes, where none in the sample did
 _CHUNK = 1 << 22  # numbers drawn at once
 _TIMED = 200  # pairs that speed is measured on, at most
 _CALIBRATION_ROWS = 200
+
+_say = functools.partial(print, flush=True)
 
 Name = runtimes.Name
 Precision = runtimes.Precision
@@ -97,10 +100,22 @@ def upper_bound(
     return bound
 
 
-def queries_needed(losses: Float[np.ndarray, " Q"], margin: float) -> int:
-    """About how many queries would show that the true mean loss is below the margin."""
-    spread = float(losses.std(ddof=1)) if len(losses) > 1 else 0.0
+def queries_needed(
+    losses: Float[np.ndarray, " Q"], margin: float, upper: float = math.inf
+) -> int:
+    """About how many queries would show that the true mean loss is below the margin.
+
+    Args:
+      losses: of each query.
+      margin: mean loss that must be ruled out.
+      upper: end of these losses' interval, where there is one: its width shrinks with
+        the root of the number of queries.
+    """
     room = max(margin - max(float(losses.mean()), 0.0), margin / 10)
+    if math.isfinite(upper):
+        width = max(upper - float(losses.mean()), 0.0)
+        return math.ceil(len(losses) * max((width / room) ** 2, 1.0))
+    spread = float(losses.std(ddof=1)) if len(losses) > 1 else 0.0
     return max(
         math.ceil((_Z * spread / room) ** 2), math.ceil(3 * _UNSEEN_LOSS / margin)
     )
@@ -144,7 +159,8 @@ def judge(
     elif loss < margin:
         reason = (
             f"a loss of {margin:g} cannot be ruled out: it is {loss:.4f}, at most "
-            f"{upper:.4f}; about {queries_needed(losses, margin)} queries would tell"
+            f"{upper:.4f}; about {queries_needed(losses, margin, upper)} queries "
+            f"would tell, and there are {n}"
         )
     else:
         reason = f"it loses {loss:.4f}, and {margin:g} may be lost"
@@ -326,7 +342,7 @@ def accept(
     rows: Sequence[Segment],
     *,
     tried: Sequence[Candidate] | None = None,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = _say,
 ) -> Contract:
     """Tries candidates, keeps the fastest that is accepted, records all of them.
 

@@ -79,6 +79,10 @@ def test_reasons_of_a_refusal():
     )
     assert not noisy.accepted and math.isfinite(noisy.upper)
     assert "cannot be ruled out" in noisy.reason
+    needed = int(noisy.reason.split("about ")[1].split()[0])
+    # The width shrinks with the root of the number: 0.034 to 0.005 takes 45 times.
+    assert needed == pytest.approx(200 * (noisy.upper / MARGIN) ** 2, abs=1)
+    assert noisy.reason.endswith("there are 200")
 
 
 def broken(source, target, rows):
