@@ -74,6 +74,7 @@ def _serve(given: argparse.Namespace) -> int:
 
         from ranker.serving import server, starting, tracing
         from ranker.serving.batching import Limits
+        from ranker.serving.protocol import Protocol
     except ModuleNotFoundError as error:
         raise errors.ConfigError(
             f"{error.name} is not installed: pip install 'ranker[serve]'"
@@ -112,7 +113,7 @@ def _serve(given: argparse.Namespace) -> int:
         log_level="warning",
         access_log=False,  # a request's headers hold keys, its body texts
         timeout_keep_alive=75,
-        h11_max_incomplete_event_size=64 << 10,
+        http=Protocol,
     )
     running = _make_server()(settings, state, given.drain)
     running.run()

@@ -66,6 +66,13 @@ class Running:
         except OSError:
             return 0
 
+    def count(self, name):
+        """A number of /metrics; 0 where it is not there."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line.split()[-1] for line in lines if line.rsplit(" ", 1)[0] == name]
+        return float(found[0]) if found else 0.0
+
     def rerank(self, body):
         """Status and answer."""
         request = urllib.request.Request(
@@ -139,6 +146,68 @@ def test_overload_and_a_drain_lose_nothing(folder):
             assert {one["index"]: one["score"] for one in answer} == dict(
                 enumerate(expected)
             )
+
+
+@pytest.mark.slow
+def test_clients_that_leave_free_their_places(folder):
+    """Three leave while the first one's texts are scored: none of them is counted."""
+    limits = ["--max-queue-tokens", "10000000", "--max-wait", "600"]
+    server = Running(folder, "--workers", "1", "--max-documents", "20000", *limits)
+    texts = [" ".join(WORDS * 4)] * 20_000
+    body = json.dumps({"query": "cats", "texts": texts}).encode()
+    head = f"POST /rerank HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n\r\n"
+    left = []
+    for _ in range(3):
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.sendall(head.encode() + body)
+        left.append(client)
+    while server.count("ranker_queue_tokens") == 0:
+        time.sleep(0.01)
+    for client in left:
+        client.close()
+    while server.count('ranker_request_failure_total{err="dropped"}') < 3:
+        time.sleep(0.01)
+    assert server.count("ranker_queue_tokens") == 0
+    status, answer = server.rerank({"query": "cats", "texts": ["dogs"]})
+    assert status == 200 and len(answer) == 1
+    assert server.count("ranker_documents_total") == 1
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait() == 0
+    server.process.communicate()
+
+
+@pytest.mark.slow
+def test_requests_that_never_end_are_ended(folder):
+    """64 MB of headers, of an address, or of a chunked body's trailers are not kept."""
+    server = Running(folder)
+    line = b"POST /rerank HTTP/1.1\r\nhost: a\r\n"
+    chunk = b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n"
+    endless = {
+        line: b"x: " + b"a" * 1000 + b"\r\n",
+        line + b"x: ": b"a" * 1000,
+        b"GET /": b"a" * 1000,
+        line + chunk + b"0\r\n": b"x: " + b"a" * 1000 + b"\r\n",
+        line + chunk: b"1\r\n \r\n" * 100,  # a body that is too large, by bytes
+    }
+    for begin, more in endless.items():
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(begin)
+            with pytest.raises(OSError):
+                for _ in range((64 << 20) // len(more)):
+                    client.sendall(more)
+    # Many small chunks, and long headers, are ordinary.
+    body = json.dumps({"query": "cats", "texts": ["dogs " * 900]}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % one for one in body) + b"0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        head = b"transfer-encoding: chunked\r\nx: " + b"a" * 60_000 + b"\r\n\r\n"
+        client.sendall(line + b"connection: close\r\n" + head + chunks)
+        answer = b""
+        while part := client.recv(1 << 16):
+            answer += part
+    assert answer.startswith(b"HTTP/1.1 200")
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait() == 0
+    assert "Traceback" not in server.process.communicate()[1]
 
 
 @pytest.mark.slow
