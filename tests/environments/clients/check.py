@@ -1,9 +1,14 @@
 """Published rerank clients against a running server: each must keep the server's order.
 
+The examples of docs/serving.md are run too, as they stand there.
+
 python check.py URL
 """
 
+import ast
 import json
+import pathlib
+import re
 import sys
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -100,6 +105,35 @@ CLIENTS: dict[str, Callable[[str], list[int]]] = {
 }
 
 
+def examples(url: str) -> dict[str, list[int]]:
+    """Orders that the examples of the documentation give, by the first word of each."""
+    page = pathlib.Path(__file__).parents[3] / "docs/serving.md"
+    [_, clients] = page.read_text().split("\n## Clients\n")
+    nodes = [NodeWithScore(node=TextNode(text=one), score=0.0) for one in TEXTS]
+    given = {
+        "LangChain": [LangchainDocument(page_content=one) for one in TEXTS],
+        "LlamaIndex": nodes,
+        "Haystack": [HaystackDocument(content=one) for one in TEXTS],
+    }
+    read = {
+        "LangChain": lambda found: [one.page_content for one in found],
+        "LlamaIndex": lambda found: [one.node.text for one in found],
+        "Haystack": lambda found: [one.content for one in found["documents"]],
+    }
+    orders = {}
+    for code in re.findall(r"```python\n(.*?)```", clients, re.S):
+        name = code.splitlines()[0].strip("# ")
+        tree = ast.parse(code.replace("http://localhost:8080", url))
+        last = tree.body.pop()
+        assert isinstance(last, ast.Expr), f"{name}: the last line is not an answer"
+        known = {"query": QUERY, "documents": given[name], "nodes": nodes}
+        exec(compile(tree, str(page), "exec"), known)
+        answer = eval(compile(ast.Expression(last.value), str(page), "eval"), known)
+        orders[name] = by_text(read[name](answer))[:SHOWN]
+    assert set(orders) == set(given), orders
+    return orders
+
+
 def expected(url: str) -> list[int]:
     """The server's order, by its route of text-embeddings-inference."""
     body = json.dumps({"query": QUERY, "texts": TEXTS}).encode()
@@ -120,7 +154,11 @@ def main(url: str) -> None:
             found = f"{type(error).__name__}: {error}"
         failed += found != right
         print(f"{name}: {'equal' if found == right else f'{found}, not {right}'}")
-    print(f"{len(CLIENTS) - failed} passed, {failed} failed")
+    orders = examples(url)
+    for name, found in orders.items():
+        failed += found != right
+        print(f"example of {name}: {'equal' if found == right else found}")
+    print(f"{len(CLIENTS) + len(orders) - failed} passed, {failed} failed")
     raise SystemExit(failed > 0)
 
 
