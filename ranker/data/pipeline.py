@@ -201,18 +201,22 @@ class _PackedIterator(grain.DatasetIterator):
     def set_state(self, state: dict[str, Any]) -> None:
         states = {int(shard): one for shard, one in state["dealt"].items()}
         if state["shards"] != self._data.shards.count:
-            states = _deal_anew(states, self._data.shards.count)
+            size = len(self._data.source)
+            states = _deal_anew(states, self._data.shards.count, size)
         self._deal(states)
 
 
-def _deal_anew(states: dict[int, list[int]], count: int) -> dict[int, list[int]]:
+def _deal_anew(
+    states: dict[int, list[int]], count: int, size: int
+) -> dict[int, list[int]]:
     """What is left to be read, dealt to another number of shards.
 
     Args:
       states: of every shard that there was, as `_Dealt.state` gives them.
       count: shards that there are.
+      size: records of the source; those of a shard may have ended before others'.
     """
-    last = max(first for first, *_ in states.values())
+    last = min(size, max(first for first, *_ in states.values()))
     left = sorted(
         index
         for first, *waiting in states.values()

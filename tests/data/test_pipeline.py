@@ -186,6 +186,29 @@ def test_every_record_comes_once_however_often_the_shards_change(encoder, counts
     assert sorted(scores) == list(range(len(triples)))
 
 
+@pytest.mark.parametrize("size", [1, 4, 10, 25, 27])
+@pytest.mark.parametrize(("old", "new"), [(4, 3), (3, 4)])
+def test_shards_change_when_some_have_ended(encoder, size, old, new):
+    """Nothing is asked for beyond the end of the source."""
+    triples = [Triple("ask", f"word{i}", float(i)) for i in range(size)]
+
+    def batches(shards):
+        return pipeline.triple_batches(
+            triples,
+            encoder.tokenizer,
+            batch=config.Batch(size=12, list_size=1),
+            length=16,
+            shards=Shards(shards, tuple(range(shards))),
+        )
+
+    current, again = batches(old), batches(new)
+    made = [next(current)]
+    again.set_state(json.loads(json.dumps(current.get_state())))
+    made += list(again)
+    scores = [score for one in made for score in one.targets[one.where].tolist()]
+    assert sorted(scores) == list(range(size))
+
+
 def test_every_epoch_has_an_order_of_its_own():
     row = pipeline.shuffled_rows(40, seed=3)
     epochs = [[row(40 * epoch + i) for i in range(40)] for epoch in range(3)]
