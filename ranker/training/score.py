@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,22 +289,43 @@ def _score_chunks(run: ScoreRun, job: jobs.Job, mine: Sequence[int]) -> None:
     total = sum(job.chunks[number].pairs for number in mine)
     progress = _Progress(Reporter(None, settings.name, total=total, unit="pair"))
     code = code_digest()
-    for number, content in _ahead(run.source, job, mine):
-        start = time.monotonic()
-        content, scores = scorer(job, number, content, progress)
-        if not mesh.is_multi_process or processes.leads():
-            jobs.save_chunk(
-                job,
-                number,
-                content,
-                scores,
-                seconds=round(time.monotonic() - start, 3),
-                chips=mesh.size,
-                device=mesh.devices.flat[0].device_kind,
-                tokens=progress.chunk_tokens,
-                code=code,
-            )
-        progress.finish(job.chunks[number].pairs)
+    with _behind() as behind:
+        for number, content in _ahead(run.source, job, mine):
+            start = time.monotonic()
+            content, scores = scorer(job, number, content, progress)
+            if not mesh.is_multi_process or processes.leads():
+                behind(
+                    jobs.save_chunk,
+                    job,
+                    number,
+                    content,
+                    scores,
+                    seconds=round(time.monotonic() - start, 3),
+                    chips=mesh.size,
+                    device=mesh.devices.flat[0].device_kind,
+                    tokens=progress.chunk_tokens,
+                    code=code,
+                )
+            progress.finish(job.chunks[number].pairs)
+
+
+@contextlib.contextmanager
+def _behind() -> Iterator[Callable[..., None]]:
+    """What calls a function in a thread while the caller goes on: one at a time.
+
+    What a call raises is raised by the next one, or at the end.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="saving") as pool:
+        last: list[Future[None]] = []
+
+        def behind(call: Callable[..., None], *given: Any, **named: Any) -> None:
+            if last:
+                last.pop().result()
+            last.append(pool.submit(call, *given, **named))
+
+        yield behind
+        if last:
+            last.pop().result()
 
 
 def _ahead(

@@ -225,6 +225,22 @@ def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):
     assert manifest.facts["pairs"] == 190 and not manifest.facts["quarantined"]
 
 
+def test_what_stops_the_writing_of_a_chunk_stops_the_job(workdir, monkeypatch):
+    """Chunks are written while the next is scored; none is lost in silence."""
+    real = jobs.save_chunk
+
+    def full(job, number, *rest, **facts):
+        if number == 3:
+            raise errors.StageError("no space left on the device")
+        real(job, number, *rest, **facts)
+
+    monkeypatch.setattr(jobs, "save_chunk", full)
+    with pytest.raises(errors.StageError, match="no space left"):
+        teacher.score(settings("full"), workdir)
+    missing = job_of(workdir, "full").missing()
+    assert 3 in missing and not {0, 1, 2} & set(missing)
+
+
 def write_jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
