@@ -6,7 +6,7 @@
                 queries.SPLIT.tsv
     judgements  qrels/SPLIT.tsv, qrels.SPLIT.tsv, qrels/SPLIT-*.parquet,
                 data/SPLIT-*.parquet
-    candidates  runs/*.SPLIT.* (`data.runs`), top1000.SPLIT*
+    candidates  runs/*.SPLIT.* (`data.runs`), top1000.SPLIT*, top_ranked/SPLIT*
 
 So BEIR, MS MARCO (v1 and v2) and the Parquet folders of Hugging Face are one reader; a
 part may be gzip. A folder or file without a corpus is read as lists (`list_files`), and
@@ -294,8 +294,9 @@ class _Folder:
                 f"data.runs {self.settings.runs!r} is not a pattern of files below "
                 f"{self.folder} ({error}); write it like runs/*.{{split}}.*"
             ) from error
-        if not paths and pattern:
-            paths = sorted(self.folder.glob(f"top1000.{split}*"), key=str)
+        for known in (f"top1000.{split}*", f"top_ranked/{split}[-.]*"):
+            if not paths and pattern:
+                paths = sorted(self.folder.glob(known), key=str)
         if len(paths) > 1:
             raise DataError(
                 f"{self.folder}: {len(paths)} run files match {pattern!r} for the "

@@ -514,12 +514,18 @@ def read_run(
 
 
 def read_candidates(path: Any, **how: Any) -> Iterator[Candidate]:
-    """Candidates of a TREC run, or of MS MARCO's three columns or top1000 files.
+    """Candidates of a TREC run, of MS MARCO's files, or of MTEB's top_ranked.
+
+    MS MARCO's have three columns, or four with texts (top1000); MTEB's are Parquet or
+    JSON lines with all documents of a query in a row.
 
     Args:
       path: of the file.
       how: as for `read_run`.
     """
+    if files.kind_of(path) in ("parquet", "jsonl"):
+        yield from _read_top_ranked(path, **how)
+        return
     first = next((line for _, line in lines.read_lines(path)), "")
     cells = first.split("\t")
     texts = len(cells) == 4 and " " in cells[3]  # query, document, and their texts
@@ -552,6 +558,42 @@ def _read_msmarco_run(
         return Candidate(query, document, rank, -float(rank))
 
     yield from records(path, lines.read_lines(path), parse, on_error, skipped)
+
+
+_RANKED_DOCUMENTS = ("corpus-ids", "corpus_ids", "document_ids", "docids")
+
+
+def _read_top_ranked(
+    path: Any,
+    *,
+    queries: Container[str],
+    documents: Container[str],
+    on_error: OnError,
+    skipped: Skipped | None,
+) -> Iterator[Candidate]:
+    """A query and the ids of its documents in a row, best first."""
+
+    def parse(row: Any) -> list[Candidate]:
+        fields = _fields(row)
+        query = check_id("query-id", _want(fields, *_JUDGED_QUERIES))
+        found = _want(fields, *_RANKED_DOCUMENTS)
+        if not isinstance(found, list | tuple):
+            raise FieldError("corpus-ids", found, "a list of ids, best first")
+        _known("query-id", query, queries, "the queries")
+        names = dict.fromkeys(check_id("corpus-ids", one) for one in found)
+        return [
+            Candidate(
+                query,
+                _known("corpus-ids", one, documents, "the documents"),
+                rank,
+                -float(rank),
+            )
+            for rank, one in enumerate(names, 1)
+        ]
+
+    rows, _ = _table(path, (*_JUDGED_QUERIES, *_RANKED_DOCUMENTS), ())
+    for found in records(path, rows, parse, on_error, skipped):
+        yield from found
 
 
 # --- a teacher's scores ---

@@ -11,6 +11,8 @@ the names of fields that tell which is which.
     MTEB reranking         query, positive, negative (lists)
     RankLLM                query {qid, text}, candidates [{docid, score, doc}]
     DPR                    question, positive_ctxs, negative_ctxs, hard_negative_ctxs
+    ms-swift               messages, positive_messages, negative_messages; or query,
+                           response, rejected_response
 
 Scores of positives and negatives, and score differences, are a teacher's.
 """
@@ -45,7 +47,7 @@ from ranker.data.records import (
 from ranker.errors import DataError, FieldError, shown
 from ranker.storage import read_json
 
-QUERIES = ("query", "question", "anchor", "sentence1", "query_text")
+QUERIES = ("query", "question", "anchor", "sentence1", "query_text", "messages")
 QUERY_IDS = ("query_id", "qid", "query-id", "_id", "id")
 POSITIVES = (
     "positive_passages",
@@ -53,6 +55,7 @@ POSITIVES = (
     "positive",
     "pos",
     "positive_ctxs",
+    "positive_messages",
     "relevant_passages",
     "answer",
 )
@@ -62,8 +65,11 @@ NEGATIVES = (
     "negative",
     "neg",
     "negative_ctxs",
+    "negative_messages",
     "hard_negative_ctxs",
+    "hard_negative",
     "hard_negatives",
+    "rejected_response",
 )
 LISTED = ("candidates", "documents", "docs", "passages", "texts")
 SINGLE = ("document", "passage", "text", "doc", "response", "sentence2")
@@ -83,6 +89,7 @@ FORMATS = {
     "MTEB reranking": ("query", "positive", "negative"),
     "RankLLM": ("query", "candidates"),
     "DPR": ("question", "positive_ctxs", "negative_ctxs"),
+    "ms-swift": ("messages", "positive_messages", "negative_messages"),
 }
 
 
@@ -224,11 +231,20 @@ def _query(row: Mapping[str, Any]) -> QueryList | None:
     if value is None:
         return None
     name = _first(row, QUERY_IDS)
-    if isinstance(value, Mapping):  # RankLLM's
+    value = _last_message(value)
+    if isinstance(value, Mapping):  # RankLLM's, or a message
         name = _first(value, QUERY_IDS) if name is None else name
-        value = _first(value, ("text", *QUERIES))
+        value = _first(value, ("text", "content", *QUERIES))
     text = check_text("query", value).strip()
     return QueryList(check_id("query_id", name or named(text)), text)
+
+
+def _last_message(value: Any) -> Any:
+    """Of a conversation what was said last; anything else as it is."""
+    talk = isinstance(value, list | tuple) and value
+    if talk and all(isinstance(one, Mapping) for one in value):
+        return value[-1]
+    return value
 
 
 def named(text: str) -> str:
@@ -251,6 +267,8 @@ def _graded(row: Mapping[str, Any], query: QueryList) -> bool:
     positives, negatives = _all(row, POSITIVES), _all(row, NEGATIVES)
     if not positives and not negatives:
         return False
+    if not positives and (single := _first(row, SINGLE)) is not None:
+        positives = [single]  # beside negatives, the one document is the answer
     ids: list[str] = []
     for grade, documents in ((1, positives), (0, negatives)):
         for value in documents:
@@ -340,6 +358,7 @@ def _beside(
 
 def _document(value: Any) -> tuple[Document, float | None]:
     """A document of a text or a record, and the score that the record has."""
+    value = _last_message(value)
     if isinstance(value, str):
         text = check_text("document", value).strip()
         return Document(named(text), "", text), None

@@ -69,6 +69,30 @@ def test_parquet_folders(tmp_path):
     assert "no query of train is judged" in loaded.report["notes"][0]
 
 
+def test_candidates_of_mteb(tmp_path):
+    parquet(
+        tmp_path / "corpus" / "test.parquet", _id=list(TEXTS), text=[*TEXTS.values()]
+    )
+    parquet(
+        tmp_path / "queries" / "test.parquet", _id=list(ASKED), text=[*ASKED.values()]
+    )
+    judged = {"query-id": ["13", "14"], "corpus-id": ["3", "4"], "score": [1, 1]}
+    parquet(tmp_path / "qrels" / "test-00000-of-00001.parquet", **judged)
+    place = tmp_path / "top_ranked" / "test-00000-of-00001.parquet"
+    ranked = {"query-id": ["13", "14"], "corpus-ids": [["1", "3", "1"], ["2"]]}
+    parquet(place, **ranked)
+    loaded = load(tmp_path)
+    lists = {one.query_id: one.documents.tolist() for one in loaded.lists["test"]}
+    assert lists == {"13": [0, 2], "14": [1]}  # the order of the file, each once
+    assert loaded.report["splits"]["test"]["candidate_recall"] == 0.5
+    parquet(place, **{"query-id": ["13"], "corpus-ids": [["nowhere"]]})
+    with pytest.raises(DataError, match=r"00001\.parquet:1: .*'corpus-ids'.*'nowhere'"):
+        load(tmp_path)
+    parquet(place, **{"query-id": ["13"], "corpus-ids": ["3"]})
+    with pytest.raises(DataError, match="a list of ids, best first"):
+        load(tmp_path)
+
+
 def test_names_of_ir_datasets(monkeypatch):
     import ir_datasets
     from ir_datasets.formats import GenericDoc, GenericQuery, TrecQrel

@@ -70,6 +70,26 @@ RECORDS = {
         {"9": 1, "8": 0},
         {},
     ),
+    "messages": (
+        {
+            "messages": [
+                {"role": "system", "content": "rank"},
+                {"role": "user", "content": "q"},
+            ],
+            "positive_messages": [[{"role": "assistant", "content": "a"}]],
+            "negative_messages": [
+                [{"role": "assistant", "content": "b"}],
+                [{"role": "assistant", "content": "c"}],
+            ],
+        },
+        {a: 1, b: 0, c: 0},
+        {},
+    ),
+    "responses": (
+        {"query": "q", "response": "a", "rejected_response": ["b", "c"]},
+        {a: 1, b: 0, c: 0},
+        {},
+    ),
     "margins": (
         {"query": "q", "positive": "a", "negative": "b", "score_diff": 2.5},
         {a: 1, b: 0},
