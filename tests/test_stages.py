@@ -417,6 +417,13 @@ def test_queries_are_never_cut(tmp_path):
     # Judgements of a held-out query stay, and it counts 0.
     assert "too long for text.teacher_length" in splits["test"]["dropped"]
     assert len(prepared.lists("test")) == data.world.test_queries
+    told = prepared.manifest.facts["report"]["clicks"]
+    written = {split: len(prepared.clicks(split)) for split in ("train", "dev")}
+    assert told["examples"] == written
+    reasons = ("too long for text.teacher_length", "too long for text.student_length")
+    left_out = sum(told["dropped"].get(reason, 0) for reason in reasons)
+    whole = prepare(data, config.Text(), tmp_path / "whole")
+    assert left_out == sum(len(whole.clicks(s)) - n for s, n in written.items()) > 0
 
 
 def test_batches_that_do_not_divide_over_the_devices(workdir):

@@ -51,15 +51,19 @@ class ClickTable:
 
     def examples(self, split: str, *, every: int = 1) -> Iterator[ClickExample]:
         """Examples of a split, in order; with `every`, one of so many."""
+        for batch in self.batches(split, every=every):
+            columns = [column.to_pylist() for column in batch.columns]
+            for row in zip(*columns, strict=True):
+                yield ClickExample(*row)
+
+    def batches(self, split: str, *, every: int = 1) -> Iterator[pa.RecordBatch]:
+        """The same as columns: query, title, summary and count."""
         found = self._connection.cursor().sql(
             "SELECT query, title, summary, count FROM examples WHERE split = ? "
             "AND (number - 1) % ? = 0 ORDER BY number",
             params=[split, every],
         )
-        for batch in found.to_arrow_reader(_FETCHED):
-            columns = [column.to_pylist() for column in batch.columns]
-            for row in zip(*columns, strict=True):
-                yield ClickExample(*row)
+        yield from found.to_arrow_reader(_FETCHED)
 
 
 @contextlib.contextmanager

@@ -28,11 +28,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from ranker import config
 from ranker.data.records import Click, ClickExample
 from ranker.data.words import fold
 
+_compute: Any = pyarrow.compute  # makes its functions while it is imported
+_BYTES = pa.large_binary()
 NOT_CLICKED = "not clicked"
 SHORT = "dwell too short"
 EMPTY = "no title, no summary and no document"
@@ -254,6 +258,10 @@ def repeat(source: Any, settings: config.Language) -> Repeated:
     return Repeated(source, np.cumsum(np.minimum(times, settings.most)))
 
 
+def _hash(text: bytes) -> bytes:
+    return hashlib.blake2b(text, digest_size=16).digest()
+
+
 class Digest:
     """A digest of click examples that their order does not matter for."""
 
@@ -264,8 +272,20 @@ class Digest:
     def add(self, example: ClickExample) -> None:
         """Takes in one more."""
         text = f"{example.query}\0{example.title}\0{example.summary}\0{example.count}"
-        found = hashlib.blake2b(text.encode(), digest_size=16).digest()
-        self._sum = (self._sum + int.from_bytes(found, "big")) % 2**128
+        self._sum = (self._sum + int.from_bytes(_hash(text.encode()), "big")) % 2**128
+
+    def add_batch(self, batch: pa.RecordBatch) -> None:
+        """Takes in many: columns query, title, summary and count."""
+        parts = [
+            _compute.cast(_compute.cast(batch[name], pa.large_string()), _BYTES)
+            for name in ("query", "title", "summary", "count")
+        ]
+        null = pa.scalar(b"\0", _BYTES)
+        texts = _compute.binary_join_element_wise(*parts, null).to_pylist()
+        found = np.frombuffer(b"".join(map(_hash, texts)), ">u4").reshape(-1, 4)
+        for place, total in enumerate(found.sum(axis=0, dtype=np.uint64).tolist()):
+            self._sum += total << 32 * (3 - place)
+        self._sum %= 2**128
 
     def join(self, other: str) -> None:
         """Takes in the examples of another digest."""

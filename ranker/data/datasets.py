@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import (
     ArrayRecordReader,
@@ -23,16 +24,19 @@ from array_record.python.array_record_module import (
 from etils import epath
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ranker.data import tf_examples
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.errors import DataError
 from ranker.storage import replacing
 
 T = TypeVar("T")
 Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them
-# One record a group, so that any is read alone; Snappy, since records are short.
-_WRITER = "group_size:1,snappy"
+# One record a group, so that any is read alone; Snappy, since records are short; no
+# thread of its own, since handing over a short record costs more than packing it.
+_WRITER = "group_size:1,snappy,max_parallelism:1"
 _SHARD = 500_000  # records of a file
 _READ = 1024  # records at a time
+_WRITTEN = 1024  # records that are encoded together
 
 _text_feature = tfds.features.Text
 _sequence = tfds.features.Sequence
@@ -97,9 +101,15 @@ def _encode(row: Mapping[str, Any]) -> bytes:
 def _write(
     features: tfds.features.FeaturesDict,
     folder: pathlib.Path,
-    splits: Mapping[str, Iterable[Mapping[str, Any]]],
+    splits: Mapping[str, Iterable[bytes]],
 ) -> None:
-    """Writes each split as it comes; a split without a record is left out."""
+    """Writes each split as it comes; a split without a record is left out.
+
+    Args:
+      features: what the records hold.
+      folder: of the data set.
+      splits: encoded records.
+    """
     with _making(features, folder) as (records, sizes):
         for name, rows in splits.items():
             if found := _write_shards(records, folder.name, name, rows):
@@ -149,16 +159,16 @@ def _making(
 
 
 def _write_shards(
-    folder: pathlib.Path, dataset: str, split: str, rows: Iterable[Mapping[str, Any]]
+    folder: pathlib.Path, dataset: str, split: str, encoded: Iterable[bytes]
 ) -> list[int]:
     """Writes a split's files; returns the number of records of each."""
-    rows = iter(rows)
+    rows = iter(encoded)
     lengths: list[int] = []
     while (first := next(rows, None)) is not None:
         writer = ArrayRecordWriter(str(folder / f"{split}.{len(lengths)}"), _WRITER)
         lengths.append(0)
         for row in itertools.chain([first], itertools.islice(rows, _SHARD - 1)):
-            writer.write(_encode(row))
+            writer.write(row)
             lengths[-1] += 1
         writer.close()
     for number in range(len(lengths)):
@@ -265,8 +275,12 @@ def _click(row: Row) -> ClickExample:
 
 def write_corpus(folder: pathlib.Path, documents: Iterable[Document]) -> None:
     """Writes the documents; row i is the i-th."""
-    rows = ({"id": one.id, "title": one.title, "text": one.text} for one in documents)
-    _write(CORPUS, folder, {"documents": rows})
+    records = (
+        record
+        for batch in _batches(documents, _DOCUMENTS)
+        for record in _encode_batch(batch)
+    )
+    _write(CORPUS, folder, {"documents": records})
 
 
 def write_lists(
@@ -287,31 +301,65 @@ def write_lists(
             "teacher": one.teacher,
         }
 
-    _write(LISTS, folder, {name: map(row, lists) for name, lists in splits.items()})
-
-
-def _click_row(one: ClickExample) -> dict[str, Any]:
-    return {
-        "query": one.query,
-        "title": one.title,
-        "summary": one.summary,
-        "count": one.count,
+    encoded = {
+        name: (_encode(row(one)) for one in lists) for name, lists in splits.items()
     }
+    _write(LISTS, folder, encoded)
+
+
+# Large, since a thousand texts may be gigabytes.
+_DOCUMENTS = pa.schema([(name, pa.large_string()) for name in ("id", "title", "text")])
+_EXAMPLES = pa.schema(
+    [
+        ("query", pa.large_string()),
+        ("title", pa.large_string()),
+        ("summary", pa.large_string()),
+        ("count", pa.int64()),
+    ]
+)
+
+
+def click_batches(examples: Iterable[ClickExample]) -> Iterator[pa.RecordBatch]:
+    """Click examples as `write_clicks` takes them."""
+    return _batches(examples, _EXAMPLES)
+
+
+def _batches(records: Iterable[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    records = iter(records)
+    while some := list(itertools.islice(records, _WRITTEN)):
+        columns = [
+            pa.array([getattr(one, column.name) for one in some], column.type)
+            for column in schema
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _encode_batch(batch: pa.RecordBatch) -> list[bytes]:
+    return tf_examples.encode(dict(zip(batch.schema.names, batch.columns, strict=True)))
 
 
 def write_clicks(
-    folder: pathlib.Path, splits: Mapping[str, Iterable[ClickExample]]
+    folder: pathlib.Path, splits: Mapping[str, Iterable[pa.RecordBatch]]
 ) -> None:
-    """Writes the click examples of each split, in order."""
-    found = {name: map(_click_row, rows) for name, rows in splits.items()}
-    _write(CLICKS, folder, found)
+    """Writes the click examples of each split, in order.
+
+    Args:
+      folder: of the data set.
+      splits: batches with the columns query, title, summary and count.
+    """
+    encoded = {
+        name: (record for batch in batches for record in _encode_batch(batch))
+        for name, batches in splits.items()
+    }
+    _write(CLICKS, folder, encoded)
 
 
 def write_click_file(path: pathlib.Path, examples: Iterable[ClickExample]) -> None:
     """Writes one file of click examples, for `take_clicks`."""
     writer = ArrayRecordWriter(str(path), _WRITER)
-    for one in examples:
-        writer.write(_encode(_click_row(one)))
+    for batch in click_batches(examples):
+        for record in _encode_batch(batch):
+            writer.write(record)
     writer.close()
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 
 from ranker import config, manifests, processes, storage
 from ranker.data import click_engine, datasets, files, summary, text
@@ -26,6 +28,7 @@ from ranker.data.sources import Source, open_source
 from ranker.data.text import Tokenizer
 from ranker.errors import DataError
 
+_compute: Any = pyarrow.compute  # makes its functions while it is imported
 NAME = manifests.PREPARE
 ROLES: tuple[config.Role, ...] = ("teacher", "student")
 _TOKENIZER_TEXTS = 200_000  # texts that a tokenizer is trained on, at most
@@ -260,7 +263,7 @@ def _write_clicks(folder: pathlib.Path, table: Clicks, room: "Room") -> dict[str
     datasets.write_clicks(
         folder,
         {
-            split: _add_all(digest, room.clicks(split, table.examples(split)))
+            split: _add_all(digest, room.clicks(split, table.batches(split)))
             for split, digest in digests.items()
         },
     )
@@ -279,8 +282,13 @@ def _report(
         if split in report["splits"]:
             report["splits"][split]["dropped"] |= reasons
             report["splits"][split]["queries"] = room.kept[split]
-        else:
-            report["clicks"]["dropped"] |= reasons
+        else:  # "clicks/SPLIT"
+            told = report["clicks"]
+            for reason, count in reasons.items():
+                told["dropped"][reason] = told["dropped"].get(reason, 0) + count
+            split = split.rpartition("/")[2]
+            kept = told["examples"][split] - sum(reasons.values())
+            told["examples"] = {**told["examples"], split: kept}
     report["clicks"]["a_query"] = a_query
     report["lengths"] = {role: _lengths(prepared, role) for role in ROLES}
     return report
@@ -336,11 +344,11 @@ class _Content:
 
 
 def _add_all(
-    digest: Digest, examples: Iterable[ClickExample]
-) -> Iterator[ClickExample]:
-    for one in examples:
-        digest.add(one)
-        yield one
+    digest: Digest, batches: Iterable[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        digest.add_batch(batch)
+        yield batch
 
 
 def _make_tokenizer(
@@ -413,11 +421,25 @@ class Room:
             yield record
 
     def clicks(
-        self, split: str, records: Iterable[ClickExample]
-    ) -> Iterator[ClickExample]:
+        self, split: str, batches: Iterable[pa.RecordBatch]
+    ) -> Iterator[pa.RecordBatch]:
         """The click examples that can be read."""
-        name = f"clicks/{split}"
-        return (one for one, why in self._check(name, records) if not why)
+        around = max(_around(tokenizer) for tokenizer, _, _ in self._roles)
+        least = max(0, min(self._lengths) - around)
+        for batch in batches:
+            queries = batch["query"]
+            short = _compute.less(_compute.binary_length(queries), least)
+            # What is not ASCII is measured by `doubt`.
+            short = _compute.and_(short, _compute.string_is_ascii(queries))
+            places = np.flatnonzero(~short.to_numpy(zero_copy_only=False))
+            if len(places):
+                asked = queries.take(pa.array(places)).to_pylist()
+                reasons = self._reasons(f"clicks/{split}", asked)
+                bad = places[[bool(reason) for reason in reasons]]
+                keep = np.ones(len(batch), bool)
+                keep[bad] = False
+                batch = batch.filter(pa.array(keep)) if len(bad) else batch
+            yield batch
 
     def has_room(self, table: ShardedClicks) -> bool:
         """Whether no click example can be too long, as far as is known unread."""
@@ -434,20 +456,26 @@ class Room:
                 return False
         return True
 
-    def _check(self, name: str, records: Iterable[Any]) -> Iterator[tuple[Any, str]]:
+    def _check(
+        self, name: str, records: Iterable[RankedList]
+    ) -> Iterator[tuple[RankedList, str]]:
         """Each record, and why it cannot be read; "" where it can."""
         records = iter(records)
         while some := list(itertools.islice(records, _CHECKED)):
-            reasons = [""] * len(some)
-            for tokenizer, field, length in self._roles:
-                for place in _too_long(tokenizer, length, [one.query for one in some]):
-                    reason = f"too long for text.{field}"
-                    self._stop(name, some[place].query, field, length)
-                    reasons[place] = reasons[place] or reason
-            for reason in filter(None, reasons):
-                told = self.dropped.setdefault(name, {})
-                told[reason] = told.get(reason, 0) + 1
+            reasons = self._reasons(name, [one.query for one in some])
             yield from zip(some, reasons, strict=True)
+
+    def _reasons(self, name: str, queries: Sequence[str]) -> list[str]:
+        """Why each query cannot be read, counted; "" where it can."""
+        reasons = [""] * len(queries)
+        for tokenizer, field, length in self._roles:
+            for place in _too_long(tokenizer, length, queries):
+                self._stop(name, queries[place], field, length)
+                reasons[place] = reasons[place] or f"too long for text.{field}"
+        for reason in filter(None, reasons):
+            told = self.dropped.setdefault(name, {})
+            told[reason] = told.get(reason, 0) + 1
+        return reasons
 
     def _stop(self, name: str, query: str, field: str, length: int) -> None:
         if self._on_error == "stop":

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from ranker.data import clicks, datasets
 from ranker.data.clicks import ClickCounts, Digest
 from ranker.data.records import ClickExample
@@ -138,6 +140,10 @@ class ShardedClicks:
             first = -begin % every
             yield from datasets.read_click_file(path, range(first, records, every))
             begin += records
+
+    def batches(self, split: str) -> Iterator[pa.RecordBatch]:
+        """All of a split, in order, as columns: query, title, summary and count."""
+        return datasets.click_batches(self.examples(split))
 
 
 def _counts(

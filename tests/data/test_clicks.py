@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from ranker import config
 from ranker.data import click_engine, click_logs, clicks
 from ranker.data.clicks import Digest, clicks_to_examples, in_dev
+from ranker.data.datasets import click_batches
 from ranker.data.records import Click, ClickExample
 
 RULES = config.ClickRules(min_dwell=10, max_per_query=2, dev_fraction=0)
@@ -210,6 +211,13 @@ def test_a_digest_does_not_depend_on_order():
             digest.add(one)
         digests.append(digest.hexdigest())
     assert digests[0] == digests[1] and len(set(digests)) == 3
+    together = Digest()
+    for batch in click_batches([first] * 3000 + [second] * 3000):
+        together.add_batch(batch)
+    apart = Digest()
+    for one in [first, second] * 3000:
+        apart.add(one)
+    assert together.hexdigest() == apart.hexdigest()
     joined = Digest()
     joined.join(digests[3])
     joined.add(second)

@@ -1,9 +1,13 @@
 import pickle
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tensorflow_datasets.proto import tf_example_pb2
 
-from ranker.data import datasets
+from ranker.data import datasets, tf_examples
 from ranker.data.records import ClickExample, Document, RankedList
 from ranker.errors import DataError
 
@@ -51,8 +55,35 @@ def test_lists_round_trip_with_empty_ones(tmp_path):
 
 def test_clicks_round_trip(tmp_path):
     examples = [ClickExample("q", "t", "s", 4), ClickExample("q2", "", "s", 1)]
-    datasets.write_clicks(tmp_path / "clicks", {"train": examples, "dev": []})
+    batches = datasets.click_batches(examples)
+    datasets.write_clicks(tmp_path / "clicks", {"train": batches, "dev": iter(())})
     assert list(datasets.load_clicks(tmp_path / "clicks", "train")) == examples
+
+
+# Lengths and numbers where protobuf's need one byte more, or several layers do at once.
+_EDGES = [0, 1, 100, 110, 118, 119, 120, 127, 128, 16_383, 16_384, 20_000]
+_TEXTS = st.one_of(st.text(max_size=9), st.sampled_from(_EDGES).map("x".__mul__))
+_COUNTS = st.one_of(st.integers(0, 2**63 - 1), st.sampled_from(_EDGES))
+
+
+@given(st.lists(st.tuples(_TEXTS, _TEXTS, _COUNTS), max_size=5))
+def test_records_are_what_protobuf_reads_and_writes(rows):
+    texts, more, counts = map(list, zip(*rows, strict=True)) if rows else ([], [], [])
+    columns = {
+        "query": pa.array(texts, pa.string()),
+        "title": pa.array(more, pa.large_string()),
+        "count": pa.array(counts, pa.int64()),
+    }
+    found = tf_examples.encode(columns)
+    for record, (text, other, count) in zip(found, rows, strict=True):
+        example = tf_example_pb2.Example.FromString(record)
+        wanted = tf_example_pb2.Example()
+        feature = wanted.features.feature
+        feature["query"].bytes_list.value.append(text.encode())
+        feature["title"].bytes_list.value.append(other.encode())
+        feature["count"].int64_list.value.append(count)
+        assert example == wanted
+        assert len(record) == wanted.ByteSize()  # nothing is there twice
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path):

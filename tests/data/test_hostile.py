@@ -30,7 +30,7 @@ from safetensors.numpy import save_file
 from ranker import config, errors, manifests, storage
 from ranker.data import click_logs, formats, trec
 from ranker.data.clicks import clicks_to_examples
-from ranker.data.datasets import load_clicks, write_clicks
+from ranker.data.datasets import click_batches, load_clicks, write_clicks
 from ranker.data.lines import MAX_LINE
 from ranker.data.records import Click, check_number
 from ranker.errors import DataError
@@ -806,6 +806,7 @@ def test_ids_like_paths_are_only_ids(tmp_path, name):
 def test_counts_that_are_merged_do_not_overflow(tmp_path):
     click = Click("q", "t", "s", count=2**31 - 1)
     examples, _ = clicks_to_examples([click] * 3, config.ClickRules(dev_fraction=0.0))
-    write_clicks(tmp_path / "clicks", examples)
+    batches = {name: click_batches(some) for name, some in examples.items()}
+    write_clicks(tmp_path / "clicks", batches)
     (back,) = load_clicks(tmp_path / "clicks", "train")
     assert back.count == 3 * (2**31 - 1)

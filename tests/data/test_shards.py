@@ -88,7 +88,7 @@ def test_what_workers_counted_is_what_one_machine_counts(tmp_path):
 
 def test_files_become_a_data_set_without_being_read(tmp_path, monkeypatch):
     table = ShardedClicks(write(tmp_path / "out"), tmp_path / "taken")
-    monkeypatch.setattr(datasets, "_encode", None)  # nothing is written again
+    monkeypatch.setattr(datasets, "_encode_batch", None)  # nothing is written again
     files = {split: table.files(split) for split in ("train", "dev")}
     datasets.take_clicks(tmp_path / "clicks", files)
     assert list(datasets.load_clicks(tmp_path / "clicks", "train")) == examples(0, 9)
