@@ -20,7 +20,7 @@ from ranker.batch import Batch
 from ranker.data import pairs
 from ranker.data.packing import Example, Layout, common_prefix, pack
 from ranker.data.records import Document, RankedList
-from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+from ranker.data.text import Tokenizer, train_bpe, train_wordpiece, words_of
 from ranker.models import build
 from ranker.training import state
 
@@ -31,6 +31,17 @@ PROMPT = (
     "Instruction: given a web search query, retrieve relevant passages that answer "
     "the query\nQuery: {query}\nDocument:||| {both}|||\nThe answer is:"
 )
+
+
+def qwen3_prompt() -> str:
+    """Qwen3-Reranker's template, each of its special tokens as one word."""
+    words = words_of("qwen3_reranker")
+    assert words is not None
+    parts = (words.begin + words.query, words.document, "".join(words.end))
+    text = "|||".join(parts)
+    for name in ("im_start", "im_end"):
+        text = text.replace(f"<|{name}|>", f" {name.replace('_', '')} ")
+    return text.replace("<think>", " think ").replace("</think>", " endthink ")
 
 
 def _modernbert(layers: int, width: int, heads: int, mlp: int) -> config.Encoder:
@@ -192,14 +203,19 @@ def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def make_tokenizer(texts: Texts, model: Any, folder: pathlib.Path | None = None):
+def make_tokenizer(
+    texts: Texts,
+    model: Any,
+    folder: pathlib.Path | None = None,
+    prompt: str = PROMPT,
+):
     """A tokenizer trained on the texts, with the template of such a model."""
     path = folder or pathlib.Path(tempfile.mkdtemp(prefix="shapes-"))
     words = [f"{one.title} {one.text}" for one in texts.corpus]
     words += [one.query for one in texts.lists]
     if isinstance(model, config.Decoder):
-        train_bpe([*words, *[PROMPT] * 50], 8000, path)
-        return Tokenizer(path, PROMPT)
+        train_bpe([*words, *[prompt] * 50], 8000, path)
+        return Tokenizer(path, prompt)
     train_wordpiece(words, 8000, path)
     return Tokenizer(path, "pair")
 

@@ -3,9 +3,10 @@ r"""A list's prompt computed once, beside a prompt a pair: equal numbers, less t
     python benchmarks/shared_prefix.py --shape small-decoder
     python benchmarks/shared_prefix.py --shape qwen3-0.6b --dtype bfloat16 --rows 64
 
-For lists of some sizes: the largest difference of scores and of gradients, the tokens
-that are computed, and pairs a second of both layouts in turn: in scoring, and in
-fine-tuning by a step on batches made before. One JSON line a size.
+The template is Qwen3-Reranker's. For lists of some sizes: the largest difference of
+scores and of gradients, the tokens that are computed, and pairs a second of both
+layouts in turn: in scoring, and in fine-tuning by a step on batches made before. One
+JSON line a size.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from shapes import (
     make_tokenizer,
     model_of,
     pack_lists,
+    qwen3_prompt,
     random_params,
 )
 
@@ -59,7 +61,7 @@ def main() -> None:
         texts = make_texts(
             args.data, queries=max(args.pairs // list_size, 2), list_size=list_size
         )
-        tokenizer = make_tokenizer(texts, model)
+        tokenizer = make_tokenizer(texts, model, prompt=qwen3_prompt())
         encoders = {
             name: pairs.ListEncoder(texts.corpus, tokenizer, args.length, shared=shared)
             for name, shared in LAYOUTS.items()

@@ -61,6 +61,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pairs", type=int, help="score: pairs, for the chip-hours of all of them"
     )
+    parser.add_argument(
+        "--text-tokens",
+        type=int,
+        default=0,
+        help="tokens of a text (a pair with its prompt), on average; default: a row",
+    )
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=0,
+        help="of them, before the document: computed once a list where it is shared",
+    )
+    parser.add_argument(
+        "--documents", type=int, default=0, help="of a query; default: batch.list_size"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file to write it all to")
     parser.add_argument(
         "--search",
@@ -111,7 +126,7 @@ def plan(
 
     from ranker.chips import GIB
     from ranker.planning import chips, estimate, search
-    from ranker.planning.job import make_job
+    from ranker.planning.job import Texts, make_job
     from ranker.training.imports import check_imports
 
     named = [one for one in (settings, teacher) if one is not None]
@@ -120,6 +135,7 @@ def plan(
     # A program for chips that are not here cannot be read back from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
+    texts = Texts(known.text_tokens, known.prompt_tokens, known.documents)
     slices = chips.describe(known.topology, known.num_slices)
     if known.search:
         ranked = search.search(
@@ -127,6 +143,7 @@ def plan(
             teacher,
             slices,
             pairs=known.pairs,
+            texts=texts,
             most=known.max_programs,
             note=lambda line: print(f"[search] {line}", flush=True),
         )
@@ -146,7 +163,7 @@ def plan(
         _write(known.json, plans)
         fits, alone = bool(plans), False
     else:
-        job = make_job(settings, teacher, slices.devices, known.pairs)
+        job = make_job(settings, teacher, slices.devices, known.pairs, texts)
         mesh = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
         print(f"[plan] compiles {job.kind} for {known.topology}, {mesh}", flush=True)
         found = estimate.estimate(job, slices)
@@ -258,14 +275,26 @@ def _time_text(n: dict[str, Any], chip: Any) -> list[str]:
         f"{n['tokens_per_second'] / n['chips']:,.0f} a chip; model FLOPs utilisation "
         f"{n['model_flops_utilisation']:.0%}",
     ]
+    if n["pairs_per_second"]:
+        alone = n["pair_tokens_alone"] / n["pair_tokens"]
+        lines.append(
+            f"  {n['pairs_per_second']:,.1f} pairs/s of {n['pair_tokens']:.1f} tokens "
+            "each"
+            + (
+                f", the prompt computed once a list: {alone:.2f} times as many as "
+                f"with it repeated ({n['pair_tokens_alone']:.1f})"
+                if alone > 1.005
+                else ""
+            )
+        )
     if n["chip_hours"] is None:
         lines.append(
             "chip-hours: not known, since the number of pairs is not; give --pairs N"
         )
     else:
-        most = (
-            ", with one pair a row: less when packed" if n["stage"] == "score" else ""
-        )
+        alone = n["stage"] == "score" and not n["text_tokens"]
+        most = ", with one pair a row: --text-tokens says how long they are"
+        most = most if alone else ""
         lines.append(
             f"the whole stage: {n['steps']:,} steps, at least {n['chip_hours']:,.1f} "
             f"chip-hours{most}"

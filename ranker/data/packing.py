@@ -206,6 +206,46 @@ def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
     return Choice([places[i] for i in order], [rows[i] for i in order])
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some documents of an example, and their rows."""
+
+    place: int  # of the example among those that wait
+    members: list[int]  # its segments, in any order
+    rows: list[int]  # of each
+
+
+def choose_parts(waiting: Sequence[Example], layout: Layout) -> list[Part]:
+    """As `choose_trees`, for pairs to be scored, which need not stay together.
+
+    Each list is laid into what the ones before leave of the rows, its longest documents
+    first, behind its prefix in each row that it comes to; what does not fit waits. So
+    rows are full, and a prefix is repeated about once a row.
+    """
+    free, slots = [layout.length] * layout.rows, layout.lists
+    parts: list[Part] = []
+    for place, example in enumerate(waiting):
+        if not slots or max(free) <= example.shared:
+            break
+        left = sorted(range(len(example.lengths)), key=lambda i: -example.lengths[i])
+        part = Part(place, [], [])
+        for row in range(layout.rows):
+            room, behind = free[row] - example.shared, []
+            for i in left:
+                size = example.lengths[i] - example.shared
+                if size <= room and slots:
+                    room, slots = room - size, slots - 1
+                    part.members.append(i)
+                    part.rows.append(row)
+                else:
+                    behind.append(i)
+            if len(behind) < len(left):
+                free[row], left = room, behind
+        if part.members:
+            parts.append(part)
+    return parts
+
+
 def _slots(example: Example, layout: Layout) -> int:
     """How many of `layout.lists` an example takes: pairs are lists of one document."""
     return len(example.segments) if layout.size == 1 else 1

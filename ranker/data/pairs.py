@@ -19,6 +19,7 @@ from ranker.data.packing import (
     Example,
     Layout,
     choose,
+    choose_parts,
     choose_trees,
     common_prefix,
     join,
@@ -251,8 +252,9 @@ def pair_batches(
     tokens = dict.fromkeys(shards.local, 0)
     for shard, first, segments in _read_lists(lists, encoder, shards):
         for example in _cut(segments, layout):
-            waiting[shard].append((first, example))
-            first += len(example.segments)
+            numbers = first + np.arange(len(example.segments), dtype=np.int32)
+            waiting[shard].append((numbers, example))
+            first += len(numbers)
             tokens[shard] += example.total
         if min(tokens.values()) >= WAITING * layout.tokens:
             yield _pack_pairs(waiting, layout, pad)
@@ -269,24 +271,18 @@ def _pair_layout(encoder: ListEncoder, *, rows: int, shards: Shards) -> Layout:
     return share(layout) if encoder.shared else layout
 
 
+def _alone(segments: Sequence[Segment], shared: int = 0) -> Example:
+    nothing = np.zeros(len(segments), np.float32)
+    return Example(segments, nothing, nothing, shared)
+
+
 def _cut(segments: Sequence[Segment], layout: Layout) -> Iterator[Example]:
-    """Pairs of a list: each alone, or as many as share a prefix and fit into a row."""
+    """Pairs of a list: each alone, or together where they share a prefix."""
     size = common_prefix(segments) if layout.shared else 0
-    if not size:
-        nothing = np.zeros(1, np.float32)
-        yield from (Example([one], nothing, nothing) for one in segments)
-        return
-    begin, used = 0, size
-    for end, segment in enumerate([*segments, None]):
-        more = layout.length if segment is None else len(segment.tokens) - size
-        full = used + more > layout.length or end - begin == layout.lists
-        if full and end > begin:
-            nothing = np.zeros(end - begin, np.float32)
-            yield Example(
-                segments[begin:end], nothing, nothing, size if end - begin > 1 else 0
-            )
-            begin, used = end, size
-        used += more
+    if size:
+        yield _alone(segments, size)
+    else:
+        yield from (_alone([one]) for one in segments)
 
 
 Item = TypeVar("Item")
@@ -310,23 +306,51 @@ def no_pairs(
     return _pack_pairs(nothing, layout, encoder.tokenizer.pad)
 
 
-_Pairs = dict[int, list[tuple[int, Example]]]  # shard -> its pairs and their numbers
+# Of each shard, its pairs and their numbers.
+_Pairs = dict[int, list[tuple[np.ndarray, Example]]]
 
 
 def _pack_pairs(waiting: _Pairs, layout: Layout, pad: int) -> tuple[Batch, np.ndarray]:
     """Takes out of `waiting` what fills a batch."""
     parts, numbers = [], np.full((len(waiting), layout.lists), -1, np.int32)
     for place, (shard, pairs) in enumerate(waiting.items()):
-        choice = choose_any([one for _, one in pairs], layout)
-        taken = [pairs[i] for i in choice.places]
-        gone = set(choice.places)
-        waiting[shard] = [one for i, one in enumerate(pairs) if i not in gone]
-        pairs = [first + i for first, one in taken for i in range(len(one.segments))]
-        numbers[place, : len(pairs)] = pairs
+        taken, rows, waiting[shard] = _take(pairs, layout)
+        found = [number for its, _ in taken for number in its]
+        numbers[place, : len(found)] = found
         examples = [one for _, one in taken]
         first = shard * layout.rows
-        parts.append(pack(examples, choice.rows, layout, pad=pad, first_row=first))
+        parts.append(pack(examples, rows, layout, pad=pad, first_row=first))
     return join(parts), numbers.reshape(-1)
+
+
+_Taken = list[tuple[np.ndarray, Example]]
+
+
+def _take(pairs: _Taken, layout: Layout) -> tuple[_Taken, list[list[int]], _Taken]:
+    """What fills a shard's rows, its rows, and what waits on."""
+    examples = [one for _, one in pairs]
+    if not layout.shared:
+        choice = choose([one.lengths for one in examples], layout)
+        gone = set(choice.places)
+        taken = [pairs[i] for i in choice.places]
+        return taken, choice.rows, [x for i, x in enumerate(pairs) if i not in gone]
+    parts = choose_parts(examples, layout)
+    taken = [_some(*pairs[one.place], one.members) for one in parts]
+    members = {one.place: set(one.members) for one in parts}
+    left = []
+    for place, (numbers, example) in enumerate(pairs):
+        gone = members.get(place, set())
+        rest = [i for i in range(len(example.segments)) if i not in gone]
+        if rest:
+            left.append(_some(numbers, example, rest))
+    return taken, [one.rows for one in parts], left
+
+
+def _some(
+    numbers: np.ndarray, example: Example, members: Sequence[int]
+) -> tuple[np.ndarray, Example]:
+    segments = [example.segments[i] for i in members]
+    return numbers[list(members)], _alone(segments, example.shared)
 
 
 def _read_lists(

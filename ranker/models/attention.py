@@ -2,9 +2,10 @@
 
 `choose` picks the kernel by platform and shape, and nothing else does:
 
-    splash  TPU: blockwise, never holds the [T, T] logits
+    tiles   TPU: only the blocks that texts reach; see tiles.py
+    splash  TPU, rows of one such block: JAX's own, never holds the [T, T] logits
     cudnn   GPU: flash attention of `jax.nn.dot_product_attention`
-    blocks  CPU: in a loop, only the blocks that segments reach; see blockwise.py
+    blocks  CPU: in a loop, only the blocks that texts reach; see blockwise.py
     xla     elsewhere, and what those cannot take: plain matrix products
 
 All compute what `reference` says.
@@ -27,14 +28,12 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config, sharding
-from ranker.models import blockwise
+from ranker.models import blockwise, tiles
 from ranker.models.masks import Rule, make_mask
 
-Kernel = Literal["splash", "cudnn", "blocks", "xla"]
+Kernel = Literal["tiles", "splash", "cudnn", "blocks", "xla"]
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
-_LANES = 128  # the TPU's vectors: splash takes multiples of it
-_BLOCK = 512  # tokens a side of splash's blocks, as in MaxText
 NAME = "attention"  # of the kernel's results, for rematerialisation
 
 
@@ -68,16 +67,18 @@ def attend(
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
     platform = sharding.platform()
-    kernel = choose(platform, q.shape, q.dtype, rule.cap)
+    kernel = choose(platform, q.shape, q.dtype, rule.cap, prefixes is not None)
     one: Callable[..., Array] = _KERNELS[kernel]
-    if kernel == "splash":
+    if kernel in ("tiles", "splash"):
         one = partial(one, interpret=platform != "tpu")
     near = replace(rule, scale=rule.scale or q.shape[-1] ** -0.5)
-    texts = (segments,) if prefixes is None else (segments, prefixes)
+    texts = dict(segments=segments)
+    if prefixes is not None:
+        texts["prefixes"] = prefixes
 
     def run(rule: Rule):
-        def compute(q, k, v, segments, prefixes=None):
-            return one(q, k, v, segments, rule, prefixes=prefixes)
+        def compute(q, k, v, texts):
+            return one(q, k, v, rule=rule, **texts)
 
         if kernel == "xla":
             return compute
@@ -87,7 +88,7 @@ def attend(
         rows = sharding.spec(("batch", None))
         return jax.shard_map(
             compute,
-            in_specs=(inner, keys, keys, *(rows for _ in texts)),
+            in_specs=(inner, keys, keys, rows),
             out_specs=inner,
             check_vma=False,
         )
@@ -102,13 +103,19 @@ def attend(
     if prefixes is not None:
         local = False
     if isinstance(local, bool):
-        out = run(near if local else far)(q, k, v, *texts)
+        out = run(near if local else far)(q, k, v, texts)
     else:
-        out = jax.lax.cond(local, run(near), run(far), q, k, v, *texts)
+        out = jax.lax.cond(local, run(near), run(far), q, k, v, texts)
     return checkpoint_name(out, NAME)
 
 
-def choose(platform: str, shape: tuple[Any, ...], dtype: Any, cap: float) -> Kernel:
+def choose(
+    platform: str,
+    shape: tuple[Any, ...],
+    dtype: Any,
+    cap: float,
+    shared: bool = False,
+) -> Kernel:
     """The kernel for queries of `shape` [R, T, N, H].
 
     Args:
@@ -117,19 +124,20 @@ def choose(platform: str, shape: tuple[Any, ...], dtype: Any, cap: float) -> Ker
       shape: of the queries; sizes may be symbolic where no mesh is set.
       dtype: of the queries.
       cap: bound on the logits.
+      shared: whether texts share prefixes.
 
     Raises:
       ConfigError: on a TPU, for a length that is neither short nor a multiple of 128.
     """
-    if platform == "tpu" and shape[1] >= _LANES:
-        T = shape[1]
-        if T % _LANES:
+    if platform == "tpu" and shape[1] >= tiles.LANES:
+        T, lanes = shape[1], tiles.LANES
+        if T % lanes:
             raise config.ConfigError(
-                f"rows of {T} tokens: attention on a TPU takes multiples of {_LANES}; "
-                f"set the length of text to {T // _LANES * _LANES} or "
-                f"{-(-T // _LANES) * _LANES} tokens"
+                f"rows of {T} tokens: attention on a TPU takes multiples of {lanes}; "
+                f"set the length of text to {T // lanes * lanes} or "
+                f"{-(-T // lanes) * lanes} tokens"
             )
-        return "splash"
+        return "splash" if tiles.block_of(T) == T and not shared else "tiles"
     if platform in ("gpu", "cuda") and not cap:
         # What every GPU since 2020 can do, see jax's `check_is_flash_attention`.
         low = dtype in (jnp.bfloat16, jnp.float16)
@@ -148,13 +156,9 @@ def splash(
     segments: Int[Array, "R T"],
     rule: Rule,
     *,
-    prefixes: Int[Array, "R T"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "R T N H"]:
-    """Attention on one TPU, by blocks; padding sees padding.
-
-    Blocks that the causal triangle or the window leave empty are not computed. Tokens
-    of one row that lie in different segments are masked, not left out.
+    """Attention on one TPU, of rows that are one block; padding sees padding.
 
     Args:
       q: queries; T is a multiple of 128.
@@ -162,19 +166,17 @@ def splash(
       v: values.
       segments: 0: padding.
       rule: what is computed, its scale given.
-      prefixes: as for `attend`; needs a second pass over the keys.
       interpret: runs the kernel's program on any platform, slowly.
     """
-    R, T, N, _ = q.shape
+    T, N = q.shape[1:3]
     mask: splash_mask.Mask = splash_mask.FullMask((T, T))
     if rule.window:
         sides = (rule.window - 1, 0) if rule.causal else (rule.window, rule.window)
         mask = splash_mask.LocalMask((T, T), sides, offset=0)
     elif rule.causal:
         mask = splash_mask.CausalMask((T, T))
-    block = max(b for b in range(_LANES, _BLOCK + 1, _LANES) if T % b == 0)
-    make = partial(
-        splash_kernel.make_splash_mha,
+    block = tiles.block_of(T)
+    kernel: Any = splash_kernel.make_splash_mha(
         splash_mask.MultiHeadMask([mask] * N),
         block_sizes=splash_kernel.BlockSizes(
             block_q=block,
@@ -187,67 +189,15 @@ def splash(
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=rule.cap or None,
+        residual_checkpoint_name=NAME,
         interpret=interpret,
     )
     # The kernel takes heads in front, and does not scale.
     scaled = q * jnp.asarray(rule.scale, q.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k, v))
     own = splash_kernel.SegmentIds(q=segments, kv=segments)
-    if prefixes is None:
-        kernel: Any = make(residual_checkpoint_name=NAME)
-        out = jax.vmap(lambda *row: kernel(*row[:3], segment_ids=row[3]))(q, k, v, own)
-    else:
-        # A token without a prefix finds no key in the second pass.
-        shared = jnp.where(prefixes > 0, prefixes, -1)
-        shared = splash_kernel.SegmentIds(q=shared, kv=segments)
-        kernel = make(save_residuals=True)
-        infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
-        settings = tuple(kernel.kwargs.items())
-        run = partial(_two_passes, settings, infos)
-        out = jax.vmap(run)(q, k, v, (own, shared))
+    out = jax.vmap(lambda *row: kernel(*row[:3], segment_ids=row[3]))(q, k, v, own)
     return jnp.swapaxes(cast(Array, out), 1, 2)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _two_passes(settings: tuple, infos: tuple, q, k, v, segment_ids):
-    """One softmax over the keys that two passes of splash see; see arXiv 2310.01889.
-
-    Args:
-      settings: of a splash kernel that gives its log-sum-exp beside its output.
-      infos: which blocks that kernel computes, forward and backward.
-      q: scaled queries of a row, [N, T, H].
-      k: keys, [K, T, H].
-      v: values, [K, T, H].
-      segment_ids: those of each pass; every query finds a key in the first.
-    """
-    return _two_forward(settings, infos, q, k, v, segment_ids)[0]
-
-
-def _two_forward(settings: tuple, infos: tuple, q, k, v, segment_ids):
-    kernel: Any = splash_kernel.SplashAttentionKernel(*infos, **dict(settings))
-    found = [kernel(q, k, v, segment_ids=ids) for ids in segment_ids]
-    totals = jnp.stack([total for _, (total,) in found])  # [2, N, T]
-    total = jax.nn.logsumexp(totals, axis=0)
-    shares = jnp.exp(totals - total[None])[..., None]
-    out = sum(x * share for (x, _), share in zip(found, shares, strict=True))
-    out = checkpoint_name(cast(Array, out).astype(v.dtype), NAME)
-    total = checkpoint_name(total, NAME)
-    return out, (infos, q, k, v, segment_ids, out, total)
-
-
-def _two_backward(settings: tuple, saved, slope):
-    infos, q, k, v, segment_ids, out, total = saved
-    # Each pass's backward kernel needs the softmax's whole result, and no more.
-    slopes = []
-    for ids in segment_ids:
-        kept = (q, k, v, ids, None, out, total)
-        # There is no public one.
-        backward = partial(splash_kernel._splash_attention_bwd, **dict(settings))
-        slopes.append(backward(res=(*kept, *infos[1:]), do=slope)[3:6])
-    return (None, *jax.tree.map(jnp.add, *slopes), None)
-
-
-_two_passes.defvjp(_two_forward, _two_backward)
 
 
 def cudnn(
@@ -290,7 +240,13 @@ def xla(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)
 
 
-_KERNELS = {"splash": splash, "cudnn": cudnn, "blocks": blockwise.attend, "xla": xla}
+_KERNELS = {
+    "tiles": partial(tiles.attend, name=NAME),
+    "splash": splash,
+    "cudnn": cudnn,
+    "blocks": blockwise.attend,
+    "xla": xla,
+}
 
 
 def reference(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ranker.models.masks import Rule
+from ranker.models.masks import Rule, reach, reach_prefixes
 
 BLOCK = 64  # tokens
 _AT_ONCE = 8  # key blocks that are multiplied at a time, at most
@@ -40,10 +40,10 @@ def attend(
       prefixes: see `make_mask`; 0: none.
     """
     assert not rule.cap, rule
-    ranges = [_reach(segments, rule)]
+    ranges = [_range(reach(segments, rule, BLOCK))]
     ids = [segments]
     if prefixes is not None:
-        ranges.append(_reach_prefixes(segments, prefixes))
+        ranges.append(_range(reach_prefixes(segments, prefixes, BLOCK)))
         ids.append(jnp.where(prefixes > 0, prefixes, -1))
     first, count = (jnp.stack(x) for x in zip(*ranges, strict=True))
     return _attend(rule, q, k, v, segments, jnp.stack(ids), first, count)
@@ -52,46 +52,8 @@ def attend(
 Ranges = tuple[Int[Array, "R I"], Int[Array, "R I"]]  # first key block, and how many
 
 
-def _reach(segments: Int[Array, "R T"], rule: Rule) -> Ranges:
-    """The first key block that each query block sees, and how many it sees, 1 or more.
-
-    Two blocks see each other where their ranges of segments meet, within the window.
-    """
-    low, high = _bounds(segments)
-    real = high > 0  # a block of padding has no range
-    meet = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
-    meet = meet & real[:, :, None] & real[:, None]
-    place = jnp.arange(low.shape[1])
-    back = place[:, None] - place[None]  # blocks
-    if rule.causal:
-        meet = meet & (back >= 0)[None]
-    if rule.window:
-        # The last token of a block and the first of a later one are next to each other.
-        far = rule.window - 1 if rule.causal else rule.window
-        meet = meet & ((jnp.abs(back) - 1) * BLOCK < far)[None]
-    return _range(meet | (back == 0)[None])
-
-
-def _reach_prefixes(segments: Int[Array, "R T"], prefixes: Int[Array, "R T"]) -> Ranges:
-    """The key blocks that hold what each query block's texts begin with; 0: none."""
-    low, high = _bounds(segments)
-    most = jnp.iinfo(prefixes.dtype).max
-    blocks = prefixes.reshape(*low.shape, BLOCK)
-    first = jnp.min(jnp.where(blocks > 0, blocks, most), axis=-1)
-    last = jnp.max(blocks, axis=-1)
-    # Padding behind a text does not move where its block ends.
-    meet = (low[:, None] <= last[:, :, None]) & (high[:, None] >= first[:, :, None])
-    place = jnp.arange(low.shape[1])
-    return _range(meet & (place[:, None] >= place[None])[None])
-
-
-def _bounds(segments: Int[Array, "R T"]) -> tuple[Int[Array, "R I"], Int[Array, "R I"]]:
-    """The least and the greatest segment of each block; 0 and 0 for padding."""
-    blocks = segments.reshape(segments.shape[0], -1, BLOCK)
-    return blocks[:, :, 0], jnp.max(blocks, axis=-1)
-
-
 def _range(meet: Bool[Array, "R I J"]) -> Ranges:
+    """From the first to the last of the blocks that are seen; 0 blocks: none is."""
     first = jnp.argmax(meet, axis=-1)
     last = meet.shape[-1] - jnp.argmax(meet[:, :, ::-1], axis=-1)
     return first, jnp.where(jnp.any(meet, axis=-1), last - first, 0)

@@ -16,13 +16,13 @@ def model_flops(
     scored: int,
     language: bool,
     train: bool,
+    text: int = 0,
 ) -> float:
     """What a step cannot do without: no recomputation, no half that a mask hides.
 
     As in PaLM (Chowdhery et al., 2022, appendix B), but causal attention counts half.
-    A row counts as one text: of several in a row, attention needs less. Where scores
-    are read off some tokens, the last layer's output projection and MLP run for those
-    alone.
+    Where scores are read off some tokens, the last layer's output projection and MLP
+    run for those alone.
 
     Args:
       model: the network.
@@ -32,6 +32,7 @@ def model_flops(
       scored: documents that are scored.
       language: whether every token predicts the next.
       train: whether there is a backward pass, of twice the forward's work.
+      text: tokens a text, which attention ends with; 0: each row is one text.
     """
     D, N, H, F = model.embed_dim, model.num_heads, model.head_dim, model.mlp_dim
     decoder = isinstance(model, config.Decoder)
@@ -41,7 +42,8 @@ def model_flops(
     tokens = rows * length
     all_read = language or (not decoder and model.pooling == "mean")
     last = tokens if all_read else scored
-    far = length / 2 if decoder else length
+    far = min(text or length, length)
+    far = far / 2 if decoder else far
     near = min(far, model.window * (1 if decoder else 2)) if model.window else far
     local = len(model.local_layers)
     seen = local * near + (model.num_layers - local) * far  # keys a query, all layers

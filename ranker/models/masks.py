@@ -1,4 +1,7 @@
-"""Which keys a query sees: the rule that all attention kernels share, and its mask."""
+"""Which keys a query sees: the rule that all attention kernels share, and its mask.
+
+Kernels that work by blocks ask `reach` which blocks hold some key that is seen.
+"""
 
 from dataclasses import dataclass
 
@@ -65,3 +68,60 @@ def make_mask(
         near = back < rule.window if rule.causal else jnp.abs(back) <= rule.window
         mask = mask & near
     return mask[:, None]
+
+
+def reach(
+    segments: Int[Array, "R T"],
+    rule: Rule,
+    block: int,
+    prefixes: Int[Array, "R T"] | None = None,
+) -> Bool[Array, "R I I"]:
+    """Which blocks of keys (columns) each block of queries (rows) sees, its own always.
+
+    Two blocks see each other where their ranges of segments meet, within the window, or
+    where one holds what texts of the other begin with.
+
+    Args:
+      segments: 0: padding, at the end of a row; 1, 2, ...: contiguous and rising.
+      rule: as for `make_mask`.
+      block: tokens a block, which divides T.
+      prefixes: as for `make_mask`.
+    """
+    low, high = _bounds(segments, block)
+    real = high > 0  # a block of padding has no range
+    meet = (low[:, :, None] <= high[:, None]) & (low[:, None] <= high[:, :, None])
+    meet = meet & real[:, :, None] & real[:, None]
+    place = jnp.arange(low.shape[1])
+    back = place[:, None] - place[None]  # blocks
+    if rule.causal:
+        meet = meet & (back >= 0)[None]
+    if rule.window:
+        # The last token of a block and the first of a later one are next to each other.
+        far = rule.window - 1 if rule.causal else rule.window
+        meet = meet & ((jnp.abs(back) - 1) * block < far)[None]
+    if prefixes is not None:
+        meet = meet | reach_prefixes(segments, prefixes, block)
+    return meet | (back == 0)[None]
+
+
+def reach_prefixes(
+    segments: Int[Array, "R T"], prefixes: Int[Array, "R T"], block: int
+) -> Bool[Array, "R I I"]:
+    """Which blocks hold what each block's texts begin with; none after a block."""
+    low, high = _bounds(segments, block)
+    most = jnp.iinfo(prefixes.dtype).max
+    blocks = prefixes.reshape(*low.shape, block)
+    first = jnp.min(jnp.where(blocks > 0, blocks, most), axis=-1)
+    last = jnp.max(blocks, axis=-1)
+    # Padding behind a text does not move where its block ends.
+    meet = (low[:, None] <= last[:, :, None]) & (high[:, None] >= first[:, :, None])
+    place = jnp.arange(low.shape[1])
+    return meet & (place[:, None] >= place[None])[None]
+
+
+def _bounds(
+    segments: Int[Array, "R T"], block: int
+) -> tuple[Int[Array, "R I"], Int[Array, "R I"]]:
+    """The least and the greatest segment of each block; 0 and 0 for padding."""
+    blocks = segments.reshape(segments.shape[0], -1, block)
+    return blocks[:, :, 0], jnp.max(blocks, axis=-1)

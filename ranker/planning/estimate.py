@@ -66,7 +66,7 @@ def estimate(job: Job, slices: chips.Slices) -> Estimate:
     limit = slices.chip.usable
     with jax.set_mesh(job.mesh):
         traced = job.function.trace(*job.arguments)
-        hardware = flops.program_flops(traced.jaxpr)
+        hardware = flops.program_flops(traced.jaxpr, job.text)
         try:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
@@ -265,6 +265,12 @@ def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
         "step_seconds": seconds,
         "bound": found.bound if seconds else None,
         "tokens_per_second": job.tokens / seconds if seconds else None,
+        "text_tokens": job.text,
+        "pair_tokens": job.a_pair[0] or None,
+        "pair_tokens_alone": job.a_pair[1] or None,
+        "pairs_per_second": (
+            job.tokens / job.a_pair[0] / seconds if seconds and job.a_pair[0] else None
+        ),
         "model_flops_utilisation": (
             found.model_flops / (seconds * peak) if seconds else None
         ),

@@ -1,6 +1,7 @@
 """The step of a stage as the run compiles it, for devices that are not here."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,41 @@ from ranker.training.trained import KINDS
 
 
 @dataclass(frozen=True)
+class Texts:
+    """How long the texts are that a stage will read, as far as it is known."""
+
+    tokens: int = 0  # a pair, with its prompt; 0: as many as a row holds
+    prompt: int = 0  # of them, before the document, the same for a query's documents
+    documents: int = 0  # a query; 0: as many as a list of the config
+
+    def __post_init__(self):
+        for flag, value in (
+            ("--text-tokens", self.tokens),
+            ("--prompt-tokens", self.prompt),
+            ("--documents", self.documents),
+        ):
+            if value < 0:
+                raise config.ConfigError(f"{flag} must be 1 or more, found {value}")
+        if self.prompt and self.prompt >= self.tokens:
+            raise config.ConfigError(
+                f"--prompt-tokens {self.prompt} must be below --text-tokens "
+                f"({self.tokens}), the tokens of a whole pair with its prompt"
+            )
+
+    def a_pair(self, layout: Layout, documents: int) -> float:
+        """Tokens that a pair takes, its share of a shared prompt among them."""
+        if not self.tokens:
+            return layout.length
+        if not (layout.shared and self.prompt):
+            return min(self.tokens, layout.length)
+        own = self.tokens - self.prompt
+        documents = self.documents or documents
+        return own + self.prompt / max(
+            1, min(documents, (layout.length - self.prompt) // own)
+        )
+
+
+@dataclass(frozen=True)
 class Job:
     """A function, what it is called with, and what a call does."""
 
@@ -41,6 +77,9 @@ class Job:
     flops: float  # that the model needs, a step, on all devices
     steps: int | None  # of the whole stage; None: not known
     decoder: bool = False  # else an encoder
+    text: int = 0  # tokens a text, for what attention takes; 0: those of a row
+    # Tokens that a pair takes, and would take were no prompt shared; 0: none is scored.
+    a_pair: tuple[float, float] = (0, 0)
     # The function that scores dev, and its arguments; None: the stage has none.
     evaluation: tuple[Any, tuple[Any, ...]] | None = None
 
@@ -115,6 +154,7 @@ def make_job(
     teacher: config.Train | None,
     devices: Sequence[Any],
     pairs: int | None = None,
+    texts: Texts = Texts(),  # noqa: B008  it is frozen
 ) -> Job:
     """The stage's step on a mesh over `devices`.
 
@@ -123,6 +163,7 @@ def make_job(
       teacher: for scoring: the stage that trains the model that scores.
       devices: of all slices.
       pairs: for scoring: how many there are; None: as the synthetic collection has.
+      texts: how long they are.
 
     Raises:
       ConfigError: when the mesh, the batch or the model do not go together.
@@ -130,13 +171,13 @@ def make_job(
     """
     mesh = sharding.make_mesh(settings.mesh, devices)
     if isinstance(settings, config.Train):
-        return _train(settings, mesh)
+        return _train(settings, mesh, texts)
     if teacher is None:
         raise config.ConfigError(
             f"a score stage says where its teacher is ({settings.teacher!r}) and not "
             "what it is; name the config that trains it: --teacher configs/sft.py"
         )
-    return _score(settings, teacher, mesh, pairs)
+    return _score(settings, teacher, mesh, (pairs, texts))
 
 
 def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
@@ -152,7 +193,7 @@ def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
     return jax.tree.map(whole, empty_batch(layout, 0))
 
 
-def _train(settings: config.Train, mesh: Mesh) -> Job:
+def _train(settings: config.Train, mesh: Mesh, texts: Texts) -> Job:
     model, vocab_size = find_model(settings)
     shards = sharding.num_shards(mesh)
     objective = make_objective(settings.objective, groups=shards)
@@ -175,9 +216,10 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
     )
     layout = dataclasses.replace(layout, impressions=bool(settings.click_lists))
     rows = settings.batch.accumulate * shards * layout.rows
-    length = layout.length
+    length, plain = layout.length, layout
     if not language and _shares(settings, model):
         layout = share(layout)
+    each = _each(texts, layout, plain, settings.batch.list_size)
     batch = _batch(mesh, layout, micro=settings.batch.accumulate)
     arguments: tuple[Any, ...] = (state, batch)
     if settings.lora.rank:
@@ -198,9 +240,12 @@ def _train(settings: config.Train, mesh: Mesh) -> Job:
             scored=rows,
             language=language,
             train=True,
+            text=texts.tokens,
         ),
         steps=settings.loop.steps,
         decoder=isinstance(model, config.Decoder),
+        text=texts.tokens,
+        a_pair=(0, 0) if language else each,
         evaluation=_evaluation(network, objective, mesh, layout, language),
     )
 
@@ -230,15 +275,28 @@ def _shares(settings: config.Train, model: config.Decoder | config.Encoder) -> b
     return can_share(model, template, length)[0]
 
 
+def _each(
+    texts: Texts, layout: Layout, plain: Layout, documents: int
+) -> tuple[float, float]:
+    """Tokens that a pair takes in the layout that is used, and in the plain one."""
+    alone = texts.a_pair(plain, documents)
+    return (texts.a_pair(layout, documents) if texts.tokens else alone), alone
+
+
 def _score(
-    settings: config.Score, teacher: config.Train, mesh: Mesh, pairs: int | None
+    settings: config.Score,
+    teacher: config.Train,
+    mesh: Mesh,
+    known: tuple[int | None, Texts],
 ) -> Job:
+    pairs, texts = known
     model, vocab_size = find_model(teacher)
     shards = sharding.num_shards(mesh)
     network = make_network(model, vocab_size, "score", mesh)
     rows = -(-settings.rows // shards) * shards
     length = settings.text.of(role_of(teacher), "length")
-    layout = Layout(rows=rows // shards, length=length, size=1)
+    tokens = rows * length
+    layout = plain = Layout(rows=rows // shards, length=length, size=1)
     if _shares(teacher, model):
         layout = share(layout)
     if pairs is None and not settings.data.path:
@@ -246,6 +304,7 @@ def _score(
         queries = {"train": world.labelled_queries}
         queries["unlabelled"] = world.unlabelled_queries
         pairs = world.candidates * sum(queries[split] for split in settings.splits)
+    each = _each(texts, layout, plain, teacher.batch.list_size)
     return Job(
         kind="score",
         function=make_score(network),
@@ -255,7 +314,7 @@ def _score(
         ),
         mesh=mesh,
         parameters=sum(_size(x.shape) for x in jax.tree.leaves(network.abstract)),
-        tokens=rows * length,
+        tokens=tokens,
         flops=model_flops(
             model,
             vocab_size=vocab_size,
@@ -264,7 +323,10 @@ def _score(
             scored=rows,
             language=False,
             train=False,
+            text=texts.tokens,
         ),
-        steps=None if pairs is None else -(-pairs // rows),
+        steps=None if pairs is None else math.ceil(pairs * each[0] / tokens),
         decoder=isinstance(model, config.Decoder),
+        text=texts.tokens,
+        a_pair=each,
     )

@@ -9,7 +9,7 @@ from ranker import config
 from ranker.chips import GIB
 from ranker.planning import chips
 from ranker.planning.estimate import Estimate, estimate
-from ranker.planning.job import Job, make_job
+from ranker.planning.job import Job, Texts, make_job
 
 # From what takes least memory to what takes most.
 REMATS: tuple[config.Remat, ...] = ("full", "attention", "dots", "none")
@@ -82,6 +82,7 @@ def search(
     slices: chips.Slices,
     *,
     pairs: int | None,
+    texts: Texts,
     most: int,
     note: Callable[[str], None],
 ) -> list[Found]:
@@ -102,7 +103,7 @@ def search(
             continue
         name = " ".join(candidate.flags)
         try:
-            job = make_job(candidate.settings, teacher, slices.devices, pairs)
+            job = make_job(candidate.settings, teacher, slices.devices, pairs, texts)
             if job.argument_bytes > slices.chip.usable:
                 note(f"{name}: arguments of {job.argument_bytes / GIB:.1f} GiB")
                 too_much.append(candidate)

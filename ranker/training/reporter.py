@@ -150,6 +150,9 @@ class Reporter:
             rate = self._tokens / max(now - self._last, 1e-9)
             eta = (now - self._start) / here * (self.total - count)
             timed["tokens_per_second"] = rate
+            if "input" in self._apart:
+                spent = max(now - self._last, 1e-9)
+                timed["input_share"] = self._apart["input"] / spent
             if self.peak:
                 timed["mfu"] = rate / self.peak
             if self.unit != "step":

@@ -42,6 +42,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 CLOCK = (
     "time",
     "tokens_per_second",
+    "input_share",
     "seconds_input",
     "seconds_evaluation",
     "seconds_saving",

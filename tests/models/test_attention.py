@@ -8,9 +8,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from ranker import config, sharding
-from ranker.models import attention
+from ranker.models import attention, tiles
 from ranker.models.attention import attend, choose
-from ranker.models.masks import Rule, make_mask
+from ranker.models.masks import Rule, make_mask, reach
+from ranker.planning.flops import program_flops
 
 SEEN = {
     "full": dict(causal=False, window=0),
@@ -71,8 +72,9 @@ def test_reference_is_the_formula(seen, cap):
 
 
 @seen
-@pytest.mark.parametrize("kernel", ["splash", "blocks", "xla"])
-def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
+@pytest.mark.parametrize("kernel", ["tiles", "splash", "blocks", "xla"])
+def test_kernels_equal_the_reference_forward_and_backward(kernel, seen, monkeypatch):
+    monkeypatch.setattr(tiles, "_BLOCK", 128)  # several tiles a row
     q, k, v, segments = example(R=1, N=2, K=1)
     cap = 2.0 * (seen["window"] > 0 and kernel != "blocks")
     rule = Rule(**seen, scale=0.3, cap=cap)
@@ -81,7 +83,7 @@ def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
 
     def ours(q, k, v):
         compute = attention._KERNELS[kernel]
-        more = dict(interpret=True) if kernel == "splash" else {}
+        more = dict(interpret=True) if kernel in ("tiles", "splash") else {}
         out = compute(q, k, v, segments, rule, **more)
         return jnp.sum(jnp.where(real, out * up, 0)), out
 
@@ -99,6 +101,63 @@ def test_kernels_equal_the_reference_forward_and_backward(kernel, seen):
     np.testing.assert_allclose(jnp.where(real, a - b, 0), 0, atol=2e-6)
     for grad, one in zip(grads, expected, strict=True):
         np.testing.assert_allclose(grad, one, atol=5e-6)
+
+
+@seen
+@pytest.mark.parametrize(
+    ("text", "begin"), [(100, 0), (512, 0), (512, 70), (700, 300), (8192, 0)]
+)
+def test_tiles_are_counted_as_the_texts_need(text, begin, seen):
+    T, block = 8192, tiles.block_of(8192)
+    segments = jnp.asarray(2 + (np.arange(T).reshape(1, -1) - begin) // text)
+    found = reach(segments, Rule(**seen), block)
+    assert int(found.sum()) == tiles.count_tiles(T, text, Rule(**seen), begin)
+
+
+@seen
+def test_no_tile_that_is_needed_is_left_out(seen):
+    """And where texts share prefixes, those of the prefixes are there."""
+    generator = np.random.default_rng(0)
+    for _ in range(30):
+        numbers = np.sort(generator.integers(1, 9, 64))
+        real = numbers < generator.integers(3, 10)
+        segments = np.where(real, numbers, 0).astype(np.int32)
+        behind = generator.integers(0, 2, 10) * (np.arange(10) > 1)
+        prefixes = (behind * (np.arange(10) // 2))[segments].astype(np.int32)
+        rule = Rule(**seen)
+        shared = None if rule.window or not rule.causal else jnp.asarray(prefixes[None])
+        texts = jnp.asarray(segments[None])
+        mask = np.asarray(make_mask(texts, rule, shared))[0, 0]
+        needed = mask.reshape(8, 8, 8, 8).any((1, 3))
+        found = np.asarray(reach(texts, rule, 8, shared))[0]
+        assert found[needed].all() and found.diagonal().all()
+
+
+def test_rows_of_many_texts_cost_what_texts_cost():
+    """Of 8,192 tokens in texts of 512, a fifth and less of a row's products."""
+    shape = (1, 8192, 1, 64)
+    for causal in (False, True):
+        rule = Rule(causal=causal, scale=0.1)
+
+        def loss(x, rule=rule):
+            segments = jnp.ones(shape[:2], jnp.int32)
+            return jnp.sum(tiles.attend(x, x, x, segments, rule))
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(jnp.ones(shape))
+        whole, short = (program_flops(jaxpr, text) for text in (0, 512))
+        block, blocks = 512, 16
+        # Two products forward, three for queries and four for keys and values.
+        once = 2 * (2 + 3 + 4) * block * block * 64
+        listed = blocks * (blocks + 1) // 2 if causal else blocks**2
+        assert whole == listed * once
+        assert blocks**2 * once >= 5 * short
+
+
+def test_more_tiles_than_the_kernel_can_list():
+    shape = jax.ShapeDtypeStruct((1024, 8192, 1, 64), jnp.float32)
+    ids = jax.ShapeDtypeStruct(shape.shape[:2], jnp.int32)
+    with pytest.raises(config.ConfigError, match="1024 rows of 8192 tokens.*262,144"):
+        jax.eval_shape(partial(tiles.attend, rule=FULL), shape, shape, shape, ids)
 
 
 def test_a_scanned_layer_is_local_or_not():
@@ -150,13 +209,14 @@ def test_blocks_write_over_what_they_have_read():
     assert compiled.memory_analysis().temp_size_in_bytes < 14 * q.nbytes
 
 
-def test_kernels_run_on_each_device_alone(monkeypatch):
-    """Splash under shard_map, as on TPUs: batch and heads split, nothing moved."""
+@pytest.mark.parametrize("kernel", ["tiles", "splash"])
+def test_kernels_run_on_each_device_alone(kernel, monkeypatch):
+    """Under shard_map, as on TPUs: batch and heads split, nothing moved."""
     q, k, v, segments = example(R=4)
     mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2))
     attend_by = partial(attend, rule=Rule(causal=True, scale=0.3))
     expected = jax.jit(attend_by)(q, k, v, segments)
-    monkeypatch.setattr(attention, "choose", lambda *_: "splash")
+    monkeypatch.setattr(attention, "choose", lambda *_: kernel)
     with jax.set_mesh(mesh):
         heads = NamedSharding(mesh, sharding.spec(("batch", None, "heads", None)))
         run = jax.jit(
@@ -176,6 +236,7 @@ def test_kernels_run_on_each_device_alone(monkeypatch):
     [
         ("tpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "splash"),
         ("tpu", (2, 512, 4, 64), jnp.float32, 50.0, "splash"),
+        ("tpu", (2, 1024, 4, 64), jnp.bfloat16, 0.0, "tiles"),
         ("tpu", (2, 32, 4, 64), jnp.bfloat16, 0.0, "xla"),
         ("gpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, "cudnn"),
         ("gpu", (2, 512, 4, 64), jnp.float32, 0.0, "xla"),
@@ -189,6 +250,10 @@ def test_kernels_run_on_each_device_alone(monkeypatch):
 )
 def test_the_kernel_follows_platform_and_shape(platform, shape, dtype, cap, kernel):
     assert choose(platform, shape, dtype, cap) == kernel
+
+
+def test_prefixes_need_a_kernel_that_knows_them():
+    assert choose("tpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, shared=True) == "tiles"
 
 
 def test_a_length_that_the_kernel_cannot_take():

@@ -26,6 +26,8 @@ def get_config(variant=""):
     model = config.Decoder(num_layers=2, embed_dim=256, num_heads=2, num_kv_heads=2,
         head_dim=128, mlp_dim=512, dtype="bfloat16", remat="full")
     text = config.Text(teacher_length=128)
+    if variant == "prompt":
+        text = config.Text(teacher_length=512, teacher_template="qwen3_reranker")
     if variant == "score":
         return config.Score(text=text, rows=8, mesh=config.Mesh(fsdp=4))
     return config.Train(name="sft", model=model, text=text, objective=config.Rank(),
@@ -98,7 +100,26 @@ def test_a_scoring_stage(plan, tmp_path):
 
 
 @compiler
+def test_scoring_with_a_prompt_that_is_computed_once_a_list(plan, tmp_path):
+    """Its attention compiles too: rows of 1,024 tokens, texts behind prefixes."""
+    arguments = ("--topology", "v5e:2x2", "--json", "plan.json", "--pairs", "8000")
+    arguments += ("--teacher", "stage.py:prompt", "--config.text.teacher_length=512")
+    prompt = ("--text-tokens=200", "--prompt-tokens=70", "--documents=8")
+    text = plan(*arguments, *prompt, variant=":score")
+    found = json.loads((tmp_path / "plan.json").read_text())
+    # A row holds the prompt and 7 documents of 130 tokens.
+    assert found["pair_tokens"] == 130 + 70 / 7 and found["pair_tokens_alone"] == 200
+    assert "computed once a list: 1.43 times as many" in text
+    tokens = 8 * 512
+    assert found["steps"] == -(-8000 * 140 // tokens)
+    pairs = tokens / 140 / found["step_seconds"]
+    assert found["pairs_per_second"] == pytest.approx(pairs)
+
+
+@compiler
 def test_what_does_not_go(plan):
+    text = plan("--topology", "v5e:2x2", "--prompt-tokens=9", fails=True)
+    assert "--prompt-tokens 9 must be below --text-tokens (0)" in text
     for topology, words in {
         "v5e": "is not a valid chip and shape; for example",
         "v9:2x2": "unknown chip 'v9'; known are v4, v5e",

@@ -61,6 +61,7 @@ def test_evaluation_and_saving_count_in_no_rate(tmp_path, monkeypatch, capsys):
     [line] = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line["tokens_per_second"] == pytest.approx(100)
     assert line["seconds_evaluation"] == 50 and line["seconds_input"] == 1
+    assert line["input_share"] == pytest.approx(1 / 3)
     assert "step 10/20  loss 1  100 tokens/s  ETA 0:03" in capsys.readouterr().out
 
 

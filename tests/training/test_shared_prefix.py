@@ -16,13 +16,14 @@ from ranker.data import pairs, pipeline
 from ranker.data.packing import (
     Example,
     Layout,
+    choose_parts,
     choose_trees,
     common_prefix,
     pack,
 )
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, train_bpe
-from ranker.models import attention, blockwise, build
+from ranker.models import attention, blockwise, build, tiles
 from ranker.models.masks import Rule, make_mask
 from ranker.training import objectives, state
 from ranker.training import scorer as scoring
@@ -104,15 +105,61 @@ def test_trees_fit_and_every_token_lies_once_behind_its_prefix(prefix, lists):
     assert (rows.segments > 0).sum() == sum(one.total for one in chosen)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    prefix=strategies.integers(1, 12),
+    lists=strategies.lists(
+        strategies.lists(strategies.integers(1, 12), min_size=1, max_size=30),
+        min_size=1,
+        max_size=12,
+    ),
+    rows=strategies.integers(1, 3),
+)
+def test_pairs_that_are_scored_fill_rows_and_each_goes_once(prefix, lists, rows):
+    waiting = [tree(prefix, lengths, seed) for seed, lengths in enumerate(lists)]
+    layout = Layout(rows=rows, length=96, size=1, shared=True, slots=40)
+    seen = []
+    left = [list(range(len(one.segments))) for one in waiting]
+    while any(left):
+        some = [i for i, members in enumerate(left) if members]
+        examples = [
+            dataclasses.replace(
+                waiting[i], segments=[waiting[i].segments[j] for j in left[i]]
+            )
+            for i in some
+        ]
+        parts = choose_parts(examples, layout)
+        used = [0] * rows
+        for one in parts:
+            example = examples[one.place]
+            for row in set(one.rows):
+                used[row] += example.shared
+            for member, row in zip(one.members, one.rows, strict=True):
+                used[row] += example.lengths[member] - example.shared
+        count = sum(len(one.members) for one in parts)
+        assert max(used) <= 96 and 0 < count <= 40
+        assert parts[0].place == 0
+        # Where pairs are left over, no row has room for a prompt and a long document.
+        if count < min(40, sum(len(left[i]) for i in some)):
+            assert min(used) > 96 - 24
+        for one in parts:
+            i = some[one.place]
+            members = [left[i][j] for j in one.members]
+            seen += [(i, j) for j in members]
+            left[i] = [j for j in left[i] if j not in members]
+    assert sorted(seen) == [(i, j) for i, x in enumerate(lists) for j in range(len(x))]
+
+
 KERNELS = {
     "xla": attention.xla,
     "blocks": blockwise.attend,
-    "splash": partial(attention.splash, interpret=True),
+    "tiles": partial(tiles.attend, interpret=True),
 }
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_kernels_see_the_prefix_forward_and_backward(kernel):
+def test_kernels_see_the_prefix_forward_and_backward(kernel, monkeypatch):
+    monkeypatch.setattr(tiles, "_BLOCK", 128)  # several tiles a row
     T, N, K, H = 256, 2, 1, 8
     segments, prefixes = np.zeros((2, 2, T), np.int32)
     parts = [(30, 0), (40, 1), (25, 1), (20, 0), (70, 4), (20, 0)], [(90, 0), (80, 1)]
