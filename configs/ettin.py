@@ -11,8 +11,9 @@ The collection in data.path is there for its dev queries.
 
 Variants are sizes: 17m (the default), 32m, 68m, 150m, 400m and 1b; `smoke` is a tiny
 encoder on the 240 rows beside this file. The length (512) and the mean text (128
-tokens) are ours: a step of G texts has G / 4 rows, which short texts share, and about
-143,000,000 / G steps are an epoch.
+tokens) are ours: a step of G texts has G / 4 rows, which short texts share. How many
+steps the epoch has is found from the files when the stage begins: about
+143,000,000 / G.
 
 `ranker.plan` has not been run for these sizes yet; for one,
 `python -m ranker.plan --config configs/ettin.py:150m --topology v5e:2x2`.
@@ -21,7 +22,6 @@ tokens) are ours: a step of G texts has G / 4 rows, which short texts share, and
 from ranker import config
 
 VARIANTS = ("17m", "32m", "68m", "150m", "400m", "1b", "smoke")
-_ROWS = 143_000_000
 _LENGTH, _MEAN = 512, 128  # tokens
 # Learning rate and texts a step, by size.
 _RECIPES = {
@@ -39,13 +39,13 @@ def get_config(variant: str = "") -> config.Train:
     smoke = variant == "smoke"
     size = "17m" if smoke or not variant else variant
     rate, texts = _RECIPES[size]
-    steps, length, rows = _ROWS // texts, _LENGTH, texts * _MEAN // _LENGTH
+    length, rows = _LENGTH, texts * _MEAN // _LENGTH
     model: config.Model = config.Pretrained(
         path=f"jhu-clsp/ettin-encoder-{size}", dtype="bfloat16"
     )
     triples = "triples/*.parquet"
     if smoke:
-        rate, steps, length, rows = 1e-3, 20, 64, 8
+        rate, length, rows = 1e-3, 64, 8
         model = config.Encoder(num_layers=2, embed_dim=32, num_heads=2, mlp_dim=64)
         triples = __file__.removesuffix(".py") + "_smoke.parquet"
     return config.Train(
@@ -62,10 +62,10 @@ def get_config(variant: str = "") -> config.Train:
         ),
         batch=config.Batch(size=rows, list_size=1),
         loop=config.Loop(
-            steps=steps,
+            epochs=1,
             log_every=10 if smoke else 50,
-            eval_every=20 if smoke else steps // 20,
-            save_every=20 if smoke else steps // 20,
+            eval_every=0.5 if smoke else 0.05,
+            save_every=0.05,
             best_metric="dev_ndcg@5",
             result="best",
         ),

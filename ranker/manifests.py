@@ -111,7 +111,8 @@ class TrainSettings(Facts):
     objective: dict[str, Any] | None = None
     optim: dict[str, Any] | None = None
     batch: dict[str, Any] | None = None
-    steps: int | None = None
+    steps: int | None = None  # None: as many as `epochs` are
+    epochs: float | None = None
     seed: int | None = None
     checkpoint: dict[str, Any] | None = None  # that the weights come from
     lora: dict[str, Any] | None = None  # of a stage that trains adapters
@@ -380,7 +381,16 @@ def _other_settings(
     )
 
 
-_TELLING = ("kind", "data.path", "model.", "objective.", "text.", "data.", "steps")
+_TELLING = (
+    "kind",
+    "data.path",
+    "model.",
+    "objective.",
+    "text.",
+    "data.",
+    "steps",
+    "epochs",
+)
 
 
 def brief(differing: list[str]) -> str:

@@ -46,6 +46,19 @@ def _prepare_compiler(topology: str) -> None:
     )
 
 
+def _number(kind: Any) -> Any:
+    """A parser of numbers above 0."""
+
+    def parse(text: str) -> Any:
+        value = kind(text.replace(",", ""))
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where no number is found
+    return parse
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ranker.plan",
@@ -59,7 +72,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-slices", type=int, default=1, help="slices (default 1)")
     parser.add_argument("--teacher", help="score: the config that trains the teacher")
     parser.add_argument(
-        "--pairs", type=int, help="score: pairs, for the chip-hours of all of them"
+        "--pairs",
+        type=_number(int),
+        help="score: pairs, for the chip-hours of all of them",
+    )
+    parser.add_argument(
+        "--records",
+        type=_number(int),
+        help="training by epochs: clicks, lists or triples that an epoch has",
     )
     parser.add_argument(
         "--text-tokens",
@@ -142,7 +162,7 @@ def plan(
             settings,
             teacher,
             slices,
-            pairs=known.pairs,
+            pairs=known.pairs or known.records,
             texts=texts,
             most=known.max_programs,
             note=lambda line: print(f"[search] {line}", flush=True),
@@ -163,7 +183,8 @@ def plan(
         _write(known.json, plans)
         fits, alone = bool(plans), False
     else:
-        job = make_job(settings, teacher, slices.devices, known.pairs, texts)
+        count = known.pairs or known.records
+        job = make_job(settings, teacher, slices.devices, count, texts)
         mesh = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
         print(f"[plan] compiles {job.kind} for {known.topology}, {mesh}", flush=True)
         found = estimate.estimate(job, slices)
@@ -288,13 +309,16 @@ def _time_text(n: dict[str, Any], chip: Any) -> list[str]:
             )
         )
     if n["chip_hours"] is None:
+        what = "pairs" if n["stage"] == "score" else "records"
         lines.append(
-            "chip-hours: not known, since the number of pairs is not; give --pairs N"
+            f"chip-hours: not known, since the number of {what} is not; give --{what} N"
         )
     else:
-        alone = n["stage"] == "score" and not n["text_tokens"]
-        most = ", with one pair a row: --text-tokens says how long they are"
-        most = most if alone else ""
+        most = ""
+        if n["by_epochs"] and not n["text_tokens"]:
+            most = ", with texts of full length: --text-tokens says how long they are"
+        elif n["stage"] == "score" and not n["text_tokens"]:
+            most = ", with one pair a row: --text-tokens says how long they are"
         lines.append(
             f"the whole stage: {n['steps']:,} steps, at least {n['chip_hours']:,.1f} "
             f"chip-hours{most}"

@@ -13,8 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
-from ranker import cli, config
+from ranker import cli, config, errors
 
 _DESCRIPTION = "Runs every stage of the method; --dry-run says what it would do."
 
@@ -92,8 +93,24 @@ def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
     for name, stage in stages.items():
         one = modules[type(stage)].plan(stage, prepared, workdir, planned)
         decision = manifests.decide(one.folder, one.manifest)
-        print(f"[{name}] {describe(decision)}")
+        length = "" if decision.done else _length(one)
+        print(f"[{name}] {describe(decision)}{length}")
         planned[name] = dataclasses.replace(one.manifest, done=True)
+
+
+def _length(one: Any) -> str:
+    """How many steps the epochs of a planned stage are; "" for any other."""
+    settings = one.settings
+    if not isinstance(settings, config.Train) or not settings.loop.epochs:
+        return ""
+    from ranker.training import epochs
+    from ranker.training.inputs import open_feed
+
+    try:
+        steps = epochs.count_steps(open_feed(one, trains=False), settings.loop.epochs)
+    except errors.StageError:  # what it learns from is yet to be made
+        return f"; how many steps {settings.loop.epochs:g} epochs are is known then"
+    return f"; {epochs.describe(settings.loop.epochs, steps)}"
 
 
 def _checked(

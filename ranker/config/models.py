@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ranker.config.checks import positive, require
+from ranker.config.checks import positive, rate, require
 
 DType = Literal["float32", "bfloat16"]
 # What the backward pass recomputes to save memory, from nothing to all: "dots" keeps
@@ -180,6 +180,7 @@ class Encoder:
     num_types: int = 2  # token types: 0 query, 1 document; 1 or 0: not told apart
     norm_eps: float = 1e-12  # added to the variance
     dropout: float = 0.0  # rate, while training
+    attention_dropout: float = 0.0  # rate on attention weights; needs the xla kernel
     family: EncoderFamily = "bert"  # architecture that an export is written as
     table_dim: int = 0  # width of the embeddings, projected; 0: embed_dim
     bias: bool = True  # biases of dense layers and norms
@@ -210,10 +211,8 @@ class Encoder:
             f"model.embed_dim {self.embed_dim} is not divisible by model.num_heads "
             f"{self.num_heads}",
         )
-        require(
-            0 <= self.dropout < 1,
-            f"model.dropout must be in [0, 1), found {self.dropout}",
-        )
+        rate("model.dropout", self.dropout)
+        rate("model.attention_dropout", self.attention_dropout)
         wrong = [name for name in self.unbiased if name not in _PARTS]
         require(
             not wrong,
@@ -262,11 +261,20 @@ class Pretrained:
     grade_tokens: tuple[str, ...] = ()  # score: expected grade, of these from 0 on
     pooling: Literal["", "cls", "last", "mean"] = ""  # empty: as the checkpoint has it
     dropout: float = -1.0  # rate of an encoder while training; -1: the checkpoint's
+    # Rate on an encoder's attention weights while training, whatever the checkpoint
+    # has; it needs the xla kernel.
+    attention_dropout: float = 0.0
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
 
     def __post_init__(self):
         require(bool(self.path), "model.path is empty; name a folder or a hub name")
+        rate("model.attention_dropout", self.attention_dropout)
+        require(
+            self.dropout == -1 or 0 <= self.dropout < 1,
+            f"model.dropout must be in [0, 1), or -1 for the checkpoint's, found "
+            f"{self.dropout}",
+        )
         require(
             len(self.score_tokens) <= 2,
             f"model.score_tokens takes one or two tokens, found {self.score_tokens}",

@@ -89,7 +89,7 @@ class Train(Stage):
             "lora.rank to 0",
         )
         require(
-            self.loop.steps == 0 or self.optim.warmup <= self.loop.steps,
+            self.loop.steps <= 0 or self.optim.warmup <= self.loop.steps,
             f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
         )
         language = isinstance(self.objective, Language)

@@ -1,10 +1,11 @@
 """Settings of one training run: optimiser, batch, loop, objective, adapters."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from ranker.config.checks import not_negative, positive, require
+from ranker.config.checks import not_negative, positive, rate, require, whole_or_share
 from ranker.config.models import DType
 
 Optimiser = Literal["adamw", "adafactor", "lion", "muon"]
@@ -36,11 +37,7 @@ class Optim:
     def __post_init__(self):
         positive(self, "learning_rate", "eps", "layer_decay", "head_rate")
         not_negative(self, "warmup", "weight_decay", "clip_norm")
-        require(
-            self.warmup < 1 or self.warmup == int(self.warmup),
-            f"optim.warmup must be a whole number of steps, or a share below 1, found "
-            f"{self.warmup}",
-        )
+        whole_or_share("optim.warmup", self.warmup)
         for name in ("b1", "b2", "ema"):
             value = getattr(self, name)
             require(
@@ -89,12 +86,19 @@ DevMetric = Literal["none", "dev_ndcg@5", "dev_language"]
 
 @dataclass(frozen=True, kw_only=True)
 class Loop:
-    """How long to train, and what to do on the way."""
+    """How long to train, and what to do on the way.
 
-    steps: int  # optimiser steps; 0: the weights are used unchanged
+    One of `steps` and `epochs` says how long.
+    """
+
+    # Optimiser steps; 0: the weights are used unchanged; -1: as many as epochs are.
+    steps: int = -1
+    epochs: float = 0.0  # passes over the training records; 0: steps says how long
     log_every: int = 50  # steps
-    eval_every: int = 0  # steps between evaluations on dev; 0: at the end only
-    save_every: int = 1000  # steps between checkpoints; one is always saved at the end
+    # Steps between evaluations on dev; below 1: share of all; 0: at the end only.
+    eval_every: int | float = 0
+    # Steps between checkpoints; below 1: share of all. One is always saved at the end.
+    save_every: int | float = 1000
     keep: int = 2  # checkpoints kept, the newest
     best_metric: DevMetric = "none"  # the checkpoint with its best value is kept too
     result: Literal["last", "best"] = "last"  # checkpoint that later stages read
@@ -103,13 +107,25 @@ class Loop:
     idle_steps: int = 100  # steps in a row without a pair or with equal scores; 0: any
 
     def __post_init__(self):
-        require(self.steps >= 0, f"Loop.steps must be 0 or more, found {self.steps}")
+        not_negative(self, "epochs", "eval_every", "idle_steps", "patience")
+        not_negative(self, "eval_queries")
         positive(self, "log_every", "save_every", "keep")
-        for name in ("eval_every", "idle_steps", "patience", "eval_queries"):
-            require(
-                getattr(self, name) >= 0,
-                f"Loop.{name} must be 0 or more, found {getattr(self, name)}",
-            )
+        require(
+            self.steps >= -1,
+            f"loop.steps must be 0 or more, found {self.steps} (-1: loop.epochs says "
+            "how long)",
+        )
+        require(
+            self.steps >= 0 or self.epochs > 0,
+            "neither loop.steps nor loop.epochs is given; set one of them",
+        )
+        require(
+            self.steps < 0 or not self.epochs,
+            f"loop.steps is {self.steps} and loop.epochs is {self.epochs:g}; give one "
+            "of them: loop.steps=-1 with epochs, or loop.epochs=0 with steps",
+        )
+        for name in ("eval_every", "save_every"):
+            whole_or_share(f"loop.{name}", getattr(self, name))
         require(
             self.best_metric == "none" or self.eval_every > 0,
             f"loop.best_metric {self.best_metric!r} is measured every loop.eval_every "
@@ -124,6 +140,20 @@ class Loop:
             self.result == "last" or self.best_metric != "none",
             "loop.result is 'best', and loop.best_metric is 'none'; name the metric of "
             "dev that decides",
+        )
+
+    def exact(self, steps: int) -> "Loop":
+        """These settings of a run of so many steps: without epochs and shares."""
+
+        def number(value: int | float) -> int:
+            return max(1, round(value * steps)) if 0 < value < 1 else int(value)
+
+        return dataclasses.replace(
+            self,
+            steps=steps,
+            epochs=0.0,
+            eval_every=number(self.eval_every),
+            save_every=number(self.save_every),
         )
 
 
@@ -312,15 +342,27 @@ class Lora:
     rank: int = 0  # numbers between the two factors of an adapter; 0: all weights train
     alpha: float = 32.0  # what an adapter adds counts alpha / rank
     targets: tuple[LoraTarget, ...] = ()  # adapted matrices; empty: all of a layer
+    dropout: float = 0.0  # rate on what an adapter reads, while training
     base_dtype: DType = "bfloat16"  # that the frozen weights are kept in
 
     def __post_init__(self):
         require(self.rank >= 0, f"lora.rank must be 0 or more, found {self.rank}")
         positive(self, "alpha")
+        rate("lora.dropout", self.dropout)
+        require(
+            not self.dropout or self.rank > 0,
+            f"lora.dropout is {self.dropout} and lora.rank 0, so there is no adapter; "
+            "set lora.rank",
+        )
         require(
             len(set(self.targets)) == len(self.targets),
             f"lora.targets names a matrix twice, found {self.targets}",
         )
+
+    @property
+    def adapters(self) -> tuple:
+        """What two settings share where one trains the other's adapters further."""
+        return self.rank, self.alpha, self.targets, self.base_dtype
 
     @property
     def scale(self) -> float:

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ranker import config
+from ranker.models import dropout
 
 _IN = {"o": 2}  # dimensions that a layer's matrix reads; of all others 1
 
@@ -48,10 +49,11 @@ def attach(model: Any, lora: config.Lora, *, rngs: nnx.Rngs) -> None:
         shape, axes = weight.get_value().shape, weight.get_metadata("axes")
         cut = 1 + _IN.get(name, 1)
         bound = math.prod(shape[1:cut]) ** -0.5
+        drop = dict(dropout=lora.dropout)
         a_shape = (*shape[:cut], lora.rank)
         a = jax.random.uniform(rngs.params(), a_shape, minval=-bound, maxval=bound)
         b = jnp.zeros((shape[0], lora.rank, *shape[cut:]))
-        setattr(stack, f"{name}_a", Factor(a, axes=(*axes[:cut], "rank")))
+        setattr(stack, f"{name}_a", Factor(a, axes=(*axes[:cut], "rank"), **drop))
         factor = Factor(b, axes=(axes[0], "rank", *axes[cut:]), scale=lora.scale)
         setattr(stack, f"{name}_b", factor)
 
@@ -67,8 +69,22 @@ def stacked(layers: nnx.Module) -> dict[str, Array]:
     }
 
 
+def make_drop(layers: nnx.Module, key: Array | None) -> dropout.Drop | None:
+    """What adapters of stacked layers leave out of what they read; None: nothing."""
+    found = nnx.state(layers, Factor)
+    rates = [
+        one.get_metadata("dropout", 0.0)
+        for one in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    ]
+    return dropout.make_drop(max(rates, default=0.0), key)
+
+
 def project(
-    x: Float[Array, "R T *I"], w: dict[str, Array], name: str
+    x: Float[Array, "R T *I"],
+    w: dict[str, Array],
+    name: str,
+    *,
+    drop: dropout.Drop | None = None,
 ) -> Float[Array, "R T *O"]:
     """The product of x with the matrix `name` [*I, *O] of a layer, as adapted.
 
@@ -76,11 +92,14 @@ def project(
       x: what the matrix reads: [R, T, N, H] for "o", else of one dimension a token.
       w: parameters of one layer by name, from `stacked`.
       name: of the matrix.
+      drop: of what the adapter reads; the matrix reads all of it.
     """
     y = _product(x, w[name])
     if f"{name}_a" not in w:
         return y
     # (x A) B: neither A B nor a gradient of the frozen matrix is ever formed.
+    if drop is not None:
+        x = drop(x, 1 + config.LORA_TARGETS.index(name))  # type: ignore[arg-type]
     return y + _product(_product(x, w[f"{name}_a"]), w[f"{name}_b"])
 
 

@@ -29,11 +29,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config, sharding
 from ranker.models import blockwise, tiles
+from ranker.models.dropout import Drop
 from ranker.models.masks import Rule, make_mask
 
 Kernel = Literal["tiles", "splash", "cudnn", "blocks", "xla"]
 
 _LOWEST = float(jnp.finfo(jnp.float32).min)
+_WEIGHTS = 0  # place of the attention weights, of `Drop`
 NAME = "attention"  # of the kernel's results, for rematerialisation
 
 
@@ -46,6 +48,7 @@ def attend(
     *,
     local: bool | Bool[Array, ""] = False,
     prefixes: Int[Array, "R T"] | None = None,
+    drop: Drop | None = None,
 ) -> Float[Array, "R T N H"]:
     """Scaled dot-product attention; N is a multiple of K (grouped heads).
 
@@ -62,13 +65,18 @@ def attend(
         scanned differ.
       prefixes: the segment that each token sees beside its own, see `make_mask`. All
         texts are then within the window, which is left out.
+      drop: leaves weights out, each query's and head's for itself; by the kernel `xla`,
+        since no other has a place for it.
 
     Raises:
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
     platform = sharding.platform()
-    kernel = choose(platform, q.shape, q.dtype, rule.cap, prefixes is not None)
+    shared = prefixes is not None
+    kernel = "xla" if drop else choose(platform, q.shape, q.dtype, rule.cap, shared)
     one: Callable[..., Array] = _KERNELS[kernel]
+    if drop is not None:
+        one = partial(one, drop=drop)
     if kernel in ("tiles", "splash"):
         one = partial(one, interpret=platform != "tpu")
     near = replace(rule, scale=rule.scale or q.shape[-1] ** -0.5)
@@ -232,11 +240,12 @@ def xla(
     rule: Rule,
     *,
     prefixes: Int[Array, "R T"] | None = None,
+    drop: Drop | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on any platform, by matrix products."""
     mask = make_mask(segments, rule, prefixes)
-    if rule.cap:
-        return reference(q, k, v, mask, rule)
+    if rule.cap or drop is not None:
+        return reference(q, k, v, mask, rule, drop=drop)
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)
 
 
@@ -255,6 +264,8 @@ def reference(
     v: Float[Array, "R T K H"],
     mask: Bool[Array, "R 1 T T"],
     rule: Rule,
+    *,
+    drop: Drop | None = None,
 ) -> Float[Array, "R T N H"]:
     """What all kernels compute, written from the formula, logits in float32."""
     R, T, N, H = q.shape
@@ -269,4 +280,6 @@ def reference(
     # Not minus infinity: a fully masked row would be NaN, and so would gradients.
     logits = jnp.where(mask[:, :, None], logits, _LOWEST)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    if drop is not None:
+        weights = drop(weights, _WEIGHTS)
     return jnp.einsum("RKGTS,RSKH->RTKGH", weights, v).reshape(R, T, N, H)

@@ -11,6 +11,7 @@ from ranker import config
 from ranker.batch import Rows
 from ranker.models import adapters, layers
 from ranker.models.attention import attend
+from ranker.models.dropout import Drop
 from ranker.models.masks import Rule
 from ranker.models.norms import rms_norm
 from ranker.sharding import constrain, gathered
@@ -81,12 +82,13 @@ def decoder_layer(
     *,
     local: bool | Bool[Array, ""],
     turns: tuple[layers.Angles, layers.Angles],
+    drop: Drop | None,
     read: layers.Read | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention, then a gated MLP, each on the normalised stream.
 
-    `turns` are the angles of queries and of keys. With `read` the output is that of the
-    tokens it picks.
+    `turns` are the angles of queries and of keys, `drop` that of adapters. With `read`
+    the output is that of the tokens it picks.
     """
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
@@ -95,7 +97,8 @@ def decoder_layer(
         return rms_norm(x, w[name], c.norm_eps)
 
     def project(y: Array, name: str) -> Array:
-        return layers.add_bias(adapters.project(y, w, name), w.get(f"{name}_bias"))
+        z = adapters.project(y, w, name, drop=drop)
+        return layers.add_bias(z, w.get(f"{name}_bias"))
 
     def turned(y: Array, name: str, angles: layers.Angles) -> Array:
         z = project(y, name)  # [R, T, N, H]
@@ -173,9 +176,8 @@ class Decoder(nnx.Module):
         Args:
           rows: of tokens; their types are not used.
           read: picks the tokens whose states are given; None: all.
-          key: not used.
+          key: of the dropout of adapters; None: no dropout.
         """
-        del key
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Each device looks up in its part of the vocabulary, at full width.
@@ -188,7 +190,7 @@ class Decoder(nnx.Module):
         ready = layers.gathered(self.layers, dtype)
 
         def body(x, layer, read):
-            w, local, still = layer
+            w, local, still, key = layer
             w = ready(w)
             turned = near if c.local_layers else turns
             if local is None:  # all layers are alike
@@ -199,13 +201,19 @@ class Decoder(nnx.Module):
                 turned = jax.tree.map(
                     partial(jnp.where, still), _unturned(turned), turned
                 )
-            return decoder_layer(c, w, x, rows, local=local, turns=turned, read=read)
+            drop = adapters.make_drop(self.layers, key)
+            return decoder_layer(
+                c, w, x, rows, local=local, turns=turned, drop=drop, read=read
+            )
 
         stacked = adapters.stacked(self.layers)
         local = layers.mixed(c.local_layers, c.num_layers)
         still = layers.listed(c.unrotated_layers, c.num_layers)
         still = still if c.unrotated_layers else None
-        x = layers.stack(body, x, (stacked, local, still), c.remat, read)
+        keys = None
+        if adapters.make_drop(self.layers, key):
+            keys = jax.random.split(key, c.num_layers)
+        x = layers.stack(body, x, (stacked, local, still, keys), c.remat, read)
         return rms_norm(x, self.norm[...], c.norm_eps)
 
     def _turns(self, positions: Int[Array, "R T"]):

@@ -9,11 +9,13 @@ from jaxtyping import Array, Bool, Float
 
 from ranker import config
 from ranker.batch import Rows
-from ranker.models import adapters, layers
+from ranker.models import adapters, dropout, layers
 from ranker.models.attention import attend
 from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
+
+_ATTENTION = 2  # what a layer's key is folded with; it is split into two as well
 
 
 class EncoderLayers(nnx.Module):
@@ -64,18 +66,20 @@ def encoder_layer(
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
     key: Array | None,
+    drop: dropout.Drop | None,
     read: layers.Read | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention and MLP, each added to what it reads.
 
     The stream is normalised after each (BERT), or what each reads is (`pre_norm`); a
     `bare` layer's attention then reads the stream as it is. With `read` the output is
-    that of the tokens it picks.
+    that of the tokens it picks. `drop` is that of adapters.
     """
     keys = (None, None) if key is None else jax.random.split(key)
 
     def dense(x: Array, name: str) -> Array:
-        return layers.add_bias(adapters.project(x, w, name), w.get(f"{name}_bias"))
+        y = adapters.project(x, w, name, drop=drop)
+        return layers.add_bias(y, w.get(f"{name}_bias"))
 
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
@@ -89,11 +93,13 @@ def encoder_layer(
     if angles is not None:
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
     rule = Rule(causal=c.causal, window=c.window)
-    y = attend(q, k, v, rows.segments, rule, local=local)
+    own = None if key is None else jax.random.fold_in(key, _ATTENTION)
+    left_out = dropout.make_drop(c.attention_dropout, own)
+    y = attend(q, k, v, rows.segments, rule, local=local, drop=left_out)
     if read is not None:
         x, y = read(x), read(y)
     y = dense(y, "o")
-    x = x + layers.dropout(y, c.dropout, keys[0])
+    x = x + dropout.dropout(y, c.dropout, keys[0])
     x = norm(x, "attention_norm", not c.pre_norm)
     y = norm(x, "mlp_norm", c.pre_norm)
     up = dense(y, "up")
@@ -103,7 +109,7 @@ def encoder_layer(
     else:
         y = layers.lean(partial(layers.activate, name=c.activation), c.remat)(up)
     y = dense(y, "down")
-    x = norm(x + layers.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
+    x = norm(x + dropout.dropout(y, c.dropout, keys[1]), "mlp_norm", not c.pre_norm)
     return constrain(x, "batch", None, None)
 
 
@@ -164,7 +170,7 @@ class Encoder(nnx.Module):
             x = x + jnp.take(table, chosen, axis=0)
         bias = self.norm_bias[...] if c.bias else None
         x = layer_norm(x, self.norm[...], bias, c.norm_eps)
-        x = layers.dropout(x, c.dropout, None if keys is None else keys[-1])
+        x = dropout.dropout(x, c.dropout, None if keys is None else keys[-1])
         if c.table_dim not in (0, c.embed_dim):
             project = gathered(self.project[...], None, "embed")
             x = jnp.einsum("RTE,ED->RTD", x, project)
@@ -192,7 +198,16 @@ class Encoder(nnx.Module):
             else:
                 turned = jax.tree.map(partial(jnp.where, local), near_angles, angles)
             return encoder_layer(
-                c, w, x, rows, local=local, angles=turned, bare=bare, key=key, read=read
+                c,
+                w,
+                x,
+                rows,
+                local=local,
+                angles=turned,
+                bare=bare,
+                key=key,
+                drop=adapters.make_drop(self.layers, key),
+                read=read,
             )
 
         stacked = adapters.stacked(self.layers)

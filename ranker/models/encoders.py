@@ -292,7 +292,7 @@ def write(c: Encoder, length: int) -> Json:
             "max_position_embeddings": c.max_positions,
             "activation": _NAMES[c.activation],
             "dropout": c.dropout,
-            "attention_dropout": 0.0,
+            "attention_dropout": c.attention_dropout,
             "seq_classif_dropout": c.dropout,
         }
     described: Json = {
@@ -300,7 +300,7 @@ def write(c: Encoder, length: int) -> Json:
         "layer_norm_eps": c.norm_eps,
         "hidden_act": _NAMES[c.activation],
         "hidden_dropout_prob": c.dropout,
-        "attention_probs_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": c.attention_dropout,
         "classifier_dropout": c.dropout,
     }
     if c.family in _UNBIASED:
@@ -329,7 +329,7 @@ def _write_modernbert(c: Encoder, length: int) -> Json:
         "max_position_embeddings": max(length, 512),
         "norm_eps": c.norm_eps,
         "hidden_activation": _NAMES[c.activation],
-        "attention_dropout": 0.0,
+        "attention_dropout": c.attention_dropout,
         "embedding_dropout": c.dropout,
         "mlp_dropout": c.dropout,
         "classifier_dropout": c.dropout,

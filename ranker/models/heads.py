@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ranker import config
 from ranker.batch import Rows
-from ranker.models import layers
+from ranker.models import dropout, layers
 from ranker.models.decoder import Decoder
 from ranker.models.encoder import Encoder
 from ranker.models.masks import Rule, make_mask
@@ -137,7 +137,7 @@ class PoolerHead(nnx.Module):
             x = _HEAD_ACTIVATIONS[c.head_activation](x)
         if self.normed:
             x = layer_norm(x, self.norm[...], None, c.norm_eps)
-        x = layers.dropout(x, self.dropout, key)
+        x = dropout.dropout(x, self.dropout, key)
         scores = jnp.einsum("...D,D->...", x, self.dense[...], precision=_EXACT)
         return scores + self.bias[...] if c.head_bias else scores
 

@@ -187,6 +187,12 @@ def _adapted(model: Model, settings: config.Pretrained, kept: tuple[int, ...]) -
                 "model.dropout is for encoders; a decoder has none"
             )
         changes["dropout"] = settings.dropout
+    if settings.attention_dropout:
+        if isinstance(model, config.Decoder):
+            raise config.ConfigError(
+                "model.attention_dropout is for encoders; a decoder has none"
+            )
+        changes["attention_dropout"] = settings.attention_dropout
     if len(kept) < model.num_layers:
 
         def moved(layers: tuple[int, ...]) -> tuple[int, ...]:

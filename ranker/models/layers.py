@@ -170,22 +170,6 @@ def rotate(
     return turned.astype(x.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None) -> Array:
-    """Zeroes entries with chance `rate` and scales the rest; nothing without a key.
-
-    Each random word serves two entries, so the rate is rounded to 1 / 65,536.
-    """
-    if key is None or rate == 0:
-        return x
-    *lead, D = x.shape
-    words = jax.random.bits(key, (*lead, -(-D // 2)), jnp.uint32)
-    chance = max(round((1 - rate) * 65536), 1)
-    # Put together when compared: a byte an entry, which the backward pass needs too.
-    halves = (words >> 16 < chance, words & 0xFFFF < chance)
-    kept = jnp.concatenate(halves, axis=-1)[..., :D]
-    return jnp.where(kept, x * (65536 / chance), jnp.zeros_like(x))
-
-
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5)),

@@ -275,6 +275,7 @@ def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
             found.model_flops / (seconds * peak) if seconds else None
         ),
         "steps": job.steps,
+        "by_epochs": job.by_epochs,
         "chip_hours": _hours(job, slices, seconds),
         "expected": expected(job, slices, found) if seconds else None,
     }

@@ -1,6 +1,7 @@
 """The step of a stage as the run compiles it, for devices that are not here."""
 
 import dataclasses
+import glob
 import math
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from ranker.batch import Batch
 from ranker.data.packing import Layout, empty_batch
 from ranker.data.pairs import can_share, share
 from ranker.data.pipeline import make_layout
+from ranker.data.triples import Triples
 from ranker.losses.reduction import WeightedSum
 from ranker.models.flops import model_flops
 from ranker.models.huggingface import open_checkpoint
@@ -76,6 +78,7 @@ class Job:
     tokens: int  # a step, padding included
     flops: float  # that the model needs, a step, on all devices
     steps: int | None  # of the whole stage; None: not known
+    by_epochs: bool = False  # the steps are those of epochs
     decoder: bool = False  # else an encoder
     text: int = 0  # tokens a text, for what attention takes; 0: those of a row
     # Tokens that a pair takes, and would take were no prompt shared; 0: none is scored.
@@ -136,6 +139,8 @@ def find_model(
     )
     if model.dropout >= 0 and isinstance(network, config.Encoder):
         changes["dropout"] = model.dropout
+    if isinstance(network, config.Encoder):
+        changes["attention_dropout"] = model.attention_dropout
     return dataclasses.replace(network, **changes), vocab_size
 
 
@@ -163,6 +168,7 @@ def make_job(
       teacher: for scoring: the stage that trains the model that scores.
       devices: of all slices.
       pairs: for scoring: how many there are; None: as the synthetic collection has.
+        For training by epochs: its records (clicks, lists, triples).
       texts: how long they are.
 
     Raises:
@@ -171,13 +177,37 @@ def make_job(
     """
     mesh = sharding.make_mesh(settings.mesh, devices)
     if isinstance(settings, config.Train):
-        return _train(settings, mesh, texts)
+        return _train(settings, mesh, (pairs, texts))
     if teacher is None:
         raise config.ConfigError(
             f"a score stage says where its teacher is ({settings.teacher!r}) and not "
             "what it is; name the config that trains it: --teacher configs/sft.py"
         )
     return _score(settings, teacher, mesh, (pairs, texts))
+
+
+def _steps(
+    settings: config.Train, records: int | None, text: float, tokens: int
+) -> int | None:
+    """Of the stage, as far as is known.
+
+    Args:
+      settings: of the stage.
+      records: clicks, lists or triples; None: those of files that are here.
+      text: tokens of one, on average.
+      tokens: of a step.
+    """
+    loop, objective = settings.loop, settings.objective
+    if loop.steps >= 0:
+        return loop.steps
+    if records is None and isinstance(objective, config.Distillation):
+        if glob.glob(objective.triples):
+            records = len(Triples(objective.triples))
+    if records is None:
+        return None
+    language = isinstance(objective, config.Language)
+    texts = records * (1 if language else settings.batch.list_size)
+    return math.ceil(loop.epochs * texts * text / tokens)
 
 
 def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
@@ -193,7 +223,8 @@ def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
     return jax.tree.map(whole, empty_batch(layout, 0))
 
 
-def _train(settings: config.Train, mesh: Mesh, texts: Texts) -> Job:
+def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts]) -> Job:
+    records, texts = amount
     model, vocab_size = find_model(settings)
     shards = sharding.num_shards(mesh)
     objective = make_objective(settings.objective, groups=shards)
@@ -205,8 +236,6 @@ def _train(settings: config.Train, mesh: Mesh, texts: Texts) -> Job:
         settings.lora,
         position_bias=objective.position_bias,
     )
-    tx = make_optimizer(settings.optim, settings.loop.steps, network.abstract)
-    state = abstract_state(network, tx)
     language = isinstance(settings.objective, config.Language)
     layout = make_layout(
         settings.batch,
@@ -220,6 +249,11 @@ def _train(settings: config.Train, mesh: Mesh, texts: Texts) -> Job:
     if not language and _shares(settings, model):
         layout = share(layout)
     each = _each(texts, layout, plain, settings.batch.list_size)
+    text = min(texts.tokens or length, length) if language else each[0]
+    steps = _steps(settings, records, text, rows * length)
+    # Rates are numbers of the program: how many steps there are changes no cost.
+    tx = make_optimizer(settings.optim, steps or 1, network.abstract)
+    state = abstract_state(network, tx)
     batch = _batch(mesh, layout, micro=settings.batch.accumulate)
     arguments: tuple[Any, ...] = (state, batch)
     if settings.lora.rank:
@@ -242,7 +276,8 @@ def _train(settings: config.Train, mesh: Mesh, texts: Texts) -> Job:
             train=True,
             text=texts.tokens,
         ),
-        steps=settings.loop.steps,
+        steps=steps,
+        by_epochs=settings.loop.steps < 0,
         decoder=isinstance(model, config.Decoder),
         text=texts.tokens,
         a_pair=(0, 0) if language else each,

@@ -23,7 +23,8 @@ _ROTARY = 8192  # positions that rotary tables are written for, at least
 # What the graph expresses, and what does not change a score.
 _FIELDS = {
     *("num_layers", "embed_dim", "num_heads", "mlp_dim", "max_positions", "num_types"),
-    *("norm_eps", "dropout", "family", "table_dim", "bias", "pre_norm", "first_norm"),
+    *("norm_eps", "dropout", "attention_dropout", "family", "table_dim", "bias"),
+    *("pre_norm", "first_norm"),
     *("gated", "head_activation", "head_norm", "pooling", "window", "local_layers"),
     *("rope_theta", "rope_factor", "local_rope_theta", "dtype", "remat"),
     *("unbiased", "activation", "causal", "pooler_bias", "head_bias"),

@@ -43,68 +43,71 @@ STATES = 1024  # of the last batches, kept
 Measure = Callable[[Any], dict[str, float]]  # parameters -> metrics
 
 
-def make_batches(run: Run) -> "Batches":
-    """Endless training batches of the stage.
+Feed = Callable[[pipeline.Shards], "Batches"]  # endless batches, from the beginning
+
+
+def open_feed(run: Run, *, trains: bool = True) -> Feed:
+    """What makes the training batches of the stage; it reads what they are made of.
+
+    It raises ConfigError when a micro-batch does not divide over the shards.
+
+    Args:
+      run: the stage.
+      trains: keeps the corpus's tokens in the workdir, and says what is unusual; every
+        process calls it together. Without, nothing is written, nor a device started.
 
     Raises:
-      ConfigError: when a micro-batch does not divide over the mesh, or there is nothing
-        to learn from.
+      ConfigError, StageError: when there is nothing to learn from.
     """
     settings, prepared = run.settings, run.prepared
-    common: dict[str, Any] = dict(
-        batch=settings.batch, seed=settings.seed, shards=shards_of(run.network)
-    )
+    common: dict[str, Any] = dict(batch=settings.batch, seed=settings.seed)
+    length = settings.text.of(run.role, "length")
     if isinstance(settings.objective, config.Language):
         clicks: Any = prepared.clicks("train")
         clicks = _filled(clicks, settings, "click of the split train")
         if settings.objective.repeat != "once":
             clicks = repeat(clicks, settings.objective)
-            if processes.leads():
+            if trains and processes.leads():
                 print(f"[{settings.name}] {clicks.report()}", flush=True)
-        batches = pipeline.text_batches(
-            clicks,
-            prepared.tokenizer(run.role),
-            length=settings.text.of(run.role, "length"),
-            **common,
+        tokenizer = prepared.tokenizer(run.role)
+        return lambda shards: Batches(
+            pipeline.text_batches(
+                clicks, tokenizer, length=length, shards=shards, **common
+            ),
+            pipeline.shuffled_rows(len(clicks), settings.seed),
+            lambda row: clicks[row].query,
+            size=len(clicks),
         )
-        order = pipeline.shuffled_rows(len(clicks), settings.seed)
-        return Batches(batches, order, lambda row: clicks[row].query, size=len(clicks))
-    encoder = _encoder(run)
+    encoder = _encoder(run, stored=trains)
     template = encoder.tokenizer.template
-    _, why = pairs.can_share(run.network.model, template, encoder.length)
-    if why and processes.leads():
+    _, why = pairs.can_share(run.origin.model, template, encoder.length)
+    if why and trains and processes.leads():
         print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
         if settings.objective.triples:
-            tokenizer = prepared.tokenizer(run.role)
-            length = settings.text.of(run.role, "length")
-            return _streamed(settings, tokenizer, length, common["shards"])
+            return _streamed(settings, prepared.tokenizer(run.role), length)
         lists, common["targets"] = scored_lists(settings, prepared, run.workdir)
     else:
-        lists = rank_lists(settings, prepared, run.workdir)
+        lists = rank_lists(settings, prepared, run.workdir, says=trains)
     lists = _filled(lists, settings, "list with documents to learn from")
-    return Batches(
-        pipeline.list_batches(
-            lists, encoder, **common, impressions=bool(settings.click_lists)
-        ),
+    common["impressions"] = bool(settings.click_lists)
+    return lambda shards: Batches(
+        pipeline.list_batches(lists, encoder, shards=shards, **common),
         pipeline.shuffled_rows(len(lists), settings.seed),
         lambda row: lists[row].query_id,
         size=len(lists),
     )
 
 
-def _streamed(
-    settings: config.Train, tokenizer: Tokenizer, length: int, shards: pipeline.Shards
-) -> "Batches":
+def _streamed(settings: config.Train, tokenizer: Tokenizer, length: int) -> Feed:
     """Batches of pairs that lie in Parquet files with the teacher's scores."""
     assert isinstance(settings.objective, config.Distillation)
     triples = Triples(settings.objective.triples)
     order = Shuffled(triples, settings.seed)
-    batches = pipeline.triple_batches(
-        order, tokenizer, batch=settings.batch, length=length, shards=shards
-    )
-    return Batches(
-        batches,
+    return lambda shards: Batches(
+        pipeline.triple_batches(
+            order, tokenizer, batch=settings.batch, length=length, shards=shards
+        ),
         order.row,
         lambda row: f"row {row} of the triples",
         size=len(triples),
@@ -112,9 +115,16 @@ def _streamed(
 
 
 def rank_lists(
-    settings: config.Train, prepared: Prepared, workdir: pathlib.Path
+    settings: config.Train,
+    prepared: Prepared,
+    workdir: pathlib.Path,
+    *,
+    says: bool = True,
 ) -> Any:
-    """The judged lists, those of clicks, or both, one after the other."""
+    """The judged lists, those of clicks, or both, one after the other.
+
+    With `says` the first process prints what has become of the clicks.
+    """
     sources: list[Any] = []
     if settings.negatives:
         sources = [judged_lists(workdir / settings.negatives, "train")]
@@ -125,7 +135,7 @@ def rank_lists(
         found = load_click_lists(
             pathlib.Path(settings.click_lists), prepared.corpus(), held_out
         )
-        if jax.process_index() == 0:
+        if says and processes.leads():
             print(f"[{settings.name}] {found.report()}", flush=True)
         assert isinstance(settings.objective, config.Rank)
         if settings.objective.position_bias and not found.num_placed:
@@ -225,16 +235,16 @@ class Batches:
         self._iterator.close()
 
 
-def _encoder(run: Run) -> pairs.ListEncoder:
+def _encoder(run: Run, *, stored: bool = True) -> pairs.ListEncoder:
     tokens = run.settings.text.of(run.role, "length")
     tokenizer = run.prepared.tokenizer(run.role)
-    shared, _ = pairs.can_share(run.network.model, tokenizer.template, tokens)
+    shared, _ = pairs.can_share(run.origin.model, tokenizer.template, tokens)
     return pairs.ListEncoder(
         run.prepared.corpus(),
         tokenizer,
         tokens,
         shared=shared,
-        tokens=corpus_tokens(run.prepared, tokenizer),
+        tokens=corpus_tokens(run.prepared, tokenizer) if stored else None,
     )
 
 

@@ -174,7 +174,8 @@ def _settings(settings: config.Train, origin: Origin) -> TrainSettings:
         objective=config.to_dict(settings.objective),
         optim=config.to_dict(settings.optim),
         batch=config.to_dict(settings.batch),
-        steps=loop.steps,
+        steps=None if loop.epochs else loop.steps,
+        epochs=float(loop.epochs) or None,
         length=settings.text.of(origin.role, "length"),
         seed=settings.seed,
         best=best,
@@ -240,7 +241,7 @@ def _check_judged(parent: Manifest, name: str, by: str) -> None:
 
 
 # Of a model: how it computes, not what its weights are.
-_FREE = ("dtype", "remat", "dropout")
+_FREE = ("dtype", "remat", "dropout", "attention_dropout")
 # Of a score's head alone, which a language model does not have.
 _OF_HEAD = ("grades", "head_bias", "head_activation", "pooling")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -17,24 +18,26 @@ from flax import nnx
 from ranker import chips, config, errors, manifests, processes, storage
 from ranker.data.prepare import prepare
 from ranker.manifests import Manifest, TrainResults
+from ranker.models.attention import choose
 from ranker.models.build import POSITION_BIAS
 from ranker.models.flops import model_flops
 from ranker.models.huggingface import flat
 from ranker.training import preemption, profile
 from ranker.training.checkpoint import Checkpoints
+from ranker.training.epochs import describe, settle
 from ranker.training.failure import write_failure
 from ranker.training.inputs import (
     STATES,
     Batches,
     Measure,
-    make_batches,
     make_measure,
+    open_feed,
 )
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.progress import Progress, first_wrong
 from ranker.training.reporter import Reporter
 from ranker.training.run import Run, plan
-from ranker.training.scorer import device_batch
+from ranker.training.scorer import device_batch, shards_of
 from ranker.training.state import TrainState, init_state
 from ranker.training.step import make_step
 from ranker.training.weights import first_params
@@ -83,7 +86,7 @@ def execute(run: Run, *, replace: bool = False, profile: int = 0) -> Manifest:
                 run.workdir, run.settings.name, kinds=kinds, by="train"
             )
         work = dataclasses.replace(open_work(run, stack), profile=profile)
-        results = fit(work) if run.settings.loop.steps else take_over(work)
+        results = fit(work) if work.run.settings.loop.steps else take_over(work)
         return run.manifest.finish(run.folder, **results.to_dict())
 
 
@@ -126,10 +129,13 @@ class Work:
 
 def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
     """Checks what only the devices and the data tell, then opens the stage's folder."""
-    loop = run.settings.loop
-    measure = make_measure(run)
-    batches = make_batches(run) if loop.steps else None
-    if batches is not None:
+    feed, epochs = None, run.settings.loop.epochs
+    if run.settings.loop.steps:
+        feed = open_feed(run)
+    run = settle(run, feed)
+    loop, measure, batches = run.settings.loop, make_measure(run), None
+    if feed is not None:
+        batches = feed(shards_of(run.network))
         stack.callback(batches.close)
     run.manifest.begin(run.folder)
     reporter = Reporter(
@@ -140,11 +146,31 @@ def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
         peak=_peak(run),
     )
     stack.callback(reporter.close)
+    if epochs:
+        reporter.note(describe(epochs, loop.steps))
+    if kernel := _displaced(run):
+        reporter.note(
+            "model.attention_dropout: while training, attention is by plain products "
+            f"(xla), which hold a layer's weights [R, N, T, T]; {kernel}, the kernel "
+            "of these devices and rows, has no place for dropout"
+        )
     checkpoints = Checkpoints(
         run.folder, keep=loop.keep, best_metric=loop.best_metric, note=reporter.note
     )
     stack.callback(checkpoints.close)
     return Work(run, batches, measure, checkpoints, reporter)
+
+
+def _displaced(run: Run) -> str:
+    """The attention kernel that dropout leaves no place for; "": none."""
+    model, settings = run.network.model, run.settings
+    if isinstance(model, config.Decoder) or not model.attention_dropout:
+        return ""
+    length = settings.text.of(run.role, "length")
+    shape = (1, length, model.num_heads, model.head_dim)
+    platform = run.mesh.devices.flat[0].platform
+    kernel = choose(platform, shape, jnp.dtype(model.dtype), 0.0)
+    return "" if kernel == "xla" else kernel
 
 
 def _peak(run: Run) -> float:

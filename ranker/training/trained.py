@@ -190,7 +190,7 @@ def put_together(
         else:
             taken = for_head(params, before or one.head, one.head)
             params = _adapted(one, taken, one.network(mesh, one.lora))
-            if after != one.lora:
+            if after.adapters != one.lora.adapters:
                 merge = jax.jit(
                     partial(adapters.merge, lora=one.lora),
                     out_shardings=dict(

@@ -74,7 +74,12 @@ def pipeline() -> config.Pipeline:
             mlp_dim=16,
         ),
         student=config.Encoder(
-            num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16, dropout=0.1
+            num_layers=1,
+            embed_dim=16,
+            num_heads=2,
+            mlp_dim=16,
+            dropout=0.1,
+            attention_dropout=0.1,
         ),
         cpt=recipe(10),
         sft=recipe(8, best_metric="dev_ndcg@5", result="best"),

@@ -95,9 +95,11 @@ def test_the_recipe_by_size():
     small = config.load(str(CONFIGS / "ettin.py"), [], of=of)
     large = config.load(f"{CONFIGS / 'ettin.py'}:1b", [], of=of)
     assert (small.optim.learning_rate, large.optim.learning_rate) == (2.4e-4, 3e-6)
-    assert small.loop.steps == 143_000_000 // 1024
-    assert small.optim.warmup_steps(small.loop.steps) == 4189  # 3 %
-    assert small.loop.steps // small.loop.eval_every == 20
+    assert small.loop.epochs == 1 and small.loop.steps == -1
+    steps = 143_000_000 // 1024
+    assert small.optim.warmup_steps(steps) == 4189  # 3 %
+    exact = small.loop.exact(steps)
+    assert (exact.steps, exact.epochs, exact.eval_every) == (steps, 0, 6982)  # 5 %
     with pytest.raises(config.ConfigError, match="list_size=1"):
         dataclasses.replace(small, batch=config.Batch(size=8, list_size=2))
     with pytest.raises(config.ConfigError, match="folder of teacher scores there"):

@@ -1,5 +1,7 @@
 """Adapters: the function that they add, its gradients, and what trains."""
 
+import dataclasses
+
 import helpers
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ranker import config, sharding
-from ranker.models import adapters, build
+from ranker.models import adapters, build, dropout
 from ranker.models.huggingface import flat
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
@@ -209,3 +211,49 @@ def test_decay_reaches_both_factors():
     network = network_of("score", "one", LORA)
     mask = dict(flat(optim.decay_mask(network.abstract)))
     assert mask["body.layers.q_a"] and mask["body.layers.o_b"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dropout_is_of_what_adapters_read_alone(name):
+    lora = dataclasses.replace(LORA, dropout=0.5)
+    graphdef, params = adapted(MODELS[name], lora)
+
+    def scores(key, params=params):
+        model = nnx.merge(graphdef, params)
+        return model(batch().rows, batch().score_index, key=key)
+
+    one, other = (scores(jax.random.key(i)) for i in (0, 1))
+    np.testing.assert_array_equal(one, scores(jax.random.key(0)))
+    assert not np.allclose(one, other)
+    whole, sums = merged(MODELS[name], params, lora)
+    np.testing.assert_allclose(scores(None), scores_of(whole, sums, batch()), atol=1e-5)
+    # Adapters that add nothing hide the draw: the frozen matrices read all.
+    nothing = jax.tree.map(
+        lambda one: (
+            one.replace(0 * one.get_value())
+            if isinstance(one, adapters.Factor)
+            else one
+        ),
+        params,
+        is_leaf=lambda x: isinstance(x, nnx.Variable),
+    )
+    still = scores(jax.random.key(0), nothing)
+    np.testing.assert_array_equal(still, scores(None, nothing))
+
+
+def test_a_layers_adapters_draw_each_for_itself():
+    drop = dropout.Drop(0.5, jax.random.key(0))
+    x = jnp.ones((2, 4, 16))
+    draws = {
+        name: np.asarray(drop(x, 1 + config.LORA_TARGETS.index(name)))
+        for name in config.LORA_TARGETS
+    }
+    values = list(draws.values())
+    assert all(
+        not np.array_equal(a, b) for i, a in enumerate(values) for b in values[:i]
+    )
+    for rate in (-0.1, 1.0, float("nan")):
+        with pytest.raises(config.ConfigError, match="lora.dropout must be in"):
+            config.Lora(rank=2, dropout=rate)
+    with pytest.raises(config.ConfigError, match="lora.dropout is 0.1 and lora.rank 0"):
+        config.Lora(dropout=0.1)

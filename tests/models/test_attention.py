@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from ranker import config, sharding
-from ranker.models import attention, tiles
+from ranker.models import attention, dropout, tiles
 from ranker.models.attention import attend, choose
 from ranker.models.masks import Rule, make_mask, reach
 from ranker.planning.flops import program_flops
@@ -273,3 +273,31 @@ def test_mask_is_the_picture_of_its_docstring():
     ]
     causal = np.asarray(make_mask(segments, Rule(causal=True)))[0, 0].astype(int)
     assert causal.tolist() == np.tril(full).tolist()
+
+
+def test_dropped_weights_are_left_out_and_the_rest_scaled():
+    """Against the formula, with the very draws; padding stays finite."""
+    R, T, N, H = 2, 8, 2, 4
+    q, k, v = (
+        jax.random.normal(jax.random.key(i), (R, T, N, H), jnp.float32)
+        for i in range(3)
+    )
+    segments = jnp.asarray([[1] * 4 + [2] * 3 + [0], [1] * 8])
+    drop = dropout.Drop(0.5, jax.random.key(9))
+    rule = Rule(causal=False)
+    found = attend(q, k, v, segments, rule, drop=drop)
+    kept = np.asarray(drop(jnp.ones((R, N, 1, T, T)), 0))[:, :, 0]  # 0 or 2
+    assert 0.3 < (kept > 0).mean() < 0.7
+    logits = np.einsum("rtnh,rsnh->rnts", q, k) * H**-0.5
+    same = np.asarray(segments)
+    seen = (same[:, :, None] == same[:, None]) & (same > 0)[:, :, None]
+    weights = np.where(seen[:, None], np.exp(logits), 0)
+    weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30) * kept
+    expected = np.einsum("rnts,rsnh->rtnh", weights, v)
+    real = same > 0
+    np.testing.assert_allclose(np.asarray(found)[real], expected[real], atol=1e-5)
+    assert np.isfinite(found).all()
+    slope = jax.grad(lambda v: jnp.sum(attend(q, k, v, segments, rule, drop=drop)))(v)
+    assert np.isfinite(slope).all() and float(jnp.abs(slope).max()) > 0
+    without = attend(q, k, v, segments, rule)
+    assert not np.allclose(found, without)

@@ -11,6 +11,7 @@ from jax._src.ad_checkpoint import saved_residuals
 from ranker import config, sharding
 from ranker.batch import Rows
 from ranker.models import build, heads, layers
+from ranker.models import dropout as dropouts
 from ranker.planning.flops import program_flops
 
 DECODER = config.Decoder(
@@ -258,17 +259,18 @@ def test_each_dropout_draws_anew(monkeypatch):
         )
         return x
 
-    monkeypatch.setattr(layers, "dropout", dropout)
-    model = make(config.Encoder(**{**vars_of(ENCODER), "dropout": 0.5}))
+    monkeypatch.setattr(dropouts, "dropout", dropout)
+    rates = {"dropout": 0.5, "attention_dropout": 0.5}
+    model = make(config.Encoder(**{**vars_of(ENCODER), **rates}))
     model(rows([5, 9]), index_of(ENCODER, [5, 9]), key=jax.random.key(1))
     jax.effects_barrier()
-    assert len(keys) == len(set(keys)) == 2 * 2 + 2  # two a layer, embeddings, head
+    assert len(keys) == len(set(keys)) == 2 * 3 + 2  # three a layer, embeddings, head
 
 
 @pytest.mark.parametrize("width", [64, 7])
 def test_dropout_keeps_what_it_says(width):
     x = jnp.ones((5000, width))
-    y = np.asarray(layers.dropout(x, 0.1, jax.random.key(0)))
+    y = np.asarray(dropouts.dropout(x, 0.1, jax.random.key(0)))
     kept = y > 0
     np.testing.assert_allclose(y[kept], 1 / 0.9, rtol=1e-4)
     spread = (0.1 * 0.9 / kept.size) ** 0.5
@@ -277,7 +279,7 @@ def test_dropout_keeps_what_it_says(width):
     half = -(-width // 2)
     both = np.stack([kept[:, : width - half].ravel(), kept[:, half:].ravel()])
     assert abs(np.corrcoef(both)[0, 1]) < 5 * both.shape[1] ** -0.5
-    none = layers.dropout(x, 1 - 1e-9, jax.random.key(0))
+    none = dropouts.dropout(x, 1 - 1e-9, jax.random.key(0))
     assert np.isfinite(none).all()
 
 

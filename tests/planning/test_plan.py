@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ranker import config
 from ranker import plan as entry
 from ranker.chips import CHIPS
-from ranker.planning import chips, estimate, search
+from ranker.planning import chips, estimate, job, search
 
 compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -299,3 +299,27 @@ def test_search_leaves_out_what_needs_more_than_what_did_not_fit():
     assert search._needs_more(none, dots) and search._needs_more(larger, dots)
     assert not search._needs_more(dots, none)
     assert not search._needs_more(smaller, dots)
+
+
+def test_steps_of_epochs_are_those_of_the_records():
+    settings = config.Train(
+        name="x",
+        model=config.Encoder(num_layers=1, embed_dim=8, num_heads=2, mlp_dim=8),
+        objective=config.Rank(),
+        optim=config.Optim(learning_rate=1e-3, warmup=0.1),
+        batch=config.Batch(size=8, list_size=4),
+        text=config.Text(student_length=64),
+        loop=config.Loop(epochs=2),
+    )
+
+    def steps(records=None, tokens=0):
+        texts = job.Texts(tokens)
+        made = job.make_job(settings, None, jax.devices()[:1], records, texts)
+        assert made.by_epochs
+        return made.steps
+
+    # Two passes over 1,000 lists of 4 texts; a step holds 32 rows of 64 tokens.
+    assert steps(1000, 24) == -(-2 * 1000 * 4 * 24 // (32 * 64))
+    # No text is longer than a row; without a mean all are as long.
+    assert steps(1000) == steps(1000, 900) == 250
+    assert steps() is None
