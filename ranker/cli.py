@@ -28,6 +28,8 @@ def main(
     call: Callable[[], Callable[[Any, pathlib.Path], Any]],
     description: str,
     arguments: Sequence[str] | None = None,
+    *,
+    each: Sequence[Sequence[str]] = (),
 ) -> None:
     """Parses `--config FILE --workdir DIR --config.FIELD=VALUE ...` and makes one call.
 
@@ -37,6 +39,7 @@ def main(
         jax.
       description: of the entry, for `--help` without a config.
       arguments: command line; default `sys.argv[1:]`.
+      each: further flags, of a config each; the function is then given a list of them.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -60,13 +63,18 @@ def main(
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
     def run() -> None:
-        settings = config.load(
-            known.config,
-            rest,
-            of=of,
-            stage=getattr(known, "stage", ""),
-            start=lambda default: _as_prepared(default, known.workdir),
-        )
+        def load(more: Sequence[str], said: bool = False) -> Any:
+            return config.load(
+                known.config,
+                [*rest, *more],
+                of=of,
+                stage=getattr(known, "stage", ""),
+                start=lambda default: _as_prepared(default, known.workdir, said=said),
+            )
+
+        settings: Any = load(each[0]) if each else load(())
+        if each:
+            settings = [settings, *(load(more, said=True) for more in each[1:])]
         if known.workdir is None:
             raise config.ConfigError(
                 "--workdir is missing: the folder that all stages write to, e.g. "
@@ -82,7 +90,7 @@ def main(
     sentences(run, where=known.workdir)
 
 
-def _as_prepared(stage: Any, workdir: pathlib.Path | None) -> Any:
+def _as_prepared(stage: Any, workdir: pathlib.Path | None, *, said: bool) -> Any:
     """A stage with the data and text that its workdir was prepared with, if it was.
 
     Flags are applied afterwards, so that they win. A pipeline says what is prepared.
@@ -97,7 +105,8 @@ def _as_prepared(stage: Any, workdir: pathlib.Path | None) -> Any:
     if not found.done or "config" not in found.facts:
         return stage
     fields = {k: config.from_dict(v) for k, v in found.facts["config"].items()}
-    if any(getattr(stage, name) != value for name, value in fields.items()):
+    differs = any(getattr(stage, name) != value for name, value in fields.items())
+    if differs and not said:
         print(
             f"data and text are those prepared in {workdir / manifests.PREPARE}; "
             "--config.data.FIELD and --config.text.FIELD change them",
