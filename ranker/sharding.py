@@ -243,6 +243,25 @@ def divides(axis: str, size: int) -> bool:
     return mesh.empty or not isinstance(entry, str) or size % mesh.shape[entry] == 0
 
 
+EXACT_BEYOND = 16  # data shards, up to which gradients are summed as they are computed
+
+
+def sums_exactly(choice: config.ReduceDType, dtype: Any) -> bool:
+    """Whether gradients of weights are summed over devices in float32.
+
+    Args:
+      choice: `reduce_dtype` of the model; auto: beyond `EXACT_BEYOND` data shards of
+        the mesh that is set.
+      dtype: of the computation; float32 gradients need no choice.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or np.dtype(dtype) == np.float32:
+        return False
+    if choice != "auto":
+        return choice == "float32"
+    return math.prod(mesh.shape[axis] for axis in BATCH) > EXACT_BEYOND
+
+
 def constrain(x: Array, *axes: str | None) -> Array:
     """Keeps an activation split as its logical axes say, on the mesh that is set."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -22,6 +22,7 @@ from ranker.config.loading import beside as beside
 from ranker.config.loading import from_dict as from_dict
 from ranker.config.loading import load as load
 from ranker.config.loading import to_dict as to_dict
+from ranker.config.models import FREE_FIELDS as FREE_FIELDS
 from ranker.config.models import Decoder as Decoder
 from ranker.config.models import DecoderFamily as DecoderFamily
 from ranker.config.models import DType as DType
@@ -29,6 +30,7 @@ from ranker.config.models import Encoder as Encoder
 from ranker.config.models import EncoderFamily as EncoderFamily
 from ranker.config.models import Model as Model
 from ranker.config.models import Pretrained as Pretrained
+from ranker.config.models import ReduceDType as ReduceDType
 from ranker.config.models import Remat as Remat
 from ranker.config.models import Rope as Rope
 from ranker.config.models import RopeScaling as RopeScaling

@@ -10,6 +10,9 @@ DType = Literal["float32", "bfloat16"]
 # What the backward pass recomputes to save memory, from nothing to all: "dots" keeps
 # the results of products with weights and of attention, "attention" the latter alone.
 Remat = Literal["none", "dots", "attention", "full"]
+# In what gradients of weights are summed over devices; auto: float32 beyond 16 data
+# shards, else what the model computes in.
+ReduceDType = Literal["auto", "float32", "bfloat16"]
 DecoderFamily = Literal[
     "llama",
     "mistral",
@@ -131,6 +134,7 @@ class Decoder:
     local_rope_theta: float = 0.0  # of local layers, unscaled; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
+    reduce_dtype: ReduceDType = "auto"  # of gradients that are summed over devices
 
     def __post_init__(self):
         positive(self, "num_layers", "embed_dim", "num_heads", "num_kv_heads")
@@ -159,6 +163,7 @@ class Decoder:
             "model.head_activation 'none'",
         )
         _check_local(self)
+        _check_reduce(self)
 
 
 _PARTS = ("q", "k", "v", "o", "gate", "up", "down")  # dense layers of an encoder
@@ -202,6 +207,7 @@ class Encoder:
     local_rope_theta: float = 0.0  # of local layers; 0: as the others
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
+    reduce_dtype: ReduceDType = "auto"  # of gradients that are summed over devices
 
     def __post_init__(self):
         positive(self, "num_layers", "embed_dim", "num_heads", "mlp_dim")
@@ -223,11 +229,25 @@ class Encoder:
             "model.head_norm is of a pooler, and model.head_activation 'none' has none",
         )
         _check_local(self)
+        _check_reduce(self)
 
     @property
     def head_dim(self) -> int:
         """Width of a head."""
         return self.embed_dim // self.num_heads
+
+
+# Fields that say how a model trains and computes, not what it is.
+FREE_FIELDS = ("dtype", "remat", "reduce_dtype", "dropout", "attention_dropout")
+
+
+def _check_reduce(model: "Decoder | Encoder | Pretrained") -> None:
+    require(
+        model.reduce_dtype != "bfloat16" or model.dtype == "bfloat16",
+        "model.reduce_dtype is 'bfloat16', and gradients are computed in model.dtype "
+        f"{model.dtype!r}; leave model.reduce_dtype 'auto', or set "
+        "model.dtype=bfloat16",
+    )
 
 
 def _check_local(model: Decoder | Encoder) -> None:
@@ -266,8 +286,10 @@ class Pretrained:
     attention_dropout: float = 0.0
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
+    reduce_dtype: ReduceDType = "auto"  # of gradients that are summed over devices
 
     def __post_init__(self):
+        _check_reduce(self)
         require(bool(self.path), "model.path is empty; name a folder or a hub name")
         rate("model.attention_dropout", self.attention_dropout)
         require(

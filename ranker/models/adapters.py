@@ -85,6 +85,7 @@ def project(
     name: str,
     *,
     drop: dropout.Drop | None = None,
+    exact: bool = False,
 ) -> Float[Array, "R T *O"]:
     """The product of x with the matrix `name` [*I, *O] of a layer, as adapted.
 
@@ -93,17 +94,21 @@ def project(
       w: parameters of one layer by name, from `stacked`.
       name: of the matrix.
       drop: of what the adapter reads; the matrix reads all of it.
+      exact: gradients of matrices are float32 until all devices' are summed.
     """
-    y = _product(x, w[name])
+    y = _product(x, w[name], exact)
     if f"{name}_a" not in w:
         return y
     # (x A) B: neither A B nor a gradient of the frozen matrix is ever formed.
     if drop is not None:
         x = drop(x, 1 + config.LORA_TARGETS.index(name))  # type: ignore[arg-type]
-    return y + _product(_product(x, w[f"{name}_a"]), w[f"{name}_b"])
+    low = _product(x, w[f"{name}_a"], exact)
+    return y + _product(low, w[f"{name}_b"], exact)
 
 
-def _product(x: Float[Array, "R T *I"], matrix: Array) -> Float[Array, "R T *O"]:
+def _product(
+    x: Float[Array, "R T *I"], matrix: Array, exact: bool
+) -> Float[Array, "R T *O"]:
     """X by a matrix [*I, *O], all tokens in one dimension.
 
     So the gradient contracts one dimension. Of two, XLA's CPU compiler would first
@@ -112,8 +117,26 @@ def _product(x: Float[Array, "R T *I"], matrix: Array) -> Float[Array, "R T *O"]
     R, T, *inner = x.shape
     outer = matrix.shape[len(inner) :]
     rows = x.reshape(R * T, math.prod(inner))
-    y = rows @ matrix.reshape(math.prod(inner), math.prod(outer))
+    flat = matrix.reshape(math.prod(inner), math.prod(outer))
+    y = _summed_exactly(rows, flat) if exact else rows @ flat
     return y.reshape(R, T, *outer)
+
+
+@jax.custom_vjp
+def _summed_exactly(rows: Float[Array, "M I"], matrix: Array) -> Float[Array, "M O"]:
+    """The product; the matrix's gradient is rounded once, after devices' are summed."""
+    return rows @ matrix
+
+
+def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
+    rows, matrix = kept
+    of_matrix = jax.lax.dot_general(
+        rows, slope, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+    )
+    return slope @ matrix.T, of_matrix.astype(matrix.dtype)
+
+
+_summed_exactly.defvjp(lambda rows, matrix: (rows @ matrix, (rows, matrix)), _backward)
 
 
 def merge(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:

@@ -14,7 +14,7 @@ from ranker.models.attention import attend
 from ranker.models.dropout import Drop
 from ranker.models.masks import Rule
 from ranker.models.norms import rms_norm
-from ranker.sharding import constrain, gathered
+from ranker.sharding import constrain, gathered, sums_exactly
 
 
 class DecoderLayers(nnx.Module):
@@ -90,6 +90,7 @@ def decoder_layer(
     `turns` are the angles of queries and of keys, `drop` that of adapters. With `read`
     the output is that of the tokens it picks.
     """
+    exact = sums_exactly(c.reduce_dtype, c.dtype)
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
         if not wanted:
@@ -97,8 +98,8 @@ def decoder_layer(
         return rms_norm(x, w[name], c.norm_eps)
 
     def project(y: Array, name: str) -> Array:
-        z = adapters.project(y, w, name, drop=drop)
-        return layers.add_bias(z, w.get(f"{name}_bias"))
+        z = adapters.project(y, w, name, drop=drop, exact=exact)
+        return layers.add_bias(z, w.get(f"{name}_bias"), exact=exact)
 
     def turned(y: Array, name: str, angles: layers.Angles) -> Array:
         z = project(y, name)  # [R, T, N, H]
@@ -181,8 +182,9 @@ class Decoder(nnx.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Each device looks up in its part of the vocabulary, at full width.
-        table = gathered(self.embedding[...].astype(dtype), "vocab", "embed")
-        x = jnp.take(table, rows.tokens, axis=0)
+        sent = jnp.float32 if sums_exactly(c.reduce_dtype, c.dtype) else dtype
+        table = gathered(self.embedding[...].astype(sent), "vocab", "embed")
+        x = jnp.take(table, rows.tokens, axis=0).astype(dtype)
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)

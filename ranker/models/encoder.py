@@ -13,7 +13,7 @@ from ranker.models import adapters, dropout, layers
 from ranker.models.attention import attend
 from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
-from ranker.sharding import constrain, gathered
+from ranker.sharding import constrain, gathered, sums_exactly
 
 _ATTENTION = 2  # what a layer's key is folded with; it is split into two as well
 
@@ -76,10 +76,11 @@ def encoder_layer(
     that of the tokens it picks. `drop` is that of adapters.
     """
     keys = (None, None) if key is None else jax.random.split(key)
+    exact = sums_exactly(c.reduce_dtype, c.dtype)
 
     def dense(x: Array, name: str) -> Array:
-        y = adapters.project(x, w, name, drop=drop)
-        return layers.add_bias(y, w.get(f"{name}_bias"))
+        y = adapters.project(x, w, name, drop=drop, exact=exact)
+        return layers.add_bias(y, w.get(f"{name}_bias"), exact=exact)
 
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:

@@ -429,7 +429,8 @@ def _differing(model: Model, full: Json) -> dict[str, tuple[Any, Any]]:
     """Fields that would be read otherwise than they are, and how."""
     again, _ = read_config("config.json", full)
     ours = config.to_dict(model)
-    theirs = config.to_dict(again) | {name: ours[name] for name in ("dtype", "remat")}
+    free = [name for name in config.FREE_FIELDS if name != "dropout" and name in ours]
+    theirs = config.to_dict(again) | {name: ours[name] for name in free}
     if isinstance(model, config.Decoder) and model.head_activation == "none":
         theirs["head_bias"] = ours["head_bias"]  # told by the file's tensors
     return {

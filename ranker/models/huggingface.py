@@ -178,7 +178,9 @@ def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNam
 
 def _adapted(model: Model, settings: config.Pretrained, kept: tuple[int, ...]) -> Model:
     """The model with the settings' dtype, dropout, pooling and layers."""
-    changes: dict[str, Any] = dict(dtype=settings.dtype, remat=settings.remat)
+    changes: dict[str, Any] = dict(
+        dtype=settings.dtype, remat=settings.remat, reduce_dtype=settings.reduce_dtype
+    )
     if settings.pooling:
         changes["pooling"] = settings.pooling
     if settings.dropout >= 0:

@@ -59,11 +59,19 @@ def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
     return ready
 
 
-def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None) -> Array:
-    """X plus a bias over its last dimensions, in x's dtype; x without a bias."""
+def add_bias(
+    x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None, *, exact: bool = False
+) -> Array:
+    """X plus a bias over its last dimensions, in x's dtype; x without a bias.
+
+    With `exact` the bias's gradient is float32 until all devices' are summed.
+    """
     if bias is None:
         return x
     shape = (1,) * (x.ndim - bias.ndim) + bias.shape
+    if exact:
+        wide = jnp.broadcast_to(bias.astype(jnp.float32).reshape(shape), x.shape)
+        return x + wide.astype(x.dtype)
     return x + bias.astype(x.dtype).reshape(shape)
 
 

@@ -135,7 +135,10 @@ def find_model(
     network, vocab_size = KNOWN[model.path]
     count = len(model.kept(network.num_layers))
     changes: dict[str, Any] = dict(
-        num_layers=count, dtype=model.dtype, remat=model.remat
+        num_layers=count,
+        dtype=model.dtype,
+        remat=model.remat,
+        reduce_dtype=model.reduce_dtype,
     )
     if model.dropout >= 0 and isinstance(network, config.Encoder):
         changes["dropout"] = model.dropout

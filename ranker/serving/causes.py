@@ -653,11 +653,10 @@ def _tensor_cause(promise: Contract, found: dict[str, str]) -> Cause | None:
 def _config_cause(trial: Trial) -> Cause | None:
     model = open_checkpoint(config.Pretrained(path=str(trial.reader.folder))).model
     ours = json.loads(json.dumps(config.to_dict(model)))
-    free = ("dtype", "remat", "dropout", "attention_dropout")
     differing = [
         f"{name} {was!r} is {ours.get(name)!r}"
         for name, was in trial.promise.model.items()
-        if name not in free and ours.get(name) != was
+        if name not in config.FREE_FIELDS and ours.get(name) != was
     ]
     if not differing:
         return None

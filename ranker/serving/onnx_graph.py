@@ -27,6 +27,7 @@ _FIELDS = {
     *("pre_norm", "first_norm"),
     *("gated", "head_activation", "head_norm", "pooling", "window", "local_layers"),
     *("rope_theta", "rope_factor", "local_rope_theta", "dtype", "remat"),
+    "reduce_dtype",
     *("unbiased", "activation", "causal", "pooler_bias", "head_bias"),
 }
 

@@ -240,8 +240,6 @@ def _check_judged(parent: Manifest, name: str, by: str) -> None:
         )
 
 
-# Of a model: how it computes, not what its weights are.
-_FREE = ("dtype", "remat", "dropout", "attention_dropout")
 # Of a score's head alone, which a language model does not have.
 _OF_HEAD = ("grades", "head_bias", "head_activation", "pooling")
 
@@ -249,7 +247,8 @@ _OF_HEAD = ("grades", "head_bias", "head_activation", "pooling")
 def _check_same_model(settings: config.Train, origin: Origin, parent: Manifest) -> None:
     ours, theirs = config.to_dict(origin.model), parent.settings["model"]
     ours = json.loads(json.dumps(ours))  # as the parent's went: tuples become lists
-    free = (*_FREE, *_OF_HEAD) if parent.kind == "cpt" else _FREE
+    head = _OF_HEAD if parent.kind == "cpt" else ()
+    free = (*config.FREE_FIELDS, *head)
     differing = [
         f"{name} {theirs.get(name)} -> {ours.get(name)}"
         for name in {**theirs, **ours}
