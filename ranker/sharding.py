@@ -29,7 +29,8 @@ BATCH = ("slice", "data", "fsdp")
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": BATCH,
     "embed": "fsdp",
-    "vocab": "tensor",
+    "vocab": "tensor",  # rows that hidden states are multiplied by
+    "lookup": None,  # rows that are only looked up: split, each lookup would be summed
     "heads": "tensor",
     "kv_heads": "tensor",
     "mlp": "tensor",
@@ -44,7 +45,8 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 # Kept whole on every device where the mesh does not divide them: a checkpoint's
-# vocabulary and key heads cannot be changed, and the rest of a layer divides.
+# vocabulary and key heads cannot be changed, and the rest of a layer divides. What is
+# kept is then the same on every mesh; a step pads (`rounded`) or repeats what it needs.
 REPEATED = ("vocab", "kv_heads")
 
 
@@ -241,6 +243,15 @@ def divides(axis: str, size: int) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     entry = RULES[axis]
     return mesh.empty or not isinstance(entry, str) or size % mesh.shape[entry] == 0
+
+
+def rounded(axis: str, size: int) -> int:
+    """The size, or the next one that the mesh that is set divides the axis into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    entry = RULES[axis]
+    if mesh.empty or not isinstance(entry, str):
+        return size
+    return -(-size // mesh.shape[entry]) * mesh.shape[entry]
 
 
 EXACT_BEYOND = 16  # data shards, up to which gradients are summed as they are computed

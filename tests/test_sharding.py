@@ -25,7 +25,7 @@ from ranker.training import optim, state, weights
 from ranker.training.scorer import device_batch, make_score
 
 EXPECTED = {
-    "body.embedding": ("tensor", "fsdp"),
+    "body.embedding": (None, "fsdp"),  # looked up only
     "body.layers.q": (None, "fsdp", "tensor", None),
     "body.layers.k": (None, "fsdp", "tensor", None),
     "body.layers.o": (None, "tensor", None, "fsdp"),

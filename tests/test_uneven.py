@@ -1,15 +1,20 @@
-"""Sizes that the mesh does not divide: a vocabulary and key heads stay whole."""
+"""Sizes that the mesh does not divide: kept whole, padded or repeated in a step."""
 
+import dataclasses
+
+import helpers
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from ranker import config, sharding
 from ranker.batch import Rows
-from ranker.training import state, weights
+from ranker.training import objectives, state, weights
 
 VOCABULARY = 30  # not divisible by 4
+SPLIT = config.Mesh(data=2, tensor=4)
 
 
 def _scores(model, mesh):
@@ -48,6 +53,63 @@ def test_uneven_sizes_give_the_same_scores(num_kv_heads):
     assert where["embedding"].get_value().spec[0] is None
     kv = sharding.fitting(("embed", "kv_heads"), (16, num_kv_heads), split.shape)
     assert kv[1] == (None if num_kv_heads == 2 else "tensor")
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_an_uneven_vocabulary_is_padded_where_it_is_multiplied(tied):
+    """Loss, logits and gradients are those of one device; each makes its part."""
+    model = config.Decoder(
+        num_layers=1,
+        embed_dim=16,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=4,
+        mlp_dim=32,
+        tie_embeddings=tied,
+        logit_cap=30.0,
+    )
+    batch = helpers.batch_of(lists=8, size=1)
+    batch = jax.tree.map(lambda x: x[0], batch)
+    tokens = batch.rows.tokens % VOCABULARY
+    rows = dataclasses.replace(batch.rows, tokens=tokens)
+    batch = dataclasses.replace(batch, rows=rows)
+    found = {}
+    for name, mesh in (("whole", config.Mesh(data=8)), ("split", SPLIT)):
+        mesh = sharding.make_mesh(mesh)
+        network = state.make_network(model, VOCABULARY, "language", mesh)
+        params = weights.complete({}, network, model, VOCABULARY, "language", seed=0)
+        groups = sharding.num_shards(mesh)
+        objective = objectives.make_objective(config.Language(), groups=groups)
+
+        def loss(params, graphdef=network.graphdef, objective=objective):
+            module = nnx.merge(graphdef, params)
+            part = objective.parts(module, batch, None)["language"]
+            return part.total, (module(batch.rows), module.table().shape)
+
+        with jax.set_mesh(mesh):
+            made = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+            (total, (logits, _)), slopes = made
+            assert jax.eval_shape(loss, params)[1][1] == (
+                (32, 16) if name == "split" else (30, 16)
+            )
+        assert logits.shape[-1] == VOCABULARY
+        found[name] = (total, logits, jax.device_get(slopes))
+        # What is kept has no padding, so that it is the same on every mesh.
+        embedding = network.abstract["body"]["embedding"].get_value()
+        assert embedding.shape == (VOCABULARY, 16)
+    leaves = [jax.tree.leaves(found[name]) for name in ("whole", "split")]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(found["whole"][2])) > 1e-2
+
+
+def test_scoring_splits_no_vocabulary_and_a_language_model_does():
+    model = helpers.DECODER
+    mesh = sharding.make_mesh(SPLIT)
+    scores = state.make_network(model, 64, "score", mesh).shardings["body"]
+    assert scores["embedding"].get_value().spec == PartitionSpec(None, "fsdp")
+    language = state.make_network(model, 64, "language", mesh).shardings["body"]
+    assert language["embedding"].get_value().spec == PartitionSpec("tensor", "fsdp")
 
 
 def test_what_has_no_copy_must_divide():

@@ -156,12 +156,18 @@ def _rotate(
 class Decoder(nnx.Module):
     """Tokens to hidden states; heads are in heads.py."""
 
-    def __init__(self, c: config.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
-        """Fresh parameters, float32."""
+    def __init__(
+        self,
+        c: config.Decoder,
+        vocab_size: int,
+        *,
+        rngs: nnx.Rngs,
+        multiplied: bool = False,
+    ):
+        """Fresh parameters, float32; `multiplied`: logits come of the embeddings."""
         self.config = c
-        self.embedding = layers.weight(
-            rngs, (vocab_size, c.embed_dim), ("vocab", "embed")
-        )
+        axes = ("vocab" if multiplied else "lookup", "embed")
+        self.embedding = layers.weight(rngs, (vocab_size, c.embed_dim), axes)
         self.layers = DecoderLayers(c, rngs=rngs)
         self.norm = layers.ones((c.embed_dim,), ("norm",))
 
@@ -181,9 +187,10 @@ class Decoder(nnx.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        # Each device looks up in its part of the vocabulary, at full width.
+        # Each device looks up in all it has of the vocabulary, at full width.
         sent = jnp.float32 if sums_exactly(c.reduce_dtype, c.dtype) else dtype
-        table = gathered(self.embedding[...].astype(sent), "vocab", "embed")
+        axes = self.embedding.get_metadata("axes")
+        table = gathered(self.embedding[...].astype(sent), *axes)
         x = jnp.take(table, rows.tokens, axis=0).astype(dtype)
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)

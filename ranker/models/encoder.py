@@ -124,7 +124,7 @@ class Encoder(nnx.Module):
         E = c.table_dim or D
         # A narrow table is not split: its width is not the stream's.
         width = "embed" if E == D else None
-        self.embedding = layers.weight(rngs, (vocab_size, E), ("vocab", width))
+        self.embedding = layers.weight(rngs, (vocab_size, E), ("lookup", width))
         if c.max_positions:
             axes = ("positions", width)
             self.positions = layers.weight(rngs, (c.max_positions, E), axes)
@@ -158,8 +158,8 @@ class Encoder(nnx.Module):
         dtype = jnp.dtype(c.dtype)
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
         width = self.embedding.get_metadata("axes")[1]
-        # Each device looks up in its part of the vocabulary, at full width.
-        table = gathered(self.embedding[...], "vocab", width)
+        # Each device looks up in the whole vocabulary, at full width.
+        table = gathered(self.embedding[...], "lookup", width)
         x = jnp.take(table, rows.tokens, axis=0)  # [R, T, E]
         if c.max_positions:
             table = gathered(self.positions[...], "positions", width)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ranker import config
+from ranker import config, sharding
 from ranker.batch import Rows
 from ranker.models import dropout, layers
 from ranker.models.decoder import Decoder
@@ -18,6 +18,7 @@ from ranker.sharding import constrain, gathered
 
 # By default a GPU or a TPU would round what a product of float32 reads.
 _EXACT = jax.lax.Precision.HIGHEST
+_LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class LanguageModel(nnx.Module):
@@ -25,7 +26,8 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, c: config.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
         """Fresh parameters; with tied embeddings the head has none of its own."""
-        self.body = Decoder(c, vocab_size, rngs=rngs)
+        self.body = Decoder(c, vocab_size, rngs=rngs, multiplied=c.tie_embeddings)
+        self.vocab_size = vocab_size
         self.tied, self.cap = c.tie_embeddings, c.logit_cap
         self.scale = c.logit_scale
         if not self.tied:
@@ -41,20 +43,29 @@ class LanguageModel(nnx.Module):
     ) -> Float[Array, "R T V"]:
         """Logits of the token after each position, float32."""
         hidden = self.body(rows, key=key)
-        return self.logits(hidden, self.table())
+        return self.logits(hidden, self.table())[..., : self.vocab_size]
 
-    def table(self) -> Float[Array, "V D"]:
+    def table(self) -> Float[Array, "W D"]:
         """The head's weights as each device uses them, float32.
 
         So are gradients of several uses added up, whatever the logits are computed in.
+        Rows of zeros follow where the mesh does not divide the vocabulary: W is V, or
+        the next size that it does divide.
         """
         head = self.body.embedding if self.tied else self.head
-        return gathered(head[...], "vocab", "embed")
+        whole = gathered(head[...], "vocab", "embed")
+        more = sharding.rounded("vocab", self.vocab_size) - self.vocab_size
+        if not more:
+            return whole
+        return constrain(jnp.pad(whole, ((0, more), (0, 0))), "vocab", None)
 
     def logits(
-        self, hidden: Float[Array, "R T D"], table: Float[Array, "V D"]
-    ) -> Float[Array, "R T V"]:
-        """Logits, float32; each device makes its part of the vocabulary."""
+        self, hidden: Float[Array, "R T D"], table: Float[Array, "W D"]
+    ) -> Float[Array, "R T W"]:
+        """Logits, float32; each device makes its part of the vocabulary.
+
+        Those of rows that are no token have no weight in a softmax.
+        """
         logits = jnp.einsum(
             "RTD,VD->RTV",
             hidden,
@@ -63,7 +74,11 @@ class LanguageModel(nnx.Module):
         )
         logits = constrain(logits, "batch", None, "vocab")
         logits = logits if self.scale == 1 else logits * self.scale
-        return self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
+        logits = self.cap * jnp.tanh(logits / self.cap) if self.cap else logits
+        if table.shape[0] == self.vocab_size:
+            return logits
+        token = jnp.arange(table.shape[0]) < self.vocab_size
+        return jnp.where(token.reshape(1, 1, -1), logits, _LOWEST)
 
 
 class DenseHead(nnx.Module):
