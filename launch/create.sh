@@ -57,18 +57,10 @@ want_number --wait "$wait_seconds"
 
 # The runtime image and gcloud's name of the slice, from what ranker.plan calls it.
 choose_shape() {
-  local generation="${topology%%:*}" sides="${topology#*:}" chips=1 side
+  local generation="${topology%%:*}"
   if [[ -n $topology ]]; then
     [[ -z $accelerator ]] || usage_error "--topology and --accelerator-type exclude each other"
-    [[ $topology =~ ^(v4|v5e|v5p|v6e):[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || usage_error \
-      "--topology: found '$topology', expected v4:, v5e:, v5p: or v6e: and sides, e.g. \
-v5e:4x4 or v5p:2x2x4 (TPU7x is available only through Kubernetes)"
-    for side in ${sides//x/ }; do chips=$((chips * side)); done
-    case "$generation" in
-      v5e) shape=("--accelerator-type=v5litepod-$chips") ;;
-      v6e) shape=("--accelerator-type=v6e-$chips") ;;
-      *) shape=("--type=$generation" "--topology=$sides") ;;
-    esac
+    take_topology --topology "$topology"
   elif [[ $accelerator =~ ^(v[2-6][a-z]*)-[0-9]+$ ]]; then
     generation="${BASH_REMATCH[1]}"
     shape=("--accelerator-type=$accelerator")

@@ -85,6 +85,26 @@ want_number() {
   [[ $2 =~ ^[0-9]+$ ]] || usage_error "$1: found '$2', expected a whole number"
 }
 
+# take_topology FLAG KIND:SHAPE: sets `shape`, gcloud's name of what ranker.plan calls so.
+take_topology() {
+  local generation="${2%%:*}" sides="${2#*:}"
+  [[ $2 =~ ^(v4|v5e|v5p|v6e):[1-9][0-9]*(x[1-9][0-9]*){1,2}$ ]] || usage_error \
+    "$1: found '$2', expected v4:, v5e:, v5p: or v6e: and sides, e.g. \
+v5e:4x4 or v5p:2x2x4 (TPU7x is available only through Kubernetes)"
+  case "$generation" in
+    v5e) shape=("--accelerator-type=v5litepod-$(chips_of "$2")") ;;
+    v6e) shape=("--accelerator-type=v6e-$(chips_of "$2")") ;;
+    *) shape=("--type=$generation" "--topology=$sides") ;;
+  esac
+}
+
+# Chips of a slice KIND:SHAPE.
+chips_of() {
+  local chips=1 side sides="${1#*:}"
+  for side in ${sides//x/ }; do chips=$((chips * side)); done
+  printf '%s' "$chips"
+}
+
 # --- the account of what was made ---
 
 name="" id="" kind="" zone="" project="" spot="" slices="" bucket="" runtime="" extras=""
@@ -265,7 +285,7 @@ create_tpu() {
 }
 
 # Waits until the TPU can be used, at most $1 seconds (0: for ever). Returns 1 when it will
-# not come.
+# not come; with a second word also after those seconds, which else end the script.
 wait_for_tpu() {
   local limit="$1" start=$SECONDS last=""
   while true; do
@@ -277,6 +297,7 @@ wait_for_tpu() {
       gone | missing) return 1 ;;
     esac
     if ((limit > 0 && SECONDS - start >= limit)); then
+      [[ -z ${2:-} ]] || return 1
       die "$name is still $detail after $limit s; wait on with launch/create.sh $name \
 --resume, or give it up with launch/delete.sh $name"
     fi

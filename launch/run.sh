@@ -9,6 +9,9 @@
 # --job JOB          name of the job [its time]
 # --attach           watch a job that runs instead of starting one
 # --max-restarts N   before giving up [100]
+# --smaller SHAPE    slice to go on with when one as before cannot be had, as KIND:SHAPE
+#                    (v5e:2x4); repeatable, each smaller than the one before
+# --patience SECONDS that each shape is waited for, while there is a smaller one [1800]
 # --dry-run          print the commands instead
 #
 # The command runs in the checkout's folder, apart from the connection: neither Ctrl-C nor
@@ -18,6 +21,7 @@
 
 TEMPORARY_FAILURE=75 # what ranker leaves with after SIGTERM, once it has saved
 job="" attach=false max_restarts=100 tpu="" command=()
+smaller=() patience=1800
 while (($#)); do
   case "$1" in
     --help | -h) help ;;
@@ -26,6 +30,10 @@ while (($#)); do
     --job | --job=*) take_value "$@" && job="$value" && shift "$taken" ;;
     --max-restarts | --max-restarts=*)
       take_value "$@" && max_restarts="$value" && shift "$taken"
+      ;;
+    --smaller | --smaller=*) take_value "$@" && smaller+=("$value") && shift "$taken" ;;
+    --patience | --patience=*)
+      take_value "$@" && patience="$value" && shift "$taken"
       ;;
     --) shift && command=("$@") && break ;;
     -*) usage_error "unknown flag $1 (the command comes after --)" ;;
@@ -36,8 +44,40 @@ while (($#)); do
   esac
 done
 [[ -n $tpu ]] || usage_error "NAME is missing"
+
+# The kind and the chips of a shape that gcloud is given.
+kind_and_chips() {
+  local generation count
+  if [[ $1 =~ ^--accelerator-type=([a-z0-9]+)-([0-9]+)$ ]]; then
+    generation="${BASH_REMATCH[1]/litepod/e}" count="${BASH_REMATCH[2]}"
+    # Names of the others count cores, two a chip.
+    [[ $generation == v5e || $generation == v6e ]] || count=$((count / 2))
+  else
+    generation="${1#--type=}" count="$(chips_of "$generation:${2#--topology=}")"
+  fi
+  printf '%s %s' "$generation" "$count"
+}
+
+# Every shape of --smaller is one, of the kind of TPU that there is, and smaller.
+check_smaller() {
+  local one before="" own=("${shape[@]}") now
+  now="$(kind_and_chips "${own[@]}")"
+  for one in "${smaller[@]}"; do
+    take_topology --smaller "$one"
+    before="$now" now="$(kind_and_chips "${shape[@]}")"
+    [[ ${now% *} == "${before% *}" ]] || usage_error \
+      "--smaller: $one is a ${now% *}, and $name is a ${before% *}; its image and its \
+programs are other ones"
+    ((${now#* } < ${before#* })) || usage_error \
+      "--smaller: $one has ${now#* } chips and what comes before it ${before#* }; name \
+smaller and smaller slices"
+  done
+  shape=("${own[@]}")
+}
 load_state "$tpu"
 want_number --max-restarts "$max_restarts"
+want_number --patience "$patience"
+check_smaller
 [[ -z $job || $job =~ ^[A-Za-z0-9][-A-Za-z0-9_.]*$ ]] ||
   usage_error "--job: found '$job', expected letters, digits, - _ and ."
 jobs="$state_root/$name/jobs"
@@ -172,13 +212,24 @@ watch() {
   done
 }
 
-# Gets a TPU of the same shape under the same name.
+# Gets a TPU under the same name: of the same shape, or when that cannot be had for
+# --patience seconds, of the next smaller one.
 replace_tpu() {
+  local since=$SECONDS limit
   delete_tpu
-  until create_tpu && wait_for_tpu 0; do
+  while true; do
+    limit=0
+    ((${#smaller[@]} == 0)) || limit=$((patience - (SECONDS - since)))
+    ((${#smaller[@]} == 0 || limit > 0)) || limit=1
+    if create_tpu && wait_for_tpu "$limit" enough; then return; fi
     say "$name cannot be had now; again in $poll s (Ctrl-C gives up)"
     sleep "$poll"
     [[ ! -f $(state_file) ]] || delete_tpu
+    if ((${#smaller[@]} && SECONDS - since >= patience)); then
+      take_topology --smaller "${smaller[0]}"
+      say "asks for ${smaller[0]} in place of what $name was"
+      smaller=("${smaller[@]:1}") since=$SECONDS
+    fi
   done
 }
 

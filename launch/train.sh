@@ -8,6 +8,7 @@
 #
 # --extras LIST      of the package [tpu]
 # --max-restarts N   [100]
+# --smaller SHAPE    as launch/run.sh takes it; so is --patience SECONDS
 # --keep             leave the TPU there when the command has succeeded
 # --dry-run          print every command instead
 #
@@ -24,6 +25,9 @@ while (($#)); do
     --extras | --extras=*) take_value "$@" && installing+=("--extras=$value") && shift "$taken" ;;
     --max-restarts | --max-restarts=*)
       take_value "$@" && running+=("--max-restarts=$value") && shift "$taken"
+      ;;
+    --smaller | --smaller=* | --patience | --patience=*)
+      take_value "$@" && running+=("${1%%=*}=$value") && shift "$taken"
       ;;
     --) shift && command=("$@") && break ;;
     --spot | --vm | --*=*) creating+=("$1") && shift ;;

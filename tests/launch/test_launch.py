@@ -421,6 +421,42 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_on_a_new_tpu(cloud):
     assert len(cloud.tpus()) == 1
 
 
+def test_a_preempted_job_goes_on_on_a_smaller_slice_when_there_is_no_other(cloud):
+    cloud.made("--bucket", "gs://my-bucket", "--spot")
+    cloud.faults(["follow", "preempt", 1], ["v5litepod-16", "fail", 1])
+    smaller = ("--smaller", "v5e:2x4", "--smaller=v5e:2x2", "--patience", "0")
+    found = cloud(*RUN[:2], *smaller, *RUN[2:], JOB)
+    assert "asks for v5e:2x4 in place of what tpu1 was" in found.stderr
+    assert "from step 2" in found.stdout and "ended at step 4" in found.stdout
+    first, second = cloud.calls("create")
+    assert "--accelerator-type=v5litepod-16" in first
+    changed = [one.replace("v5litepod-16", "v5litepod-8") for one in first]
+    assert changed == second
+    # The account knows what there is now, so a later job restarts on that.
+    assert "v5litepod-8" in (cloud.folder / "state" / "tpu1" / "state").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--smaller", "v5e:4x8"], "v5e:4x8 has 32 chips and what comes before it 16"),
+        (["--smaller", "v5e:4x4"], "has 16 chips and what comes before it 16"),
+        (
+            ["--smaller=v5e:2x2", "--smaller=v5e:2x4"],
+            "v5e:2x4 has 8 chips and what comes before it 4",
+        ),
+        (["--smaller", "v6e:2x2"], "v6e:2x2 is a v6e, and tpu1 is a v5e"),
+        (["--smaller", "v5e"], "--smaller: found 'v5e', expected"),
+        (["--patience", "soon"], "--patience: found 'soon'"),
+    ],
+)
+def test_a_shape_that_is_not_smaller_is_refused(cloud, flags, message):
+    cloud.made("--bucket", "gs://my-bucket", install=False)
+    found = cloud(*RUN[:2], *flags, *RUN[2:], JOB, code=2)
+    assert message in found.stderr
+    assert not cloud.calls("ssh")
+
+
 def test_a_job_that_saved_and_left_is_started_again_in_place(cloud):
     cloud.made("--bucket", "gs://my-bucket", "--vm")
     process = cloud.start(*RUN, JOB)
