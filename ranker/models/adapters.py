@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from ranker import config
 from ranker.models import dropout
 
+_DROPOUT = 3  # what a layer's key is folded with; encoder.py has the others
 _IN = {"o": 2}  # dimensions that a layer's matrix reads; of all others 1
 
 
@@ -76,7 +77,8 @@ def make_drop(layers: nnx.Module, key: Array | None) -> dropout.Drop | None:
         one.get_metadata("dropout", 0.0)
         for one in jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, nnx.Variable))
     ]
-    return dropout.make_drop(max(rates, default=0.0), key)
+    own = None if key is None else jax.random.fold_in(key, _DROPOUT)
+    return dropout.make_drop(max(rates, default=0.0), own)
 
 
 def project(

@@ -15,7 +15,8 @@ from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered, sums_exactly
 
-_ATTENTION = 2  # what a layer's key is folded with; it is split into two as well
+# What a layer's key is folded with; 0 and 1 are what it is split into, 3 the adapters'.
+_ATTENTION = 2
 
 
 class EncoderLayers(nnx.Module):
