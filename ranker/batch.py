@@ -54,3 +54,6 @@ class Batch:
     where: Bool[Array, "*A B L"]  # True: a real document
     # Of lists of clicks; None where a stage learns from none.
     impressions: Impressions | None = None
+    # True: a real passage; `score_index` then has P a document, [*A, B, L * P]. None:
+    # each document is one segment.
+    passages: Bool[Array, "*A B L P"] | None = None

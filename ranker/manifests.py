@@ -117,6 +117,7 @@ class TrainSettings(Facts):
     checkpoint: dict[str, Any] | None = None  # that the weights come from
     lora: dict[str, Any] | None = None  # of a stage that trains adapters
     best: dict[str, Any] | None = None  # how the result is chosen, if not the last
+    passages: dict[str, Any] | None = None  # how long documents are read, if by several
 
 
 @dataclass(frozen=True, kw_only=True)

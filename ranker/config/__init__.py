@@ -7,6 +7,7 @@ line. The comment after a field is its help text and gives its unit.
 
 from dataclasses import replace as replace
 
+from ranker.config.data import ONE_PASSAGE as ONE_PASSAGE
 from ranker.config.data import TEMPLATE_BAR as TEMPLATE_BAR
 from ranker.config.data import TEMPLATES as TEMPLATES
 from ranker.config.data import ClickRules as ClickRules
@@ -14,6 +15,8 @@ from ranker.config.data import Data as Data
 from ranker.config.data import Judge as Judge
 from ranker.config.data import Mesh as Mesh
 from ranker.config.data import Negatives as Negatives
+from ranker.config.data import Passages as Passages
+from ranker.config.data import PassageScore as PassageScore
 from ranker.config.data import Role as Role
 from ranker.config.data import Template as Template
 from ranker.config.data import Text as Text

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ranker.config.checks import positive, require
+from ranker.config.checks import not_negative, positive, require
 from ranker.errors import ConfigError
 
 
@@ -197,6 +197,34 @@ TEMPLATE_BAR = "|||"  # between the parts of a template that is written out
 Template = str  # one of TEMPLATES, or "QUERY ||| DOCUMENT ||| END"; see data/text.py
 
 
+PassageScore = Literal["first", "max", "mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passages:
+    """How a document that is longer than a row is read."""
+
+    most: int = 1  # parts of a document, each read with the query; what is behind: cut
+    overlap: int = 0  # tokens that a part shares with the one before
+    score: PassageScore = "first"  # of the parts' scores; first: of one part alone
+
+    def __post_init__(self):
+        require(self.most >= 1, f"passages must be 1 or more, found {self.most}")
+        not_negative(self, "overlap")
+        require(
+            (self.most > 1) == (self.score != "first"),
+            f"passages are {self.most} a document at most, and their score is "
+            f"{self.score!r}; several have max or mean (text.passage_score), one first",
+        )
+        require(
+            self.most > 1 or not self.overlap,
+            f"passages overlap by {self.overlap} tokens, and there is one a document",
+        )
+
+
+ONE_PASSAGE = Passages()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Text:
     """How teacher and student read text; they never share a vocabulary."""
@@ -209,6 +237,10 @@ class Text:
     student_vocab_size: int = 2048  # tokens, of a tokenizer that prepare trains
     teacher_length: int = 64  # tokens a row, the end token included
     student_length: int = 64  # tokens a row, the special tokens included
+    teacher_passages: int = 1  # rows that a document is read in, at most
+    student_passages: int = 1  # rows that a document is read in, at most
+    passage_overlap: int = 0  # tokens that a row repeats of the one before
+    passage_score: PassageScore = "first"  # a document's, of its rows'; first: one row
 
     def __post_init__(self):
         for name in ("teacher_length", "student_length"):
@@ -218,10 +250,27 @@ class Text:
             )
         for name in ("teacher_template", "student_template"):
             _check_template(f"text.{name}", getattr(self, name))
+        most = max(self.teacher_passages, self.student_passages)
+        Passages(most=most, overlap=self.passage_overlap, score=self.passage_score)
+        for role in ("teacher", "student"):
+            require(
+                getattr(self, f"{role}_passages") >= 1,
+                f"text.{role}_passages must be 1 or more, found "
+                f"{getattr(self, f'{role}_passages')}",
+            )
 
     def of(self, role: Role, name: str) -> Any:
         """The field `name` of the teacher or the student, such as "length"."""
         return getattr(self, f"{role}_{name}")
+
+    def passages(self, role: Role) -> Passages:
+        """How the teacher or the student reads a long document."""
+        most = self.of(role, "passages")
+        if most == 1:
+            return Passages()
+        return Passages(
+            most=most, overlap=self.passage_overlap, score=self.passage_score
+        )
 
     def with_one_reader(self, role: Role) -> "Text":
         """The settings where one of the two reads alone: both have its fields."""

@@ -26,6 +26,7 @@ import jax
 import numpy as np
 
 from ranker.batch import Batch, Impressions, Rows
+from ranker.data.passages import numbers
 from ranker.data.text import Segment
 
 # Documents shorter than this, on average, leave rows unfilled. It bounds how many lists
@@ -43,6 +44,7 @@ class Layout:
     shared: bool = False  # what a list's documents begin with is laid once a row
     slots: int = 0  # lists, at most; 0: as many as the rows have tokens for
     impressions: bool = False  # some lists are of clicks: positions and weights
+    passages: int = 1  # segments of a document, at most
 
     @property
     def lists(self) -> int:
@@ -65,8 +67,10 @@ class Example:
     labels: np.ndarray  # float32, of each segment; empty for a text
     targets: np.ndarray  # float32, of each segment; empty for a text
     shared: int = 0  # tokens that all segments begin with, to be laid once a row
-    positions: np.ndarray | None = None  # int32, of each segment; None: 0
-    weights: np.ndarray | None = None  # float32, of each segment; None: 1
+    positions: np.ndarray | None = None  # int32, of each document; None: 0
+    weights: np.ndarray | None = None  # float32, of each document; None: 1
+    # Segments of each document, one after the other; None: one each.
+    counts: Sequence[int] | None = None
 
     @cached_property
     def lengths(self) -> list[int]:
@@ -248,7 +252,8 @@ def choose_parts(waiting: Sequence[Example], layout: Layout) -> list[Part]:
 
 def _slots(example: Example, layout: Layout) -> int:
     """How many of `layout.lists` an example takes: pairs are lists of one document."""
-    return len(example.segments) if layout.size == 1 else 1
+    alone = layout.size == 1 and example.counts is None
+    return len(example.segments) if alone else 1
 
 
 def _unroll(
@@ -284,6 +289,7 @@ def empty_batch(layout: Layout, pad: int) -> Batch:
     """A shard of padding: no text, no list; numpy leaves."""
     tokens = (layout.rows, layout.length)
     scores = (layout.lists, layout.size)
+    many = layout.passages > 1
     leaves: dict[str, Any] = dict(  # numpy's, until they are moved to the devices
         rows=Rows(
             np.full(tokens, pad, np.int32),  # type: ignore[arg-type]
@@ -291,10 +297,11 @@ def empty_batch(layout: Layout, pad: int) -> Batch:
             prefixes=np.zeros(tokens, np.int32) if layout.shared else None,  # type: ignore[arg-type]
         ),
         loss_mask=np.zeros(tokens, bool),
-        score_index=np.zeros(scores, np.int32),
+        score_index=np.zeros((layout.lists, layout.size * layout.passages), np.int32),
         labels=np.zeros(scores, np.float32),
         targets=np.zeros(scores, np.float32),
         where=np.zeros(scores, bool),
+        passages=np.zeros((*scores, layout.passages), bool) if many else None,
     )
     if layout.impressions:
         leaves["impressions"] = Impressions(
@@ -337,11 +344,15 @@ def pack(
             start = pieces.add(segment, row, shared, None, prefixes.get(row, 0))
             places.append(start + segment.score - shared)
         if layout.size:
-            n = len(places)
+            n = len(example.labels)
             # Pairs are lists of one document each.
-            at = np.s_[slot : slot + n, 0] if layout.size == 1 else np.s_[slot, :n]
+            alone = layout.size == 1 and example.counts is None
+            at = np.s_[slot : slot + n, 0] if alone else np.s_[slot, :n]
+            if example.counts is None:
+                batch.score_index[at] += np.asarray(places, np.int32)
+            else:
+                _lay_passages(batch, slot, example.counts, places)
             slot += _slots(example, layout)
-            batch.score_index[at] += np.asarray(places, np.int32)
             batch.labels[at], batch.targets[at] = example.labels, example.targets
             batch.where[at] = True
             if batch.impressions is not None and example.positions is not None:
@@ -350,6 +361,18 @@ def pack(
                 batch.impressions.weights[at] = example.weights
     pieces.lay(batch)
     return batch
+
+
+def _lay_passages(
+    batch: Batch, slot: int, counts: Sequence[int], places: Sequence[int]
+) -> None:
+    """Writes where a list is scored whose documents have several segments each."""
+    assert batch.passages is not None
+    documents = numbers(counts)
+    within = np.concatenate([np.arange(one) for one in counts])
+    at = slot, documents * batch.passages.shape[-1] + within
+    batch.score_index[at] += np.asarray(places, np.int32)  # type: ignore[index]
+    batch.passages[slot, documents, within] = True  # type: ignore[index]
 
 
 class _Pieces:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ranker import config
 from ranker.batch import Batch
+from ranker.data import passages
 from ranker.data.packing import (
     Choice,
     Example,
@@ -71,6 +72,7 @@ class ListEncoder:
         *,
         shared: bool = False,
         tokens: Source[np.ndarray] | Mapping[int, np.ndarray] | None = None,
+        passages: config.Passages = config.ONE_PASSAGE,
     ):
         """Of documents by their row in the corpus.
 
@@ -82,7 +84,10 @@ class ListEncoder:
             `can_share`.
           tokens: ids of every document, see tokens.py; None: each is tokenised when it
             is first read.
+          passages: how documents longer than a text are read, by `parts`.
         """
+        self.passages = passages
+        self._most = length * passages.most  # tokens of a document that are read
         self.corpus, self.tokenizer, self.length = corpus, tokenizer, length
         self.shared, self.tokens = shared, tokens
         self._document = lru_cache(maxsize=_CACHED_DOCUMENTS)(self._hold)
@@ -97,7 +102,7 @@ class ListEncoder:
 
     def _documents(self, rows: Sequence[int]) -> list[np.ndarray]:
         if self.tokens is not None:
-            return [self.tokens[row][: self.length] for row in rows]
+            return [self.tokens[row][: self._most] for row in rows]
         places = [self._document(row) for row in rows]
         missing = {
             row: place for row, place in zip(rows, places, strict=True) if not place
@@ -106,7 +111,7 @@ class ListEncoder:
             found = self.tokenizer.documents([self.corpus[row] for row in missing])
             for place, tokens in zip(missing.values(), found, strict=True):
                 # Tokens beyond the length are never seen, so they are not kept either.
-                place[:] = [np.asarray(tokens[: self.length], np.int32)]
+                place[:] = [np.asarray(tokens[: self._most], np.int32)]
         return [place[0] for place in places]
 
     def _queries(self, queries: Sequence[str]) -> list[np.ndarray]:
@@ -131,15 +136,38 @@ class ListEncoder:
     ) -> list[list[Segment]]:
         """Segments of several queries' documents, which are tokenised in one call.
 
-        The tokenizer works on all cores where a call has some hundred texts.
+        The tokenizer works on all cores where a call has some hundred texts. Of a long
+        document it is the first part.
         """
+        read = self._read(lists)
+        return [[self._segment(query, one) for one in its] for query, its in read]
+
+    def parts(
+        self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
+    ) -> list[tuple[list[Segment], list[int]]]:
+        """As `many`, all passages: of each list, and how many each document has."""
+        found = []
+        for query, its in self._read(lists):
+            each = [self._passages(query, document) for document in its]
+            found.append((sum(each, []), [len(one) for one in each]))
+        return found
+
+    def _read(
+        self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
+    ) -> list[tuple[np.ndarray, list[np.ndarray]]]:
+        """Ids of each query, and of its documents."""
         rows = [[int(row) for row in its] for _, its in lists]
         documents = iter(self._documents([row for its in rows for row in its]))
         queries = self._queries([query for query, _ in lists])
         return [
-            [self._segment(query, next(documents)) for _ in its]
+            (query, [next(documents) for _ in its])
             for query, its in zip(queries, rows, strict=True)
         ]
+
+    def _passages(self, query: np.ndarray, document: np.ndarray) -> list[Segment]:
+        room = max(self.length - len(query) - len(self._tail), 1)
+        parts = passages.cut(document, room, self.passages)
+        return [self._segment(query, part) for part in parts]
 
     def _segment(self, query: np.ndarray, document: np.ndarray) -> Segment:
         """As the tokenizer's `segment`, of arrays."""
@@ -244,17 +272,18 @@ def pair_batches(
 
     Yields:
       This process's part of a batch, and which pair each of its lists is, int32 `[B]`:
-      pairs are numbered in the order of `lists`, -1 is padding.
+      pairs are numbered in the order of `lists`, -1 is padding. Where documents are
+      read by passages, each passage is a list, with the number of its pair.
     """
     layout = _pair_layout(encoder, rows=rows, shards=shards)
     pad = encoder.tokenizer.pad
     waiting: _Pairs = {shard: [] for shard in shards.local}
     tokens = dict.fromkeys(shards.local, 0)
-    for shard, first, segments in _read_lists(lists, encoder, shards):
+    for shard, own, segments in _read_lists(lists, encoder, shards):
         for example in _cut(segments, layout):
-            numbers = first + np.arange(len(example.segments), dtype=np.int32)
-            waiting[shard].append((numbers, example))
-            first += len(numbers)
+            size = len(example.segments)
+            waiting[shard].append((own[:size], example))
+            own = own[size:]
             tokens[shard] += example.total
         if min(tokens.values()) >= WAITING * layout.tokens:
             yield _pack_pairs(waiting, layout, pad)
@@ -306,7 +335,7 @@ def no_pairs(
     return _pack_pairs(nothing, layout, encoder.tokenizer.pad)
 
 
-# Of each shard, its pairs and their numbers.
+# Of each shard, its pairs, and the number of each of their segments.
 _Pairs = dict[int, list[tuple[np.ndarray, Example]]]
 
 
@@ -353,23 +382,33 @@ def _some(
     return numbers[list(members)], _alone(segments, example.shared)
 
 
+def _encoded(
+    encoder: ListEncoder, lists: Sequence[tuple[str, np.ndarray]]
+) -> list[tuple[list[Segment], np.ndarray]]:
+    """Segments of each list, and which of its documents each is of."""
+    if encoder.passages.most > 1:
+        return [(one, passages.numbers(n)) for one, n in encoder.parts(lists)]
+    return [(one, np.arange(len(one))) for one in encoder.many(lists)]
+
+
 def _read_lists(
     lists: Iterable[RankedList], encoder: ListEncoder, shards: Shards
-) -> Iterator[tuple[int, int, list[Segment]]]:
-    """(shard, number of the first pair, segments) of each of this process's lists."""
+) -> Iterator[tuple[int, np.ndarray, list[Segment]]]:
+    """(shard, number of each segment's pair, segments) of this process's lists."""
     reading: collections.deque[tuple[list[tuple[int, int]], Future]]
     reading = collections.deque()
     group: list[tuple[int, int, RankedList]] = []  # shard, first pair, list
 
     def submit() -> None:
-        found = pool.submit(encoder.many, [(x.query, x.documents) for *_, x in group])
+        texts = [(x.query, x.documents) for *_, x in group]
+        found = pool.submit(_encoded, encoder, texts)
         reading.append(([(shard, number) for shard, number, _ in group], found))
         group.clear()
 
-    def done() -> Iterator[tuple[int, int, list[Segment]]]:
+    def done() -> Iterator[tuple[int, np.ndarray, list[Segment]]]:
         places, found = reading.popleft()
-        for (shard, number), segments in zip(places, found.result(), strict=True):
-            yield shard, number, segments
+        for (shard, number), (segments, of) in zip(places, found.result(), strict=True):
+            yield shard, number + of, segments
 
     first = texts = 0
     with ThreadPoolExecutor(THREADS, thread_name_prefix="encode") as pool:

@@ -248,7 +248,9 @@ def _steps(
     return iter(ahead(steps, prefetch_buffer_size=_READY))
 
 
-def make_layout(batch: config.Batch, *, size: int, length: int, shards: int) -> Layout:
+def make_layout(
+    batch: config.Batch, *, size: int, length: int, shards: int, passages: int = 1
+) -> Layout:
     """What a data shard holds of a micro-batch of `batch.size` lists or texts.
 
     The rows are those that `batch.size` texts, or lists of `size` documents, need when
@@ -259,6 +261,7 @@ def make_layout(batch: config.Batch, *, size: int, length: int, shards: int) -> 
       size: documents a list, at most; 0: texts.
       length: tokens a row.
       shards: data shards of the mesh.
+      passages: rows that a document of full length has, at most.
 
     Raises:
       ConfigError: when a micro-batch does not divide over the shards.
@@ -270,7 +273,8 @@ def make_layout(batch: config.Batch, *, size: int, length: int, shards: int) -> 
             f"{batch.accumulate}) is not divisible by the {shards} data shards of the "
             f"mesh; set batch.size to a multiple of {shards * batch.accumulate}"
         )
-    return Layout(rows=micro // shards * max(size, 1), length=length, size=size)
+    rows = micro // shards * max(size, 1) * passages
+    return Layout(rows=rows, length=length, size=size, passages=passages)
 
 
 def _text_encoder(
@@ -356,7 +360,12 @@ def list_batches(
     ) -> Example:
         record, scores = item if isinstance(item, tuple) else (item, None)
         places = draw_documents(record.labels, batch.list_size, generator)
-        segments = encoder(record.query, record.documents[places])
+        texts = [(record.query, record.documents[places])]
+        counts = None
+        if encoder.passages.most > 1:
+            [(segments, counts)] = encoder.parts(texts)
+        else:
+            [segments] = encoder.many(texts)
         labels = record.labels[places]
         return Example(
             segments,
@@ -365,10 +374,15 @@ def list_batches(
             common_prefix(segments) if encoder.shared else 0,
             record.positions[places] if len(record.positions) else None,
             record.weights[places] if len(record.weights) else None,
+            counts,
         )
 
     layout = make_layout(
-        batch, size=batch.list_size, length=encoder.length, shards=shards.count
+        batch,
+        size=batch.list_size,
+        length=encoder.length,
+        shards=shards.count,
+        passages=encoder.passages.most,
     )
     layout = replace(layout, impressions=impressions)
     return _steps(

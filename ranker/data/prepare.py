@@ -88,6 +88,9 @@ def _settings(data: config.Data, settings: config.Text) -> dict[str, Any]:
     """The fields that what is prepared depends on, and what the files looked like."""
     fields = config.to_dict(data)
     tokens = config.to_dict(settings)
+    for name in ("teacher_passages", "student_passages"):
+        del tokens[name]  # what is prepared is whole
+    del tokens["passage_overlap"], tokens["passage_score"]
     if data.on_error == "stop":
         # A length then decides whether there is a result, not which.
         del tokens["teacher_length"], tokens["student_length"]

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ranker import config, sharding
 from ranker.batch import Rows
@@ -219,6 +219,25 @@ class Ranker(nnx.Module):
         if self.pooling == "mean":
             hidden = read(segment_means(hidden, rows.segments))
         return self.head(hidden, key=keys[1])
+
+
+def over_passages(
+    scores: Float[Array, "B L*P"], passages: Bool[Array, "B L P"], how: str
+) -> Float[Array, "B L"]:
+    """Scores of documents from those of their passages; 0 for padding.
+
+    Args:
+      scores: of passages, P a document, one after the other.
+      passages: True for a real one.
+      how: "max" or "mean" over the real ones.
+    """
+    scores = scores.reshape(passages.shape)
+    count = jnp.sum(passages, axis=-1)
+    if how == "mean":
+        total = jnp.sum(jnp.where(passages, scores, 0.0), axis=-1)
+        return total / jnp.maximum(count, 1)
+    most = jnp.max(jnp.where(passages, scores, _LOWEST), axis=-1)
+    return jnp.where(count > 0, most, 0.0)
 
 
 def segment_ends(segments: Int[Array, "R T"], *, last: bool) -> Int[Array, "R T"]:

@@ -230,7 +230,8 @@ def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts])
     records, texts = amount
     model, vocab_size = find_model(settings)
     shards = sharding.num_shards(mesh)
-    objective = make_objective(settings.objective, groups=shards)
+    passages = settings.text.passages(role_of(settings))
+    objective = make_objective(settings.objective, groups=shards, passages=passages)
     network = make_network(
         model,
         vocab_size,
@@ -245,6 +246,7 @@ def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts])
         size=0 if language else settings.batch.list_size,
         length=settings.text.of(role_of(settings), "length"),
         shards=shards,
+        passages=1 if language else passages.most,
     )
     layout = dataclasses.replace(layout, impressions=bool(settings.click_lists))
     rows = settings.batch.accumulate * shards * layout.rows
@@ -296,6 +298,7 @@ def _evaluation(
     params = nnx.merge_state(params, placed(network.frozen, network.frozen_shardings))
     if not language:
         one = dataclasses.replace(layout, size=1, slots=0, impressions=False)
+        one = dataclasses.replace(one, passages=1)
         return make_score(network), (params, _batch(mesh, one, micro=0))
 
     def loss(params: Any, batch: Batch) -> WeightedSum:

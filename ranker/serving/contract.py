@@ -11,6 +11,7 @@ import pathlib
 from dataclasses import dataclass
 from typing import Any
 
+from ranker import config
 from ranker.errors import ContractError
 from ranker.manifests import check_types
 from ranker.storage import read_json, write_json
@@ -64,6 +65,9 @@ class Contract:
     golden: list[Golden]
     # Precision -> what its ranking quality was measured to be; see precision.py.
     precisions: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # How a document longer than a pair is read: passages at most, tokens that they
+    # share, and a document's score of theirs (max, mean); empty: its beginning alone.
+    passages: dict[str, Any] = dataclasses.field(default_factory=dict)
     # Raw score to a probability: method and its numbers; empty: a sigmoid.
     calibration: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -102,12 +106,28 @@ def load(folder: pathlib.Path) -> Contract:
         contract = Contract(**fields)
         for one in (contract, *contract.golden):
             check_types(one)
+        config.Passages(**contract.passages)
     except (TypeError, KeyError, ValueError) as error:
         said = str(error)[:300]
         raise ContractError(f"{path} is not whole ({said}); {again}") from error
     if not contract.golden:
         raise ContractError(f"{path} has no golden pairs; {again}")
     return contract
+
+
+def need_one_passage(contract: Contract, folder: pathlib.Path, by: str) -> None:
+    """Refuses a contract by which long documents are read in several passages.
+
+    Raises:
+      ContractError: naming `by`, which reads a document's beginning alone.
+    """
+    if contract.passages:
+        raise ContractError(
+            f"{folder}: long documents are scored by passages "
+            f"({contract.passages['score']} over {contract.passages['most']} at most), "
+            f"and {by} reads one; score with ranker.load, or train and export with "
+            "text.student_passages=1"
+        )
 
 
 def file_digest(path: pathlib.Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ranker import config
+from ranker.data import passages
 from ranker.data.text import Segment, Tokenizer
 from ranker.errors import DataError
 from ranker.serving.contract import Contract
@@ -33,6 +34,7 @@ class Frame:
     length: int  # tokens a pair, special tokens included
     padding: int  # id
     last: bool  # the score is read at the last token; else at the first
+    passages: config.Passages = config.ONE_PASSAGE  # of a document longer than that
 
     @property
     def fixed(self) -> int:
@@ -64,10 +66,23 @@ class Frame:
 
     def segment(self, query: Sequence[int], document: Sequence[int]) -> Segment:
         """Joins ids of a query and of a document; cuts the document's last tokens."""
-        kept = self.longest_query(len(query))
-        before = [*self.prefix, *query[:kept], *self.middle]
+        before = self._before(query)
         room = self.length - len(before) - len(self.suffix)
-        tokens = [*before, *document[:room], *self.suffix]
+        return self._joined(before, document[:room])
+
+    def segments(self, query: Sequence[int], document: Sequence[int]) -> list[Segment]:
+        """As `segment`, all passages of the document that are read."""
+        before = self._before(query)
+        room = self.length - len(before) - len(self.suffix)
+        parts = passages.cut(document, room, self.passages)
+        return [self._joined(before, part) for part in parts]
+
+    def _before(self, query: Sequence[int]) -> list[int]:
+        kept = self.longest_query(len(query))
+        return [*self.prefix, *query[:kept], *self.middle]
+
+    def _joined(self, before: Sequence[int], document: Sequence[int]) -> Segment:
+        tokens = [*before, *document, *self.suffix]
         return Segment(
             tokens=tokens,
             type_ids=self.types,
@@ -89,10 +104,15 @@ def contract_frame(contract: Contract) -> Frame:
         length=contract.length,
         padding=contract.padding,
         last=contract.pooling == "last token",
+        passages=config.Passages(**contract.passages),
     )
 
 
-def tokenizer_frame(tokenizer: Tokenizer, length: int) -> Frame:
+def tokenizer_frame(
+    tokenizer: Tokenizer,
+    length: int,
+    passages: config.Passages = config.ONE_PASSAGE,
+) -> Frame:
     """The frame of a template, as training reads it."""
     words = tokenizer.words
     return Frame(
@@ -105,6 +125,7 @@ def tokenizer_frame(tokenizer: Tokenizer, length: int) -> Frame:
         length=length,
         padding=tokenizer.pad,
         last=words is not None,
+        passages=passages,
     )
 
 
@@ -192,11 +213,23 @@ class PairEncoder:
 
     def pairs(self, pairs: Sequence[tuple[str, Texts]]) -> list[Segment]:
         """Rows of (query, document) pairs; each different text is tokenised once."""
+        return [self.frame.segment(q, d) for q, d in self._ids(pairs)]
+
+    def parts(
+        self, pairs: Sequence[tuple[str, Texts]]
+    ) -> tuple[list[Segment], list[int]]:
+        """Rows of all passages of the pairs' documents, and how many each pair has."""
+        each = [self.frame.segments(q, d) for q, d in self._ids(pairs)]
+        return sum(each, []), [len(one) for one in each]
+
+    def _ids(
+        self, pairs: Sequence[tuple[str, Texts]]
+    ) -> list[tuple[list[int], list[int]]]:
         queries = list(dict.fromkeys(query for query, _ in pairs))
         documents = list(dict.fromkeys(document for _, document in pairs))
         first = dict(zip(queries, self.queries(queries), strict=True))
         second = dict(zip(documents, self.documents(documents), strict=True))
-        return [self.frame.segment(first[q], second[d]) for q, d in pairs]
+        return [(first[q], second[d]) for q, d in pairs]
 
     def sizes(self, pairs: Sequence[tuple[str, Texts]]) -> list[int]:
         """Tokens of pairs, were they not cut."""

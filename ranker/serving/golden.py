@@ -1,5 +1,6 @@
 """Golden pairs and the contract that holds them: written beside exported weights."""
 
+import dataclasses
 import json
 import pathlib
 import unicodedata
@@ -148,6 +149,7 @@ def write_contract(
         types=list(frame.types),
         padding=described["pad_token_id"],
         length=frame.length,
+        passages=dataclasses.asdict(frame.passages) if frame.passages.most > 1 else {},
         truncation=TRUNCATION,
         tokenizer_digest=encoder.digest,
         pooling=_pooling(about.model),

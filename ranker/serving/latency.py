@@ -82,6 +82,7 @@ def measure(folder: pathlib.Path, plan: Plan) -> list[Measured]:
       ContractError, ModelError: when the folder cannot be read.
     """
     promise = contract.load(folder)
+    contract.need_one_passage(promise, folder, "ranker.latency")
     if plan.tokens > promise.length:
         raise ConfigError(
             f"--tokens {plan.tokens} is over the contract's length, {promise.length}"

@@ -4,6 +4,7 @@ model = ranker.load("runs/first/export")
 model.rank("cheap flights", ["Low fares to Rome.", "A recipe for bread."])
 """
 
+import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ranker import config
+from ranker.data import passages as windows
 from ranker.data.backends import load_tokenizer
 from ranker.data.text import Tokenizer, answers_of
 from ranker.errors import DataError, ModelError, shown
@@ -53,7 +55,8 @@ class Model:
     ) -> Float[np.ndarray, " n"]:
         """Raw scores of pairs: unbounded, higher is better, nothing applied to them.
 
-        Texts beyond `frame.length` are cut, the document first. The same pair has the
+        Texts beyond `frame.length` are cut, the document first; where the contract says
+        so, a long document is read by passages instead. The same pair has the
         same score in any company, but for rounding in the seventh digit.
 
         Args:
@@ -73,7 +76,12 @@ class Model:
           ... # doctest: +SKIP
           array([ 1.93, -0.48], dtype=float32)
         """
-        return self.scorer(self.encoder.pairs(check_pairs(pairs)))
+        found = check_pairs(pairs)
+        if self.frame.passages.most == 1:
+            return self.scorer(self.encoder.pairs(found))
+        segments, counts = self.encoder.parts(found)
+        of = windows.numbers(counts)
+        return windows.pool(self.scorer(segments), of, self.frame.passages.score)
 
     def rank(
         self,
@@ -154,6 +162,7 @@ def load(
     revision: str = "",
     template: str = "",
     length: int = 0,
+    passages: config.Passages = config.ONE_PASSAGE,
 ) -> Model:
     """Loads a ranker: an export with its contract, or any checkpoint that ranks.
 
@@ -166,6 +175,8 @@ def load(
       template: words around the texts, for a folder without a contract; a name such as
         "qwen3_reranker", or QUERY ||| DOCUMENT ||| END (docs/checkpoints.md).
       length: tokens that a pair is cut to; 0: the contract's, else the tokenizer's.
+      passages: how a document longer than that is read, for a folder without a
+        contract, such as `config.Passages(most=4, overlap=32, score="max")`.
 
     Raises:
       ContractError: for a contract that cannot be read.
@@ -174,8 +185,9 @@ def load(
     """
     folder = resolve_folder(str(path), revision)
     promise = contract.load(folder) if (folder / contract.FILE).is_file() else None
-    if promise and (template or length):
-        given = "template" if template else "length"
+    several = passages != config.ONE_PASSAGE
+    if promise and (template or length or several):
+        given = "template" if template else "length" if length else "passages"
         raise DataError(
             f"{given} is given, and {folder / contract.FILE} has its own: leave it out"
         )
@@ -189,6 +201,8 @@ def load(
         frame = tokenizer_frame(Tokenizer(folder, template), own.length)
     else:
         frame = own_frame(loaded, checkpoint.model, length)
+    if several:
+        frame = dataclasses.replace(frame, passages=passages)
     return Model(
         folder=folder,
         frame=frame,

@@ -49,6 +49,7 @@ class Graded:
 
     segments: list[Segment]
     labels: np.ndarray  # float32, of each candidate
+    counts: Sequence[int] = ()  # rows of each candidate; empty: one each
 
 
 # --- the gate -------------------------------------------------------------------------

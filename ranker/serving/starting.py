@@ -158,6 +158,7 @@ def start(
       UserError: when it cannot be served.
     """
     promise = contract.load(folder)
+    contract.need_one_passage(promise, folder, "ranker.serve")
     name, chosen = choose(folder, promise, runtime, precision)
     loaded: Any = load_tokenizer(folder)
     encoder = PairEncoder(contract_frame(promise), loaded.backend_tokenizer)

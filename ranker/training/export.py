@@ -180,7 +180,7 @@ def write_golden(
 ) -> None:
     """Writes the contract of an exported ranker; golden scores are of float32."""
     tokenizer = prepared.tokenizer(trained.role)
-    frame = tokenizer_frame(tokenizer, trained.length)
+    frame = tokenizer_frame(tokenizer, trained.length, trained.passages)
     golden.frame_pairs(folder, frame)
     about = golden.Described(
         stage=trained.name,
@@ -203,6 +203,7 @@ class _Rows:
     tokenizer: Tokenizer
     length: int
     shared: bool = False  # no prompt is laid once for several
+    passages: config.Passages = config.ONE_PASSAGE  # each row is on its own
 
     def many(
         self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]

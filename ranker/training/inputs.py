@@ -85,6 +85,11 @@ def open_feed(run: Run, *, trains: bool = True) -> Feed:
         print(f"[{settings.name}] {why}", flush=True)
     if isinstance(settings.objective, config.Distillation):
         if settings.objective.triples:
+            if settings.text.passages(run.role).most > 1:
+                raise config.ConfigError(
+                    f"the stage {settings.name!r} streams objective.triples, which are "
+                    f"one row each; set text.{run.role}_passages to 1"
+                )
             return _streamed(settings, prepared.tokenizer(run.role), length)
         lists, common["targets"] = scored_lists(settings, prepared, run.workdir)
     else:
@@ -245,6 +250,7 @@ def _encoder(run: Run, *, stored: bool = True) -> pairs.ListEncoder:
         tokens,
         shared=shared,
         tokens=corpus_tokens(run.prepared, tokenizer) if stored else None,
+        passages=run.settings.text.passages(run.role),
     )
 
 
@@ -336,7 +342,7 @@ def make_measure(run: Run) -> Measure:
     dev = _first(dev, run.settings.loop.eval_queries)
     score, batch = make_score(run.network), run.settings.batch
     # What fits while training fits here: the rows of a micro-batch.
-    rows = batch.size // batch.accumulate * batch.list_size
+    rows = batch.size // batch.accumulate * batch.list_size * encoder.passages.most
 
     def measure(params: Any) -> dict[str, float]:
         if not len(dev):

@@ -28,6 +28,7 @@ from ranker.losses import (
 )
 from ranker.losses.reduction import WeightedSum
 from ranker.models.build import POSITION_BIAS, Head
+from ranker.models.heads import over_passages
 
 Parts = dict[str, WeightedSum]
 Scores = Float[Array, "B L"]
@@ -343,6 +344,40 @@ OBJECTIVES: dict[type, Callable[..., Objective]] = {
 }
 
 
-def make_objective(settings: config.Objective, *, groups: int) -> Objective:
-    """The objective that `settings` describes, for batches of `groups` data shards."""
-    return OBJECTIVES[type(settings)](settings, groups)
+def make_objective(
+    settings: config.Objective,
+    *,
+    groups: int,
+    passages: config.Passages = config.ONE_PASSAGE,
+) -> Objective:
+    """The objective that `settings` describes, for batches of `groups` data shards.
+
+    With several `passages` a document's score is that of all of its passages.
+    """
+    made = OBJECTIVES[type(settings)](settings, groups)
+    if passages.most == 1 or made.head == "language":
+        return made
+
+    def parts(model, batch: Batch, key) -> Parts:
+        return made.parts(_Whole(model, batch, passages.score), batch, key)
+
+    return replace(made, parts=parts)
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """A ranker that scores whole documents, from all of their passages."""
+
+    model: Any
+    batch: Batch
+    how: config.PassageScore
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Scores:
+        """Scores [B, L]; arguments as of the ranker."""
+        scores = self.model(*arguments, **keywords)
+        assert self.batch.passages is not None
+        return over_passages(scores, self.batch.passages, self.how)
+
+    def __getattr__(self, name: str) -> Any:
+        """What else an objective reads of the model."""
+        return getattr(self.model, name)

@@ -67,7 +67,9 @@ class Run:
     def objective(self) -> Objective:
         """What is minimised."""
         groups = sharding.num_shards(self.mesh)
-        return make_objective(self.settings.objective, groups=groups)
+        passages = self.settings.text.passages(self.role)
+        objective = self.settings.objective
+        return make_objective(objective, groups=groups, passages=passages)
 
     @functools.cached_property
     def network(self) -> Network:
@@ -150,6 +152,8 @@ def plan(
 def _settings(settings: config.Train, origin: Origin) -> TrainSettings:
     """What the stage's result depends on, beside its inputs."""
     loop, checkpoint, best = settings.loop, None, None
+    passages = settings.text.passages(origin.role)
+    language = isinstance(settings.objective, config.Language)
     if origin.checkpoint and not settings.parent:
         assert isinstance(settings.model, config.Pretrained)
         checkpoint = {
@@ -179,6 +183,9 @@ def _settings(settings: config.Train, origin: Origin) -> TrainSettings:
         length=settings.text.of(origin.role, "length"),
         seed=settings.seed,
         best=best,
+        passages=dataclasses.asdict(passages)
+        if passages.most > 1 and not language
+        else None,
     )
 
 

@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 from ranker import processes, sharding
 from ranker.batch import Batch
 from ranker.data.pairs import ListEncoder, Shards, Source, ahead, no_pairs, pair_batches
+from ranker.data.passages import pool
 from ranker.data.records import RankedList
 from ranker.training.state import Network
 
@@ -104,6 +105,7 @@ def score_lists(
     shards = shards_of(network)
     rows = -(-rows // shards.count) * shards.count
     results: list[tuple[np.ndarray, np.ndarray]] = []
+    several, seen = encoder.passages.most > 1, set()  # of a document; pairs begun
     done = 0
 
     def fetch(scores: jax.Array, numbers: jax.Array, tokens: int) -> None:
@@ -117,7 +119,9 @@ def score_lists(
                 "or its input are broken; nothing was written for this batch"
             )
         results.append((pairs, values))
-        done += len(pairs)
+        if several:
+            seen.update(pairs.tolist())
+        done = len(seen) if several else done + len(pairs)
         if progress:
             progress(done, tokens)
 
@@ -147,6 +151,9 @@ def score_lists(
             waiting = (result, placed[1], tokens)
         if waiting:
             fetch(*waiting)
+    if several and results:
+        pairs, values = (np.concatenate(x) for x in zip(*results, strict=True))
+        return pool(values, pairs, encoder.passages.score)
     scores = np.zeros(done, np.float32)
     for pairs, values in results:
         scores[pairs] = values

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ranker import config
+from ranker.data import passages
 from ranker.data.pipeline import ListEncoder
 from ranker.data.prepare import Prepared
 from ranker.data.records import RankedList
@@ -49,8 +50,14 @@ def add_served(
     small = isinstance(trained.model, config.Encoder)
     most = _QUERIES if small else _TEACHER_QUERIES
     lists = _graded(prepared.lists("dev"), encoder, most)
+    if trained.passages.most > 1 and settings.onnx.precision in ("bfloat16", "int8"):
+        raise ModelError(
+            f"onnx.precision is {settings.onnx.precision}, which is accepted by the "
+            "ranking of documents read in one row, and this stage reads them by "
+            f"passages ({trained.passages.most}); set onnx.precision to float32 or none"
+        )
     if settings.calibration != "none":
-        fields = _calibrate(settings, lists, score)
+        fields = _calibrate(settings, lists, score, encoder)
         promise = dataclasses.replace(promise, calibration=fields)
     if _write_graph(folder, settings.onnx, trained):
         if settings.onnx.precision in ("bfloat16", "int8"):
@@ -90,8 +97,8 @@ def _graded(lists: Any, encoder: ListEncoder, most: int) -> list[Graded]:
     found = []
     for place in places if len(lists) else ():
         record: RankedList = lists[int(place)]
-        segments = encoder(record.query, record.documents)
-        found.append(Graded(segments, record.labels))
+        [(segments, counts)] = encoder.parts([(record.query, record.documents)])
+        found.append(Graded(segments, record.labels, counts))
     return found
 
 
@@ -99,6 +106,7 @@ def _calibrate(
     settings: config.Export,
     lists: Sequence[Graded],
     score: Callable[[Sequence[Segment]], np.ndarray],
+    encoder: ListEncoder,
 ) -> dict[str, Any]:
     """The calibration as JSON; empty, with a note, where dev has one class alone."""
     labels = np.concatenate([one.labels for one in lists]) if lists else np.zeros(0)
@@ -111,5 +119,8 @@ def _calibrate(
         )
         return {}
     scores = score([segment for one in lists for segment in one.segments])
+    if encoder.passages.most > 1:
+        of = passages.numbers([n for one in lists for n in one.counts])
+        scores = passages.pool(scores, of, encoder.passages.score)
     method: Any = settings.calibration
     return calibration.to_json(calibration.fit(method, scores, relevant))

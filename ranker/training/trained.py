@@ -45,6 +45,7 @@ class Trained:
     length: int  # tokens a row that it was trained with
     network: Network
     params: Any  # adapters are merged into them, in float32
+    passages: config.Passages = config.ONE_PASSAGE  # of a long document
 
     def encoder(self, prepared: Prepared) -> ListEncoder:
         """Makes this model's segments from the prepared data."""
@@ -59,7 +60,14 @@ class Trained:
     ) -> ListEncoder:
         """Makes this model's segments from other documents, see `ListEncoder`."""
         shared, _ = can_share(self.model, tokenizer.template, self.length)
-        return ListEncoder(corpus, tokenizer, self.length, shared=shared, tokens=tokens)
+        return ListEncoder(
+            corpus,
+            tokenizer,
+            self.length,
+            shared=shared,
+            tokens=tokens,
+            passages=self.passages,
+        )
 
 
 def load_trained(
@@ -90,6 +98,7 @@ def load_trained(
         length=last.settings.length,
         network=network,
         params=unflat(params, network.abstract),
+        passages=config.Passages(**last.settings.passages or {}),
     )
 
 
