@@ -224,9 +224,8 @@ def test_training_scoring_evaluation_and_export_read_alike(tmp_path, capsys):
     np.testing.assert_allclose(found, by_hand, atol=1e-6)
     # The evaluation's run has the same scores.
     ids = {corpus[i].id: i for i in range(len(corpus))}
-    lines = [
-        line.split() for line in (tmp_path / "evaluate/student.trec").open() if line
-    ]
+    text = (tmp_path / "evaluate/student.trec").read_text()
+    lines = [line.split() for line in text.splitlines()]
     ours = {i: float(s) for q, _, i, _, s, _ in lines if q == query.query_id}
     assert ours
     for name, value in ours.items():

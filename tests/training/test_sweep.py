@@ -92,7 +92,7 @@ def test_a_sweep_ends_with_one_table_whatever_diverges(tmp_path, capsys, monkeyp
         key=lambda name: manifests.load(workdir / name).facts["metrics"]["dev_ndcg@5"],
     )
     page = (workdir / "sft-sweep.md").read_text()
-    assert page.count("\n| ") == 4 and f"| {winner}* | " in page
+    assert page.count("\n| ") == 5 and f"| {winner}* | " in page
     assert f"| {names[1]} | 1e30 |" in page and "not finite" in page
     assert all(name in out for name in names) and out.count("Sweep of sft") == 1
     # What is done is not done again.
