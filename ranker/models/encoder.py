@@ -141,6 +141,30 @@ class Encoder(nnx.Module):
         if c.pre_norm:
             self.last_norm = layers.ones((D,), ("norm",))
 
+    def _embed(self, rows: Rows, key: Array | None) -> Float[Array, "R T D"]:
+        """The first layer's input: tokens, positions and types, normalised."""
+        c = self.config
+        width = self.embedding.get_metadata("axes")[1]
+        # Each device looks up in the whole vocabulary, at full width.
+        table = gathered(self.embedding[...], "lookup", width)
+        x = jnp.take(table, rows.tokens, axis=0)  # [R, T, E]
+        if c.max_positions:
+            table = gathered(self.positions[...], "positions", width)
+            x = x + jnp.take(table, rows.positions, axis=0)
+        if c.num_types:
+            # With one type all tokens are of it.
+            chosen = jnp.minimum(rows.types, c.num_types - 1)
+            table = gathered(self.types[...], "types", width)
+            x = x + jnp.take(table, chosen, axis=0)
+        bias = self.norm_bias[...] if c.bias else None
+        x = layer_norm(x, self.norm[...], bias, c.norm_eps)
+        x = dropout.dropout(x, c.dropout, key)
+        if c.table_dim not in (0, c.embed_dim):
+            project = gathered(self.project[...], None, "embed")
+            x = jnp.einsum("RTE,ED->RTD", x, project)
+            x = layers.add_bias(x, self.project_bias[...])
+        return constrain(x.astype(c.dtype), "batch", None, None)
+
     def __call__(
         self,
         rows: Rows,
@@ -158,26 +182,7 @@ class Encoder(nnx.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
-        width = self.embedding.get_metadata("axes")[1]
-        # Each device looks up in the whole vocabulary, at full width.
-        table = gathered(self.embedding[...], "lookup", width)
-        x = jnp.take(table, rows.tokens, axis=0)  # [R, T, E]
-        if c.max_positions:
-            table = gathered(self.positions[...], "positions", width)
-            x = x + jnp.take(table, rows.positions, axis=0)
-        if c.num_types:
-            # With one type all tokens are of it.
-            chosen = jnp.minimum(rows.types, c.num_types - 1)
-            table = gathered(self.types[...], "types", width)
-            x = x + jnp.take(table, chosen, axis=0)
-        bias = self.norm_bias[...] if c.bias else None
-        x = layer_norm(x, self.norm[...], bias, c.norm_eps)
-        x = dropout.dropout(x, c.dropout, None if keys is None else keys[-1])
-        if c.table_dim not in (0, c.embed_dim):
-            project = gathered(self.project[...], None, "embed")
-            x = jnp.einsum("RTE,ED->RTD", x, project)
-            x = layers.add_bias(x, self.project_bias[...])
-        x = constrain(x.astype(dtype), "batch", None, None)
+        x = self._embed(rows, None if keys is None else keys[-1])
         angles = near_angles = None
         if not c.max_positions:
             rope = config.Rope(theta=c.rope_theta)
