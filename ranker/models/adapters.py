@@ -6,6 +6,7 @@ begins at zero, and so does what the adapter adds.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, cast
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ranker import config
+from ranker import config, sharding
 from ranker.models import dropout
 
 _DROPOUT = 3  # what a layer's key is folded with; encoder.py has the others
@@ -83,62 +84,84 @@ def make_drop(layers: nnx.Module, key: Array | None) -> dropout.Drop | None:
 
 def project(
     x: Float[Array, "R T *I"],
-    w: dict[str, Array],
+    w: dict[str, Any],
     name: str,
     *,
     drop: dropout.Drop | None = None,
-    exact: bool = False,
 ) -> Float[Array, "R T *O"]:
     """The product of x with the matrix `name` [*I, *O] of a layer, as adapted.
 
     Args:
       x: what the matrix reads: [R, T, N, H] for "o", else of one dimension a token.
-      w: parameters of one layer by name, from `stacked`.
+      w: parameters of one layer by name, from `stacked`, an array or a `Master` each.
       name: of the matrix.
       drop: of what the adapter reads; the matrix reads all of it.
-      exact: gradients of matrices are float32 until all devices' are summed.
     """
-    y = _product(x, w[name], exact)
+    y = _product(x, w[name])
     if f"{name}_a" not in w:
         return y
     # (x A) B: neither A B nor a gradient of the frozen matrix is ever formed.
     if drop is not None:
         x = drop(x, 1 + config.LORA_TARGETS.index(name))  # type: ignore[arg-type]
-    low = _product(x, w[f"{name}_a"], exact)
-    return y + _product(low, w[f"{name}_b"], exact)
+    low = _product(x, w[f"{name}_a"])
+    return y + _product(low, w[f"{name}_b"])
 
 
-def _product(
-    x: Float[Array, "R T *I"], matrix: Array, exact: bool
-) -> Float[Array, "R T *O"]:
+@dataclass(frozen=True)
+class Master:
+    """A float32 matrix, split as it is kept, that a product makes narrow and whole.
+
+    So its gradient is float32 all the way. Were the matrix cast before the product, the
+    compiler would cast gradients before it sums them over devices.
+    """
+
+    value: Array
+    axes: tuple[str | None, ...]  # logical
+    dtype: Any  # that is computed in
+
+    def narrow(self, value: Array) -> Array:
+        """`value` as the product reads it."""
+        return sharding.gathered(value.astype(self.dtype), *self.axes)
+
+
+def _product(x: Float[Array, "R T *I"], matrix: Any) -> Float[Array, "R T *O"]:
     """X by a matrix [*I, *O], all tokens in one dimension.
 
     So the gradient contracts one dimension. Of two, XLA's CPU compiler would first
     write out what it reads transposed, computing all that is fused with it once more.
     """
     R, T, *inner = x.shape
-    outer = matrix.shape[len(inner) :]
+    master = isinstance(matrix, Master)
+    outer = (matrix.value if master else matrix).shape[len(inner) :]
     rows = x.reshape(R * T, math.prod(inner))
-    flat = matrix.reshape(math.prod(inner), math.prod(outer))
-    y = _summed_exactly(rows, flat) if exact else rows @ flat
+    if master:
+        y = _of_master(matrix, rows)
+    else:
+        y = rows @ matrix.reshape(math.prod(inner), math.prod(outer))
     return y.reshape(R, T, *outer)
 
 
-@jax.custom_vjp
-def _summed_exactly(rows: Float[Array, "M I"], matrix: Array) -> Float[Array, "M O"]:
-    """The product; the matrix's gradient is rounded once, after devices' are summed."""
-    return rows @ matrix
+def _of_master(matrix: Master, rows: Float[Array, "M I"]) -> Float[Array, "M O"]:
+    """The product; the gradient of the matrix is float32, summed and split again."""
+    shape = matrix.value.shape
 
+    def narrow(value: Array) -> Array:
+        return matrix.narrow(value).reshape(rows.shape[1], -1)
 
-def _backward(kept: tuple[Array, Array], slope: Array) -> tuple[Array, Array]:
-    rows, matrix = kept
-    of_matrix = jax.lax.dot_general(
-        rows, slope, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return slope @ matrix.T, of_matrix.astype(matrix.dtype)
+    @jax.custom_vjp
+    def product(rows, value):
+        return rows @ narrow(value)
 
+    def backward(kept, slope):
+        rows, value = kept
+        of_matrix = jax.lax.dot_general(
+            rows, slope, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        of_matrix = sharding.constrain(of_matrix.reshape(shape), *matrix.axes)
+        return slope @ narrow(value).T, of_matrix.astype(value.dtype)
 
-_summed_exactly.defvjp(lambda rows, matrix: (rows @ matrix, (rows, matrix)), _backward)
+    product.defvjp(lambda rows, value: (product(rows, value), (rows, value)), backward)
+    return product(rows, matrix.value)
 
 
 def merge(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:

@@ -90,7 +90,6 @@ def decoder_layer(
     `turns` are the angles of queries and of keys, `drop` that of adapters. With `read`
     the output is that of the tokens it picks.
     """
-    exact = sums_exactly(c.reduce_dtype, c.dtype)
 
     def norm(x: Array, name: str, wanted: bool = True) -> Array:
         if not wanted:
@@ -98,8 +97,8 @@ def decoder_layer(
         return rms_norm(x, w[name], c.norm_eps)
 
     def project(y: Array, name: str) -> Array:
-        z = adapters.project(y, w, name, drop=drop, exact=exact)
-        return layers.add_bias(z, w.get(f"{name}_bias"), exact=exact)
+        z = adapters.project(y, w, name, drop=drop)
+        return layers.add_bias(z, w.get(f"{name}_bias"))
 
     def turned(y: Array, name: str, angles: layers.Angles) -> Array:
         z = project(y, name)  # [R, T, N, H]
@@ -188,7 +187,8 @@ class Decoder(nnx.Module):
         c = self.config
         dtype = jnp.dtype(c.dtype)
         # Each device looks up in all it has of the vocabulary, at full width.
-        sent = jnp.float32 if sums_exactly(c.reduce_dtype, c.dtype) else dtype
+        exact = sums_exactly(c.reduce_dtype, dtype)
+        sent = jnp.float32 if exact else dtype
         axes = self.embedding.get_metadata("axes")
         table = gathered(self.embedding[...].astype(sent), *axes)
         x = jnp.take(table, rows.tokens, axis=0).astype(dtype)
@@ -196,7 +196,7 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
         turns, near = self._turns(rows.positions)
-        ready = layers.gathered(self.layers, dtype)
+        ready = layers.gathered(self.layers, dtype, exact=exact)
 
         def body(x, layer, read):
             w, local, still, key = layer

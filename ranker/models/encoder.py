@@ -77,11 +77,10 @@ def encoder_layer(
     that of the tokens it picks. `drop` is that of adapters.
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    exact = sums_exactly(c.reduce_dtype, c.dtype)
 
     def dense(x: Array, name: str) -> Array:
-        y = adapters.project(x, w, name, drop=drop, exact=exact)
-        return layers.add_bias(y, w.get(f"{name}_bias"), exact=exact)
+        y = adapters.project(x, w, name, drop=drop)
+        return layers.add_bias(y, w.get(f"{name}_bias"))
 
     def norm(x: Array, name: str, wanted: bool) -> Array:
         if not wanted:
@@ -194,7 +193,8 @@ class Encoder(nnx.Module):
             angles = layers.rotary(rows.positions, c.head_dim, rope)
             near_angles = layers.rotary(rows.positions, c.head_dim, local_rope)
 
-        ready = layers.gathered(self.layers, dtype)
+        exact = sums_exactly(c.reduce_dtype, dtype)
+        ready = layers.gathered(self.layers, dtype, exact=exact)
 
         def body(x, layer, read):
             w, local, bare, key = layer

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from ranker import config, sharding
-from ranker.models import attention
+from ranker.models import adapters, attention
 
 _UNROLLED = 1 << 19  # numbers in a layer's input, above which a loop is unrolled
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
@@ -39,10 +39,17 @@ def _param(value: Array, axes: Sequence[str | None]) -> nnx.Param:
     return nnx.Param(value, axes=tuple(axes))
 
 
-def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
+_VECTORS = ("_bias", "_norm")  # ends of names of what is no matrix
+
+
+def gathered(
+    module: nnx.Module, dtype: DTypeLike, *, exact: bool = False
+) -> Callable[[dict], dict]:
     """A function that readies one layer's parameters, of those stacked in `module`.
 
     It takes them by name, without their layer dimension, to `dtype`, whole along fsdp.
+    With `exact` their gradients are float32 until all devices' are summed: a matrix is
+    a `Master`, and a vector is float32 of the numbers that `dtype` has.
     """
     axes = {
         name: value.get_metadata("axes")[1:]
@@ -50,29 +57,36 @@ def gathered(module: nnx.Module, dtype: DTypeLike) -> Callable[[dict], dict]:
         if isinstance(value, nnx.Param)
     }
 
-    def ready(w: dict[str, Array]) -> dict[str, Array]:
-        return {
-            name: sharding.gathered(value.astype(dtype), *axes[name])
-            for name, value in w.items()
-        }
+    def one(name: str, value: Array) -> Any:
+        if not exact:
+            return sharding.gathered(value.astype(dtype), *axes[name])
+        if name.endswith(_VECTORS):
+            return sharding.gathered(_rounded(dtype, value), *axes[name])
+        return adapters.Master(value, axes[name], dtype)
 
-    return ready
+    return lambda w: {name: one(name, value) for name, value in w.items()}
 
 
-def add_bias(
-    x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None, *, exact: bool = False
-) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded(dtype: DTypeLike, x: Array) -> Array:
+    """Float32 numbers as `dtype` has them; the gradient is not rounded."""
+    return x.astype(dtype).astype(jnp.float32)
+
+
+_rounded.defvjp(lambda dtype, x: (_rounded(dtype, x), None), lambda *rest: (rest[2],))
+
+
+def add_bias(x: Float[Array, "*N D"], bias: Float[Array, "*D"] | None) -> Array:
     """X plus a bias over its last dimensions, in x's dtype; x without a bias.
 
-    With `exact` the bias's gradient is float32 until all devices' are summed.
+    The gradient of the bias is summed in the bias's dtype.
     """
     if bias is None:
         return x
-    shape = (1,) * (x.ndim - bias.ndim) + bias.shape
-    if exact:
-        wide = jnp.broadcast_to(bias.astype(jnp.float32).reshape(shape), x.shape)
-        return x + wide.astype(x.dtype)
-    return x + bias.astype(x.dtype).reshape(shape)
+    bias = bias.reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+    if bias.dtype != x.dtype:
+        return x + jnp.broadcast_to(bias, x.shape).astype(x.dtype)
+    return x + bias
 
 
 Angles = tuple[Float[Array, "R T 1 H/2"], Float[Array, "R T 1 H/2"]]
