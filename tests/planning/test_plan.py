@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import types
 
 import jax
@@ -323,3 +324,37 @@ def test_steps_of_epochs_are_those_of_the_records():
     # No text is longer than a row; without a mean all are as long.
     assert steps(1000) == steps(1000, 900) == 250
     assert steps() is None
+
+
+@compiler
+@pytest.mark.parametrize(("choice", "wide"), [("float32", True), ("bfloat16", False)])
+def test_gradients_are_summed_over_chips_in_the_dtype_asked_for(plan, choice, wide):
+    del plan  # it puts back what the compiler is told
+    entry._prepare_compiler("v5e:2x2")
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    settings = config.Train(
+        name="x",
+        model=config.Encoder(
+            num_layers=1,
+            embed_dim=128,
+            num_heads=2,
+            mlp_dim=256,
+            dtype="bfloat16",
+            reduce_dtype=choice,
+        ),
+        text=config.Text(student_length=64),
+        objective=config.Rank(),
+        mesh=config.Mesh(data=4),
+        optim=config.Optim(learning_rate=1e-3, warmup=1),
+        batch=config.Batch(size=8, list_size=2),
+        loop=config.Loop(steps=10),
+    )
+    made = job.make_job(settings, None, chips.describe("v5e:2x2", 1).devices)
+    with jax.set_mesh(made.mesh):
+        text = made.function.lower(*made.arguments).compile().as_text()
+    lines = [line for line in text.splitlines() if " all-reduce(" in line]
+    moved = [re.split(r" all-reduce\(", line)[0] for line in lines]
+    shapes = [one for line in moved for one in re.findall(r"(bf16|f32)\[\d", line)]
+    assert shapes.count("f32") > 3
+    assert shapes.count("bf16") == 0 if wide else shapes.count("bf16") > 8
