@@ -70,10 +70,12 @@ SLOW = (
     "tests/test_config.py::test_help_says_of_every_field_what_it_is",
     "tests/test_given_scores.py::test_scores_are_the_same_from_every_kind_of_file",
     "tests/test_processes.py",
+    "tests/test_reduction.py",
     "tests/test_sharding.py",
     "tests/test_stages.py",
-    "tests/test_uneven.py::test_uneven_sizes_give_the_same_scores",
+    "tests/test_uneven.py",
     "tests/training/test_adapted_stages.py",
+    "tests/training/test_epochs.py",
     "tests/training/test_language.py::test_bfloat16_computes_and_float32_learns",
     "tests/training/test_language.py::test_chunks_change_nothing",
     "tests/training/test_objectives.py::test_a_named_loss_has_a_gradient_and_a_weight_of_the_batch_alone",
@@ -87,6 +89,8 @@ SLOW = (
     "tests/training/test_shared_prefix.py",
     "tests/training/test_step.py::test_accumulation_changes_nothing",
     "tests/training/test_step.py::test_every_rank_loss_learns",
+    "tests/training/test_sweep.py::test_a_sweep_ends_with_one_table_whatever_diverges",
+    "tests/training/test_sweep.py::test_every_value_is_checked_before_the_first_run",
 )
 
 
