@@ -359,7 +359,8 @@ def make_objective(
         return made
 
     def parts(model, batch: Batch, key) -> Parts:
-        return made.parts(_Whole(model, batch, passages.score), batch, key)
+        whole: Any = _Whole(model, batch, passages.score)
+        return made.parts(whole, batch, key)
 
     return replace(made, parts=parts)
 
