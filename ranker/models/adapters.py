@@ -51,11 +51,11 @@ def attach(model: Any, lora: config.Lora, *, rngs: nnx.Rngs) -> None:
         shape, axes = weight.get_value().shape, weight.get_metadata("axes")
         cut = 1 + _IN.get(name, 1)
         bound = math.prod(shape[1:cut]) ** -0.5
-        drop = dict(dropout=lora.dropout)
         a_shape = (*shape[:cut], lora.rank)
         a = jax.random.uniform(rngs.params(), a_shape, minval=-bound, maxval=bound)
         b = jnp.zeros((shape[0], lora.rank, *shape[cut:]))
-        setattr(stack, f"{name}_a", Factor(a, axes=(*axes[:cut], "rank"), **drop))
+        first = Factor(a, axes=(*axes[:cut], "rank"), dropout=lora.dropout)
+        setattr(stack, f"{name}_a", first)
         factor = Factor(b, axes=(axes[0], "rank", *axes[cut:]), scale=lora.scale)
         setattr(stack, f"{name}_b", factor)
 

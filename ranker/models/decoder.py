@@ -220,7 +220,7 @@ class Decoder(nnx.Module):
         still = layers.listed(c.unrotated_layers, c.num_layers)
         still = still if c.unrotated_layers else None
         keys = None
-        if adapters.make_drop(self.layers, key):
+        if key is not None and adapters.make_drop(self.layers, key):
             keys = jax.random.split(key, c.num_layers)
         x = layers.stack(body, x, (stacked, local, still, keys), c.remat, read)
         return rms_norm(x, self.norm[...], c.norm_eps)

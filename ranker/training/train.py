@@ -242,7 +242,7 @@ class Due:
         """After step `number`; of step 0 nothing."""
         end = number == settings.steps
 
-        def every(steps: int) -> bool:
+        def every(steps: float) -> bool:
             return bool(steps) and number % steps == 0
 
         if not number:
