@@ -5,7 +5,7 @@ r"""Attention and its gradient by the length of rows and of the texts in them.
 
 Rows of T tokens hold texts of about the same length. `ours` is the kernel that is
 picked for the device; `xla` computes every pair of tokens of a row. On a GPU `ours` is
-cuDNN with the segments as a mask, and `packed` cuDNN's layout of sequences one behind
+cuDNN with the segments as a mask, and `packed` cuDNN's layout of sequences one after
 the other, which computes texts alone; the package does not use it yet. Times are of all
 rows, in milliseconds, the median of some rounds in turn. One JSON line a case.
 """
@@ -41,7 +41,7 @@ def segments_of(rows: int, T: int, text: int, seed: int = 0) -> np.ndarray:
 
 
 def packed(q: Any, k: Any, v: Any, segments: Any, rule: Rule, *, most: int) -> Any:
-    """CuDNN over sequences one behind the other, `most` a row at most."""
+    """CuDNN over sequences one after the other, `most` a row at most."""
     from jax._src.cudnn import fused_attention_stablehlo as fused
 
     R, T = segments.shape

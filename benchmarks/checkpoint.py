@@ -3,7 +3,7 @@
     python benchmarks/checkpoint.py
 
 A BERT of 11 million parameters trains on one batch (132 MB with the moments). A
-save is copied while training waits, and written and digested while it goes on; both
+save is copied while training waits, and written and digested while it continues; both
 cost the processor time that the difference shows. Its share at an interval is the cost
 of one save over that interval.
 """

@@ -2,11 +2,11 @@
 
     python benchmarks/feed.py --model MINILM
 
-Ours reads prepared lists, draws documents, tokenises and packs them into rows. The peer
-does what CrossEncoder's training does: the tokenizer pads batches of 32 pairs to their
-longest, in a DataLoader of this process. Neither computes anything of a model. `ours`
-reads a corpus that was tokenised before, from disk; `live` tokenises each text when it
-first meets it. The last line is one JSON object.
+Ours reads prepared lists, draws documents, tokenises and packs them into rows. The
+baseline does what CrossEncoder's training does: the tokenizer pads batches of 32 pairs
+to their longest, in a DataLoader of this process. Neither computes anything of a model.
+`ours` reads a corpus that was tokenised before, from disk; `live` tokenises each text
+when it first meets it. The last line is one JSON object.
 """
 
 import contextlib
@@ -84,12 +84,12 @@ def main() -> None:
             ListEncoder(fresh.corpus, fresh.tokenizer, fresh.length, tokens=store)
         )
 
-    peers = {
+    baselines = {
         "live": lambda: feed(setting.encoder),
         "tokenizer": feed_theirs,
     }
     feed_stored()
-    report(compare(feed_stored, peers, args.rounds), args)
+    report(compare(feed_stored, baselines, args.rounds), args)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ PARTS: dict[str, tuple[list[str], int]] = {
     "train-qwen3-0.6b": (_train("qwen3-0.6b", 4), 90),
     "train-qwen3-0.6b-plain": (_train("qwen3-0.6b", 4, "--plain"), 90),
     "train-bert-base-no-dropout": (_train("bert-base", 8, "--dropout=0"), 60),
-    "pairs-minilm-peer": (_pairs("minilm", 40, 256, 256, "--peer"), 60),
+    "pairs-minilm-baseline": (_pairs("minilm", 40, 256, 256, "--baseline"), 60),
 }
 
 

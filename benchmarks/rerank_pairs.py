@@ -7,7 +7,7 @@ r"""Pairs scored a second at natural lengths, for rerankers of known sizes.
 The conditions of public tables of rerankers: random weights of the given sizes, texts
 of natural lengths of at most 512 tokens, every pair once, the best batch found by
 doubling. `pairs_per_second` reads, tokenises, packs, computes and fetches;
-`device_pairs_per_second` takes batches that lie on the device. With `--peer`
+`device_pairs_per_second` takes batches that lie on the device. With `--baseline`
 sentence-transformers' CrossEncoder scores the same texts in the same run, rounds of
 both in turn. One JSON line a shape.
 """
@@ -53,7 +53,7 @@ def main() -> None:
     add("--most_rows", type=int, default=1024, help="rows of the last batch, at most")
     add("--rounds", type=int, default=3)
     add("--plain", action="store_true", help="decoders compute a prompt a pair")
-    add("--peer", action="store_true", help="sentence-transformers in turn")
+    add("--baseline", action="store_true", help="sentence-transformers in turn")
     args = parser.parse_args()
     texts = make_texts(args.data, queries=args.queries, list_size=args.list_size)
     for shape in args.shapes.split(","):
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any]:
-    """Rates of one shape at its best batch, and beside them those of the peer."""
+    """Rates of one shape at its best batch, and beside them those of the baseline."""
     model, vocab = model_of(shape, args.dtype)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="rerank-"))
     tokenizer = make_tokenizer(texts, model, folder)
@@ -105,15 +105,15 @@ def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any
         best = max(best, tried[rows])
         rows *= 2
     chosen = max(tried, key=lambda rows: tried[rows])
-    peer = _Peer(shape, tokenizer, folder, args) if args.peer else None
-    found: dict[str, list[float]] = {"ours": [], "peer": []}
+    baseline = _Baseline(shape, tokenizer, folder, args) if args.baseline else None
+    found: dict[str, list[float]] = {"ours": [], "baseline": []}
     waited = 0.0
     for _ in range(args.rounds):
         rate, waited, scores = whole(chosen)
         assert np.isfinite(scores).all()
         found["ours"].append(rate)
-        if peer:
-            found["peer"].append(peer.rate(texts))
+        if baseline:
+            found["baseline"].append(baseline.rate(texts))
     device, tokens = on_device(score, params, network, texts, encoder(), chosen)
     result = {
         "device": jax.devices()[0].device_kind,
@@ -128,10 +128,10 @@ def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any
         "shared_prompt": shared,
         "dtype": args.dtype,
     }
-    if peer:
-        result["sentence_transformers"] = statistics.median(found["peer"])
+    if baseline:
+        result["sentence_transformers"] = statistics.median(found["baseline"])
         result["ratio"] = statistics.median(
-            a / b for a, b in zip(found["ours"], found["peer"], strict=True)
+            a / b for a, b in zip(found["ours"], found["baseline"], strict=True)
         )
     return result
 
@@ -158,7 +158,7 @@ def on_device(
     return statistics.median(rates), tokens
 
 
-class _Peer:
+class _Baseline:
     """CrossEncoder with random weights of the same shape, and the same tokenizer."""
 
     def __init__(self, shape: str, tokenizer: Any, folder: Any, args: Any):

@@ -150,7 +150,7 @@ def main() -> None:
             child.join()
         killed_at = len(os.listdir(receipts))
         times = {p.name: p.stat().st_mtime_ns for p in receipts.iterdir()}
-        print(f"killed after {killed_at} of {total} chunks, going on", flush=True)
+        print(f"killed after {killed_at} of {total} chunks, resuming", flush=True)
         for child in start(folder, options.pairs, options.processes + 1):
             child.join()
             if child.exitcode:

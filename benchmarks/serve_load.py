@@ -1,4 +1,4 @@
-"""What a server does under ten times its load, and with bodies that are no requests.
+"""What a server does under ten times its load, and with bodies that are not requests.
 
     python -m ranker.serve FOLDER --port 8080 &
     python benchmarks/serve_load.py overload --folder FOLDER --pid $! --seconds 60

@@ -24,8 +24,8 @@ from ranker.models.huggingface import import_params, open_checkpoint
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training import scorer as scoring
 
-# A GPU is shared with the peer: jax, which has not started yet, then takes what it uses
-# and not three quarters at once.
+# A GPU is shared with the baseline: jax, which has not started yet, then takes what it
+# uses and not three quarters at once.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

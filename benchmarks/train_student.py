@@ -9,7 +9,7 @@ configs/distill.py cut into micro-batches of 16 rows, CrossEncoder by its traine
 defaults (batches of 32, padded to their longest text). Each has the checkpoint's
 dropout; ours has none on attention weights, and `--dropout 0` turns it off for both. A
 round is so many steps of ours, then of theirs; compiling and the first step are not
-counted. Needs `datasets` and `accelerate` for the peer's trainer. The last line
+counted. Needs `datasets` and `accelerate` for the baseline's trainer. The last line
 is one JSON object.
 """
 

@@ -113,7 +113,7 @@ def attainable(draw: Callable[..., Pair], n: int, count: int) -> float:
     swaps = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)
     found = []
     for _ in range(count):
-        size = np.abs(significance._swapped([draw(generator, n, 0.0)], swaps)[0][:, 0])
+        size = np.abs(significance.swapped([draw(generator, n, 0.0)], swaps)[0][:, 0])
         size = np.sort(size.round(9))
         extreme = len(size) - np.searchsorted(size, size, side="left")
         found.append(np.mean(extreme / len(size) < significance.ALPHA))

@@ -1,4 +1,4 @@
-"""Distils Qwen3-Reranker, as it is published, into BERT or XLM-R.
+"""Distils Qwen3-Reranker, as published, into BERT or XLM-R.
 
     python -m ranker.run --config configs/qwen3_reranker_to_bert.py \
         --config.data.path=FOLDER --workdir runs/qwen
@@ -62,7 +62,7 @@ def get_config(variant: str = "") -> config.Pipeline:
             path="google-bert/bert-base-uncased", keep_layers="1::2", dropout=0.1
         ),
         cpt=recipe(0),
-        sft=recipe(0),  # the teacher as it is
+        sft=recipe(0),  # the teacher unchanged
         distill=recipe(4 if smoke else 10_000),
         labels=recipe(4 if smoke else 2000),
         rows=16 if smoke else 64,

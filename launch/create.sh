@@ -79,7 +79,7 @@ v4-32 or v6e-8; or give --topology v5e:4x4"
 }
 
 if $dry_run && [[ -z ${RANKER_LAUNCH_REHEARSAL:-} ]]; then
-  state_root="$(mktemp -d)" # a dry run leaves no account behind
+  state_root="$(mktemp -d)" # a dry run leaves no trace
   trap 'rm -rf "$state_root"' EXIT
 else
   trap say_what_is_left EXIT

@@ -336,7 +336,7 @@ on_workers() {
   fi
 }
 
-# ssh_to all|first COMMAND: the command, for the workers' shell, goes over as it is.
+# ssh_to all|first COMMAND: the command, for the workers' shell, is sent unchanged.
 ssh_to() {
   local where
   on_workers "$1"

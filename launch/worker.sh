@@ -60,7 +60,7 @@ main() {
   shift
   cd "$HOME/ranker"
   export PATH="$HOME/ranker-venv/bin:$PATH" PYTHONUNBUFFERED=1
-  # A worker that finds no TPU must not go on alone on its CPU.
+  # A worker that finds no TPU must not continue alone on its CPU.
   export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
   # The workers do one run together: ranker has jax find the others.
   export RANKER_PROCESSES="${RANKER_PROCESSES:-auto}"

@@ -59,7 +59,7 @@ def main(
         print("\n--config FILE --help shows every field with its value and unit.")
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
     signal.signal(signal.SIGTERM, _stop)
-    # That torch is missing is no news: of transformers only tokenizers are used.
+    # torch need not be there: of transformers only tokenizers are used.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
     def run() -> None:
@@ -83,7 +83,7 @@ def main(
         function = call()
         from ranker import processes
 
-        _join(os.environ.get("RANKER_PROCESSES", ""))
+        join_processes(os.environ.get("RANKER_PROCESSES", ""))
         # One workdir may look different from several hosts.
         function(processes.first(lambda: settings), known.workdir)
 
@@ -141,7 +141,7 @@ def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> 
         raise
 
 
-def _join(processes: str) -> None:
+def join_processes(processes: str) -> None:
     """Makes this process one of several that do one run together.
 
     Args:

@@ -44,7 +44,7 @@ class FieldError(UserError, ValueError):
 
 
 class ModelError(UserError, ValueError):
-    """A checkpoint that cannot be read as it is; the message lists every problem."""
+    """A checkpoint that cannot be read; the message lists every problem."""
 
 
 class ContractError(UserError, ValueError):

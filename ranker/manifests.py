@@ -487,19 +487,21 @@ def complete(
         return found
 
 
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, such as optim.learning_rate."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = isinstance(value, Mapping)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
+
+
 def changes(old: Manifest, new: Manifest) -> list[str]:
     """What differs between two manifests of one stage, as `field: old -> new`."""
-
-    def flatten(value: Any, name: str) -> dict[str, Any]:
-        if isinstance(value, dict):
-            items = [flatten(v, f"{name}.{k}" if name else k) for k, v in value.items()]
-            return {k: v for item in items for k, v in item.items()}
-        return {name: value}
-
-    before = {"kind": old.kind, **flatten(old.settings, ""), **old.inputs}
+    before = {"kind": old.kind, **flat(old.settings), **old.inputs}
     # Through JSON, as the old ones went: tuples become lists.
     settings = json.loads(json.dumps(new.settings))
-    after = {"kind": new.kind, **flatten(settings, ""), **new.inputs}
+    after = {"kind": new.kind, **flat(settings), **new.inputs}
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in {**before, **after}

@@ -23,7 +23,7 @@ from ranker import cli, config
 _HELP = "Compiles a stage for chips that are not here, and says what it needs of them."
 
 
-def _prepare_compiler(topology: str) -> None:
+def prepare_compiler(topology: str) -> None:
     """Lets libtpu compile where there is no TPU; before jax starts a backend."""
     from ranker.planning import chips
 
@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "--topology is missing: the chip and the shape of a slice, e.g. "
                 "--topology v5e:4x4"
             )
-        _prepare_compiler(known.topology)
+        prepare_compiler(known.topology)
         plan(settings, teacher, known)
 
     cli.sentences(run, where=known.json)
@@ -198,7 +198,7 @@ def plan(
         fits = found.fits
         alone = found.memory.arguments > found.memory.limit
     if not fits:
-        print("\n" + _way_out(settings, slices, alone))
+        print("\n" + ways_out(settings, slices, alone))
         raise SystemExit(1)
 
 
@@ -346,7 +346,7 @@ def _expected_text(expected: dict[str, Any] | None, chips: int) -> list[str]:
     ]
 
 
-def _way_out(settings: config.Train | config.Score, slices: Any, alone: bool) -> str:
+def ways_out(settings: config.Train | config.Score, slices: Any, alone: bool) -> str:
     """What a stage that does not fit can change, of that which it has left to change.
 
     `alone`: parameters and moments are too large without any activation.

@@ -37,7 +37,7 @@ def _call(beam: Sequence[str]):
     from ranker.storage import read_json, writing
 
     def run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
-        engine = _engine(beam) if beam else None
+        engine = beam_engine(beam) if beam else None
         folder = prepare(
             settings.data, settings.reading, workdir, replace=True, engine=engine
         ).folder
@@ -49,8 +49,12 @@ def _call(beam: Sequence[str]):
     return run
 
 
-def _engine(arguments: Sequence[str]) -> Any:
-    """The click rules by Beam, with what of its flags is ours."""
+def beam_engine(arguments: Sequence[str]) -> Any:
+    """The click rules by Beam, from its flags and from --output and --shards.
+
+    Raises:
+      ConfigError: where Beam is not installed, or --shards is not a number.
+    """
     try:
         from ranker.data.beam import make_engine
     except ModuleNotFoundError as error:
@@ -63,19 +67,24 @@ def _engine(arguments: Sequence[str]) -> Any:
         ) from error
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parser.add_argument("--output", default="")
-    parser.add_argument("--shards", type=_count, default=0)
+    parser.add_argument("--shards", type=shard_count, default=0)
     known, options = parser.parse_known_args(arguments)
     return make_engine(options, output=known.output, shards=known.shards)
 
 
-def _count(text: str) -> int:
+def shard_count(text: str) -> int:
+    """The value of --shards.
+
+    Raises:
+      ConfigError: for anything but a whole number from 1 on.
+    """
     if not text.isdecimal() or not int(text):
         raise config.ConfigError(f"--shards takes a number from 1 on, found {text!r}")
     return int(text)
 
 
-def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The entry's own arguments, and Beam's, where --runner is among them."""
+def divide_flags(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """This entry's own arguments, and Beam's: none unless --runner is among them."""
     if not any(one.partition("=")[0] == "--runner" for one in arguments):
         return list(arguments), []
     ours: list[str] = []
@@ -90,7 +99,7 @@ def _divide(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parses the command line, and prepares."""
-    ours, beam = _divide(sys.argv[1:] if arguments is None else arguments)
+    ours, beam = divide_flags(sys.argv[1:] if arguments is None else arguments)
     cli.main(
         config.Pipeline,
         lambda: _call(beam),

@@ -89,7 +89,7 @@ def _slices(settings: config.Mesh, devices: list[Any]) -> list[list[Any]]:
     if len(found) > 1:
         if wanted != len(found):
             raise config.ConfigError(
-                f"mesh.slices is {wanted}, and the {len(devices)} devices here are in "
+                f"mesh.slices is {wanted}, but the {len(devices)} devices here are in "
                 f"{len(found)} slices; set mesh.slices to {len(found)}, or to -1"
             )
         return [

@@ -235,6 +235,78 @@ def test_sizes_are_seen(tmp_path):
     ]
 
 
+# --- what tests may know ---
+
+# Tests hold what is public. These name what is not, and why.
+KNOWN = {
+    ("chaos/worker.py", "_finish"),  # kills a process between the parts of a save
+    ("chaos/worker.py", "_delete_old"),  # likewise
+    ("attribute_reads.py", "_check"),  # a check of a setting is not a use of it
+}
+
+
+def _private(tree):
+    """Private names that a module, its classes and their methods define."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Name(id=name, ctx=ast.Store()):
+                yield name
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                yield name
+
+
+def _is_private(name):
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def _names_read(tree):
+    """Private names that are not a file's own: attributes, imports, and strings.
+
+    A string names what is patched; a limit, in capitals, may be, to make it small.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=name) | ast.alias(name=name) if _is_private(name):
+                yield name
+            case ast.Constant(value=str(name)) if _is_private(name):
+                if not name.isupper():
+                    yield name
+
+
+def test_no_test_reads_a_private_name():
+    private = {
+        name
+        for path, _ in _modules()
+        for name in _private(_tree(path))
+        if _is_private(name)
+    }
+    tests = pathlib.Path(__file__).parent
+    found = {
+        (str(path.relative_to(tests)), name)
+        for path in tests.rglob("*.py")
+        if path != pathlib.Path(__file__)
+        for name in _names_read(_tree(path))
+        if name in private
+    }
+    assert found == KNOWN
+
+
+def test_a_private_name_is_seen():
+    source = (
+        "from ranker.data.trec import _width\n"
+        "job._encode(self._own)\n"
+        "monkeypatch.setattr(store, '_encode', None)\n"
+        "monkeypatch.setattr(store, '_LIMIT', 1)\n"
+    )
+    assert sorted(_names_read(ast.parse(source))) == ["_encode", "_encode", "_width"]
+    defined = "_LIMIT = 1\nclass _A:\n def _f(self): self._x = 1\n"
+    assert set(_private(ast.parse(defined))) >= {"_LIMIT", "_A", "_f", "_x"}
+
+
 # --- settings ---
 
 

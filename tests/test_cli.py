@@ -42,11 +42,11 @@ def test_processes_come_together(tmp_path):
         )
         for index in range(2)
     ]
-    said = [process.communicate(timeout=60)[0].strip() for process in running]
+    said = [process.communicate(timeout=300)[0].strip() for process in running]
     assert said == ["0 of 2", "1 of 2"]
 
 
 @pytest.mark.parametrize("value", ["yes", "host:1", "host:1,two,0", "host:1,2,-1", ","])
 def test_what_does_not_name_processes_is_refused(value):
     with pytest.raises(ConfigError, match=r"expected auto, or HOST:PORT,COUNT,INDEX"):
-        cli._join(value)
+        cli.join_processes(value)

@@ -79,13 +79,13 @@ storage.file_digests = slow
 # The first process is told that its machine goes away, while the student trains.
 STOPPED = """
 import os, pathlib, signal
-from ranker.training import train
-log = train._log
-def told(work, progress, number):
-    log(work, progress, number)
-    if work.run.settings.name == "distill" and number == 1 and jax.process_index() == 0:
+from ranker.training.reporter import Reporter
+progress = Reporter.progress
+def told(reporter, count, **more):
+    progress(reporter, count, **more)
+    if reporter.name == "distill" and count == 1 and jax.process_index() == 0:
         os.kill(os.getpid(), signal.SIGTERM)
-train._log = told
+Reporter.progress = told
 """
 
 

@@ -261,7 +261,7 @@ def _check_local(model: Decoder | Encoder) -> None:
         wrong = [i for i in listed if not 0 <= i < model.num_layers]
         require(
             not wrong,
-            f"model.{name} names {wrong}, and the {model.num_layers} layers are 0 to "
+            f"model.{name} names {wrong}, but the {model.num_layers} layers are 0 to "
             f"{model.num_layers - 1}",
         )
 

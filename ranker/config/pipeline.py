@@ -135,7 +135,7 @@ class Pipeline:
         )
         require(
             not given or bool(self.data.path),
-            f"given_scores is {given!r}, and the synthetic collection has no scores "
+            f"given_scores is {given!r}, but the synthetic collection has no scores "
             "from outside; name the collection with --config.data.path=FOLDER",
         )
 

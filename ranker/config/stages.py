@@ -84,7 +84,7 @@ class Train(Stage):
             not self.lora.rank
             or bool(self.parent)
             or isinstance(self.model, Pretrained),
-            f"stage {self.name!r}: lora.rank is {self.lora.rank}, and there are no "
+            f"stage {self.name!r}: lora.rank is {self.lora.rank}, but there are no "
             "weights to adapt; name a parent or a checkpoint (model.path), or set "
             "lora.rank to 0",
         )
@@ -243,7 +243,7 @@ class Evaluate(Stage):
         ]
         require(
             not unknown,
-            f"cascades name {', '.join(unknown)}, and the systems are {self.systems}",
+            f"cascades name {', '.join(unknown)}, but the systems are {self.systems}",
         )
         require(
             self.reference in (*self.systems, "bm25"),

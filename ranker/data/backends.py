@@ -143,7 +143,7 @@ def _without(
         if far:
             raise DataError(
                 f"{path}: the tokenizer has {len(far)} words, such as {far[0]!r}, with "
-                f"ids from {rows} on, and the model has embeddings for {rows}; the "
+                f"ids from {rows} on, but the model has embeddings for {rows}; the "
                 "tokenizer belongs to another model"
             )
     return tokenizers.Tokenizer.from_str(json.dumps(described))

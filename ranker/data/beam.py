@@ -369,7 +369,7 @@ def make_engine(
     ) -> ShardedClicks:
         if not isinstance(source, Files) or source.log is None:
             raise ConfigError(
-                "--runner applies the rules to a click log, and there is none; name "
+                "--runner applies the rules to a click log, but there is none; name "
                 "one with --config.data.click_log, or leave --runner out"
             )
         place = FileSystems.join(output or str(folder.resolve()), uuid.uuid4().hex[:12])

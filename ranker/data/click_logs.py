@@ -303,7 +303,7 @@ def _check_time(name: str, value: Any) -> float:
 
 
 def _parse_time(text: str) -> datetime.datetime | None:
-    """ISO 8601, with slashes or UTC behind it too, or the form of e-mails and HTTP."""
+    """ISO 8601, with slashes or a trailing UTC too, or the form of e-mails and HTTP."""
     iso = text.removesuffix("UTC").rstrip().replace("/", "-")
     for parse, form in (
         (datetime.datetime.fromisoformat, iso),

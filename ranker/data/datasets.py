@@ -124,7 +124,7 @@ def _making(
 
     When both are filled, the data set is described, and takes its name.
     """
-    killed = folder.parent.glob(f".{folder.name}.*")  # left behind by killed runs
+    killed = folder.parent.glob(f".{folder.name}.*")  # left by killed runs
     for stale in (folder, *killed):
         shutil.rmtree(stale, ignore_errors=True)
     sizes: dict[str, list[int]] = {}

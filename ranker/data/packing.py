@@ -175,9 +175,9 @@ def common_prefix(segments: Sequence[Segment]) -> int:
 def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
     """As `choose`, for lists whose documents share a prefix.
 
-    The first lists are laid one behind the other; one that does not fit into what is
-    left of a row goes on in the next, behind its prefix again. Then what is left of the
-    rows takes lists that fit as a whole.
+    The first lists are laid one after the other; one that does not fit into what is
+    left of a row continues in the next, after its prefix again. Then what is left of
+    the rows takes lists that fit as a whole.
     """
     free = [layout.length] * layout.rows
     places, rows, slots = [], [], layout.lists
@@ -390,7 +390,7 @@ class _Pieces:
     def add(
         self, segment: Segment, row: int, begin: int, end: int | None, prefix: int = 0
     ) -> int:
-        """Puts a segment's tokens from `begin` to `end` behind others of the row."""
+        """Puts a segment's tokens from `begin` to `end` after others of the row."""
         tokens = segment.tokens[begin:end] if begin or end else segment.tokens
         start = row * self.length + self.used[row]
         self.used[row] += len(tokens)

@@ -77,7 +77,7 @@ def read_batches(
 
 
 def read_rows(path: Any, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows of the columns `names`, as far as they are there, with numbers from 1."""
+    """Rows of those of the columns `names` that exist, with numbers from 1."""
     number = 0
 
     def known(schema: pa.Schema) -> list[str]:

@@ -344,7 +344,7 @@ class ListMaker:
         scores: np.ndarray,
         grades: Mapping[int, int],
     ) -> Scored:
-        """Candidates and, behind them, those of further sources."""
+        """Candidates and, after them, those of further sources."""
         settings = self.settings.negatives
         for source, found in self._further.items():
             if name not in found:

@@ -289,7 +289,7 @@ class Tokenizer:
         if room < 1:
             raise DataError(
                 f"a query has {len(query)} tokens with its template, {len(self.tail)} "
-                f"follow the document, and the length is {length}: no room for a "
+                f"follow the document, but the length is {length}: no room for a "
                 "document; raise text.teacher_length or text.student_length"
             )
         tokens = [*query, *document[:room], *self.tail]

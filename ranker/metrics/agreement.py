@@ -184,7 +184,7 @@ def find_faults(found: Agreement) -> list[str]:
         if heaped > _MUCH_SATURATION:
             faults.append(
                 f"{heaped:.0%} of the {who}'s scores lie at an end of their range: are "
-                "they clipped, or behind a sigmoid?"
+                "they clipped, or passed through a sigmoid?"
             )
     if found.slope < 0:
         faults.append("The student orders against its teacher: the slope is negative.")

@@ -13,7 +13,7 @@ def merge(
 ) -> Float[np.ndarray, " n"]:
     """Scores of a cascade over one list: its order, in one number a document.
 
-    The `keep` best of `first` have their scores of `second`; the others come behind
+    The `keep` best of `first` have their scores of `second`; the others come after
     them in the order of `first`, shifted below, so their scores order and mean nothing
     else.
 

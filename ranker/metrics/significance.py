@@ -158,7 +158,7 @@ def paired_tests(
     count = np.zeros((3, len(pairs)))  # extreme, below the margin, above it
     ends, flipped = [], []
     for bits in _draws(n, total, exact, seed):
-        a, b = _swapped(pairs, bits)
+        a, b = swapped(pairs, bits)
         count[0] += np.sum(np.abs(a) >= np.abs(seen) - slack, axis=0)
         if margin is not None:
             for row, sign in ((1, 1), (2, -1)):
@@ -402,7 +402,7 @@ def _observed(pairs: Sequence[Pair]) -> np.ndarray:
     return found
 
 
-def _swapped(
+def swapped(
     pairs: Sequence[Pair], bits: Float[np.ndarray, "N n"]
 ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
     """A and b of every draw and pair, see the module; a bit of 1 swaps a query."""

@@ -76,7 +76,7 @@ def reordered(
 
     Args:
       ranked: lists.
-      front: documents that come first among their equals; the others come last, behind
+      front: documents that come first among their equals; the others come last, after
         those that nobody judged.
       key: order within the two, rising.
     """

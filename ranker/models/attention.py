@@ -74,7 +74,7 @@ def attend(
     platform = sharding.platform()
     shared = prefixes is not None
     kernel = "xla" if drop else choose(platform, q.shape, q.dtype, rule.cap, shared)
-    one: Callable[..., Array] = _KERNELS[kernel]
+    one: Callable[..., Array] = KERNELS[kernel]
     if drop is not None:
         one = partial(one, drop=drop)
     if kernel in ("tiles", "splash"):
@@ -249,7 +249,7 @@ def xla(
     return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)
 
 
-_KERNELS = {
+KERNELS = {
     "tiles": partial(tiles.attend, name=NAME),
     "splash": splash,
     "cudnn": cudnn,

@@ -364,7 +364,7 @@ class Head:
     tokens: tuple[int, ...] = ()  # ids: the score is the logit of one, less another's
     pooling: str = ""  # what the dense layers read
     activation: str = "none"  # between the two
-    normed: bool = False  # behind it
+    normed: bool = False  # after it
     biased: tuple[bool, bool] = (False, False)  # the pooler, and the score
     grades: int = 0  # logits whose softmax weighs the grades 0, 1, ...
     digest: str = ""  # of the modules' tensors

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, DTypeLike, Float, Int
 from ranker import config, sharding
 from ranker.models import adapters, attention
 
-_UNROLLED = 1 << 19  # numbers in a layer's input, above which a loop is unrolled
+UNROLLED = 1 << 19  # numbers in a layer's input, above which a loop is unrolled
 INIT_STD = 0.02  # of weight matrices, as in BERT and Llama
 
 
@@ -271,7 +271,7 @@ def stack(
         # A scan, for by index a gradient would be one of all layers, for each of them.
         each = remat(lambda x, w: (layer(x, w), None), choice)
         sliced = jax.tree.map(lambda w: w[:num], stacked)
-        return jax.lax.scan(each, x, sliced, unroll=_unrolled(x, choice))[0]
+        return jax.lax.scan(each, x, sliced, unroll=unrolled(x, choice))[0]
 
     first.defvjp(
         lambda x, stacked: jax.vjp(differentiable, x, stacked),
@@ -283,7 +283,7 @@ def stack(
     return body(x, jax.tree.map(lambda w: w[-1], stacked), read)
 
 
-def _unrolled(x: Array, choice: config.Remat) -> bool:
+def unrolled(x: Array, choice: config.Remat) -> bool:
     """Whether layers are compiled one by one for the backward pass.
 
     A loop puts what each layer keeps into one array of all layers, and takes it out
@@ -291,7 +291,7 @@ def _unrolled(x: Array, choice: config.Remat) -> bool:
     the time.
     """
     copies = sharding.platform() in ("cpu", "gpu", "cuda")
-    return copies and choice == "none" and x.size >= _UNROLLED
+    return copies and choice == "none" and x.size >= UNROLLED
 
 
 def remat(body: Callable, choice: config.Remat) -> Callable:

@@ -176,7 +176,7 @@ class HeadNames(NamedTuple):
 
 
 def head_table(c: Model, names: HeadNames) -> Table:
-    """The table of a score: a dense layer, mostly behind a pooler."""
+    """The table of a score: a dense layer, mostly after a pooler."""
     D, made = c.embed_dim, Builder()
     encoder = isinstance(c, config.Encoder)
     if c.head_activation != "none":

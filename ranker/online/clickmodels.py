@@ -251,7 +251,7 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class _Read:
+class Posterior:
     """What is known of how far each user read, given all clicks."""
 
     looked: Float[np.ndarray, "P K"]  # chance of having looked
@@ -260,7 +260,7 @@ class _Read:
     log_likelihood: float
 
 
-def _infer(model: Chain, data: Data) -> _Read:
+def infer(model: Chain, data: Data) -> Posterior:
     """Down to the last click the user has read; below it, it is inferred."""
     real, clicks = data.real, data.clicks
     count, depth = data.pairs.shape
@@ -297,7 +297,7 @@ def _infer(model: Chain, data: Data) -> _Read:
         total += float((np.where(above, seen + step, 0.0) * real[:, k]).sum())
         total += float(np.where(at, log_a + end, 0.0).sum())
     total += float(quiet[last < 0, 0].sum())
-    return _Read(looked, went_on, satisfied, total)
+    return Posterior(looked, went_on, satisfied, total)
 
 
 def _fit_chain(
@@ -321,7 +321,7 @@ def _fit_chain(
     clicks_pair = _sum_pairs(data, data.clicks.astype(np.float64))
     before = -math.inf
     for _ in range(iterations):
-        read = _infer(model, data)
+        read = infer(model, data)
         clicked = data.clicks & has_next
         updated: dict[str, Any] = {
             "attraction": prior.mean(clicks_pair, _sum_pairs(data, read.looked))

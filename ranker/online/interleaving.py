@@ -291,7 +291,7 @@ def optimised(
             f"{MAX_LENGTH} results: use team_draft for longer ones"
         )
     a, b = tuple(a[:length]), tuple(b[:length])
-    pages, chances = _solve(a, b, length)
+    pages, chances = optimised_pages(a, b, length)
     if not pages:
         return team_draft(a, b, key, length=length)
     left = _Chance(key).unit()
@@ -301,12 +301,14 @@ def optimised(
         if left < 0:
             shown = page
             break
-    credits = tuple(_rank_difference(one, a, b) for one in shown)
+    credits = tuple(rank_difference(one, a, b) for one in shown)
     teams = tuple(A if one > 0 else B if one < 0 else BOTH for one in credits)
     return Interleaved(shown, teams, credits)
 
 
-def _rank_difference(one: str, a: Sequence[str], b: Sequence[str]) -> float:
+def rank_difference(one: str, a: Sequence[str], b: Sequence[str]) -> float:
+    """How many ranks higher a document is in `a` than in `b`; missing: below all."""
+
     def rank(ranking: Sequence[str]) -> int:
         return ranking.index(one) if one in ranking else len(ranking)
 
@@ -329,14 +331,14 @@ def _allowed(a: Sequence[str], b: Sequence[str], length: int) -> list[tuple[str,
 
 
 @lru_cache(maxsize=4096)
-def _solve(
+def optimised_pages(
     a: tuple[str, ...], b: tuple[str, ...], length: int
 ) -> tuple[list[tuple[str, ...]], list[float]]:
     """Pages to show and their chances; none where there is no unbiased choice."""
     from scipy.optimize import linprog
 
     pages = _allowed(a, b, length)
-    credit = np.array([[_rank_difference(one, a, b) for one in page] for page in pages])
+    credit = np.array([[rank_difference(one, a, b) for one in page] for page in pages])
     # No depth of clicking at random may prefer either.
     depth = np.cumsum(credit, axis=1).T
     equal = np.vstack([depth, np.ones(len(pages))])

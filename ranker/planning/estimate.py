@@ -72,7 +72,7 @@ def estimate(job: Job, slices: chips.Slices) -> Estimate:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            needed, limit = _too_large(str(error), limit)
+            needed, limit = too_large(str(error), limit)
             return Estimate(
                 memory=Memory(
                     arguments=job.argument_bytes,
@@ -136,7 +136,7 @@ def evaluation(job: Job, slices: chips.Slices) -> Memory | None:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            needed, limit = _too_large(str(error), limit)
+            needed, limit = too_large(str(error), limit)
             alone = Memory(bytes_of(arguments), needed, needed, limit, False)
         else:
             alone = _memory(found, limit)
@@ -162,7 +162,7 @@ def _memory(found: Any, limit: float) -> Memory:
     )
 
 
-def _too_large(message: str, limit: float) -> tuple[float, float]:
+def too_large(message: str, limit: float) -> tuple[float, float]:
     """(bytes needed, bytes there) of the compiler's message."""
     size = r"([\d.]+)([KMGT]?)i?B?"
     for pattern in (

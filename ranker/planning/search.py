@@ -99,7 +99,7 @@ def search(
         if tried == most:
             note(f"stops after {most} programs; --max-programs sets how many")
             break
-        if any(_needs_more(candidate, other) for other in too_much):
+        if any(needs_more(candidate, other) for other in too_much):
             continue
         name = " ".join(candidate.flags)
         try:
@@ -127,7 +127,7 @@ def search(
     )
 
 
-def _needs_more(one: Candidate, other: Candidate) -> bool:
+def needs_more(one: Candidate, other: Candidate) -> bool:
     """Whether `one` keeps at least as much as `other` on the same mesh."""
     a, b = one.settings, other.settings
     if a.mesh != b.mesh:

@@ -303,7 +303,7 @@ def save_chunk(
     }
     kept = [one for one in _SCHEMA if columns[one.name] is not None]
     table = pa.table([columns[one.name] for one in kept], schema=pa.schema(kept))
-    data = _encode(table, job.format)
+    data = encode_table(table, job.format)
     _write(job.path(number), data)
     _save_json(
         job.receipt_path(number),
@@ -328,8 +328,8 @@ def save_quarantine(job: Job, bad: Sequence[Bad]) -> Any:
     return path
 
 
-def _encode(table: pa.Table, format: config.ScoreFormat) -> bytes:
-    """The file's bytes; equal tables make equal bytes."""
+def encode_table(table: pa.Table, format: config.ScoreFormat) -> bytes:
+    """The bytes of a chunk's file; equal tables make equal bytes."""
     if format == "parquet":
         buffer = io.BytesIO()
         pq.write_table(table, buffer)

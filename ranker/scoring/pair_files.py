@@ -334,8 +334,8 @@ class ParquetPairs(_Files):
                 if after > chunk.begin and first < end:
                     low, high = max(first, chunk.begin), min(after, end)
                     key = (chunk.source, number, tuple(names))
-                    # A chunk that begins where the last one ended, or behind it, goes
-                    # on from there: a group of rows is not decoded once a chunk.
+                    # A chunk that begins where the last one ended, or later, continues
+                    # from there: a group of rows is not decoded once a chunk.
                     if self._going is None or not self._going.goes_on(key, low):
                         batches = file.iter_batches(
                             _AT_ONCE,
@@ -479,7 +479,7 @@ class _Lines(_Files):
         return lines.unzipped(path, stack.enter_context(path.open("rb")))
 
     def _lines(self, name: str, begin: int = 0, line: int = 0):
-        """(byte behind it, number, line) of each line; no empty ones, no header."""
+        """(byte after it, number, line) of each line; no empty ones, no header."""
         path, at = self.files[name], begin
         try:
             file = self._open(name)

@@ -145,7 +145,7 @@ class Trial:
         promise, template = self.promise, self.template
         if template != promise.template:
             return (
-                f"the golden tokens are in the template {template!r}, and the contract "
+                f"the golden tokens are in the template {template!r}, but the contract "
                 f"names {promise.template!r}: it was edited"
             )
         return (
@@ -307,8 +307,8 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "token types",
-        "all tokens have type 0, and the document's have type 1; the tokenizer must "
-        "give token_type_ids (model_input_names in tokenizer_config.json)",
+        "all tokens have type 0, but the document's should have type 1; the tokenizer "
+        "must give token_type_ids (model_input_names in tokenizer_config.json)",
         lambda t: [Row(r.tokens, [0] * len(r.types)) for r in t.given],
     ),
     Fault(
@@ -332,7 +332,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "activation function",
-        "GELU is computed by its tanh approximation, and the model was trained with "
+        "GELU is computed by its tanh approximation, but the model was trained with "
         "the exact form; set hidden_act to gelu, or turn the approximation off",
         lambda t: t.given,
         change=_swap_gelu,
@@ -352,14 +352,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         "truncation",
-        "texts are not cut, and are to be cut to {length} tokens; " + _FIX + ", and "
+        "texts are not cut, but should be cut to {length} tokens; " + _FIX + ", and "
         "have the tokenizer truncate",
         lambda t: t.framed(length=uncut(t.promise)),
         texts=True,
     ),
     Fault(
         "truncation",
-        "texts are cut to {cut} tokens, and are to be cut to {length}; " + _FIX,
+        "texts are cut to {cut} tokens, but should be cut to {length}; " + _FIX,
         _cut_elsewhere,
         texts=True,
     ),
@@ -468,7 +468,7 @@ _RAW = "set sentence_transformers.activation_fn in config.json to torch.nn.modul
 ACTIVATIONS = (
     Activation(
         "activation",
-        f"a sigmoid is applied, and the scores are to be raw; {_RAW}linear.Identity, "
+        f"a sigmoid is applied, but the scores should be raw; {_RAW}linear.Identity, "
         "or ask the server for raw scores",
         _sigmoid,
     ),
@@ -476,7 +476,7 @@ ACTIVATIONS = (
         "activation",
         "a softmax is applied over one logit, which is 1 for every pair; the scores "
         "are to be raw: ask the server for raw scores, or set problem_type and the "
-        "activation so that one label is no class",
+        "activation so that one label is not taken for a class",
         _softmax,
     ),
 )
@@ -631,7 +631,7 @@ def _tensor_cause(promise: Contract, found: dict[str, str]) -> Cause | None:
     if kinds - stored:
         return Cause(
             "dtype",
-            f"weights are stored as {', '.join(sorted(kinds))}, and the golden scores "
+            f"weights are stored as {', '.join(sorted(kinds))}, but the golden scores "
             f"were computed from {', '.join(sorted(stored))}; raise --tolerance if "
             "that is meant",
         )
@@ -704,7 +704,7 @@ def _token_cause(
             a, b = row.tokens[place : place + 3], wanted.tokens[place : place + 3]
             return Cause(
                 "tokenizer",
-                f"pair {number} has the tokens {a} at place {place}, and the contract "
+                f"pair {number} has the tokens {a} at place {place}, but the contract "
                 f"{b}; tokenizer.json or the text around the pair has changed",
             )
     del promise

@@ -84,7 +84,7 @@ def check_tokens(segments: Sequence[Segment], vocab_size: int) -> None:
     for i, one in enumerate(segments):
         if len(one.tokens) and max(one.tokens) >= vocab_size:
             raise DataError(
-                f"pair {i} has the token id {max(one.tokens)}, and the model has "
+                f"pair {i} has the token id {max(one.tokens)}, but the model has "
                 f"embeddings for {vocab_size}: the tokenizer is another model's, or a "
                 "text holds one of its special tokens; remove that word"
             )

@@ -371,7 +371,7 @@ def accept(
     before = _per_query(lists, expected, settings.measure)
     speeds = {"cpu": _speed(reference, flat)}
     golden = np.array([one.score for one in promise.golden], np.float32)
-    golden_rows = [_golden_row(promise, one) for one in promise.golden]
+    golden_rows = [golden_row(promise, one) for one in promise.golden]
     found: dict[str, dict[str, Any]] = {}
     for candidate, path in _made(folder, source, tried, rows, report):
         opened = _open(candidate, folder, path, reference.vocab_size)
@@ -458,7 +458,8 @@ def _open(
     return kind(path, candidate.precision, vocab_size)
 
 
-def _golden_row(promise: Contract, golden: contract.Golden) -> Segment:
+def golden_row(promise: Contract, golden: contract.Golden) -> Segment:
+    """The tokens of a golden pair as a runtime takes them."""
     first, second = promise.types
     return Segment(golden.tokens, (first, second), golden.document, 0)
 

@@ -6,7 +6,7 @@
 
 The second is written when the first is whole, and deleted before it: a folder without
 it is what a killed run has left. Orbax has no digests that it checks: a flipped bit
-would be loaded as it is.
+would go unnoticed.
 """
 
 import contextlib
@@ -78,7 +78,7 @@ class Checkpoints:
             strange = {one.name for one in path.iterdir()} - _ORBAX_FILES
             if any(not one.startswith("orbax") for one in strange):
                 raise StageError(
-                    f"{path} lies where a checkpoint goes, and is none of this "
+                    f"{path} lies where a checkpoint goes, but is none of this "
                     "package's; move it away"
                 )
             shutil.rmtree(path)
@@ -233,7 +233,7 @@ class Checkpoints:
         Args:
           state: its arrays say how the restored ones are laid out.
         """
-        step = self._whole(processes.first(lambda: self.steps), _PARTS)
+        step = self.newest_whole(processes.first(lambda: self.steps), _PARTS)
         if step is None:
             return None
         rest = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
@@ -260,7 +260,7 @@ class Checkpoints:
         manifest = manifests.load(self.folder)
         facts = manifest.facts if manifest else {}
         step = processes.first(lambda: facts.get("checkpoint", self.latest))
-        if step is None or self._whole([step], ("params",)) is None:
+        if step is None or self.newest_whole([step], ("params",)) is None:
             if manifest and manifest.done:
                 processes.first(lambda: self._reopen(manifest))
             raise StageError(
@@ -274,7 +274,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # as in somebody else's folder
             manifests.reopen(manifest, self.folder)
 
-    def _whole(self, steps: list[int], parts: tuple[str, ...]) -> int | None:
+    def newest_whole(self, steps: list[int], parts: tuple[str, ...]) -> int | None:
         """The last of `steps` whose files of these parts are as they were written.
 
         The processes read a share of the files each.

@@ -120,7 +120,7 @@ def _write(run: ExportRun, trained: Trained, mesh: Mesh) -> None:
     write_folder(run.folder, trained, run.prepared, mesh, settings.dtype)
     if trained.manifest.kind != "cpt":
         tokenizer = run.prepared.tokenizer(trained.role)
-        score = partial(_score, trained=trained, tokenizer=tokenizer, mesh=mesh)
+        score = partial(score_segments, trained=trained, tokenizer=tokenizer, mesh=mesh)
         add_served(run.folder, settings, trained, run.prepared, score)
     report = run.prepared.manifest.facts["report"]
     write_card(run.folder, run.workdir, trained, report)
@@ -190,7 +190,7 @@ def write_golden(
     )
 
     def score(segments: Sequence[Segment]) -> np.ndarray:
-        return _score(segments, trained, tokenizer, mesh)
+        return score_segments(segments, trained, tokenizer, mesh)
 
     golden.write_contract(folder, about, draw_pairs(prepared), score)
 
@@ -212,7 +212,7 @@ class _Rows:
         return [[self.segments[row] for row in rows] for _, rows in lists]
 
 
-def _score(
+def score_segments(
     segments: Sequence[Segment], trained: Trained, tokenizer: Tokenizer, mesh: Mesh
 ) -> np.ndarray:
     """Scores of rows as stock tools compute them: all in float32."""

@@ -315,7 +315,7 @@ def _target_scale(
         if "train" not in splits:
             raise config.ConfigError(
                 "objective.target_scale=labels fits the teacher's scores to the grades "
-                f"of the split 'train', and the teacher scored {splits}; score 'train' "
+                f"of the split 'train', but the teacher scored {splits}; score 'train' "
                 "too (Score.splits), or choose another scale"
             )
         before = sum(len(lists[one]) for one in splits[: splits.index("train")])

@@ -234,7 +234,7 @@ def _check_dev(settings: config.Train, prepared: Prepared) -> None:
     source = prepared.clicks if metric == "dev_language" else prepared.lists
     if metric != "none" and not len(source("dev")):
         raise config.ConfigError(
-            f"loop.best_metric is {metric!r}, and the split 'dev' is empty; leave it "
+            f"loop.best_metric is {metric!r}, but the split 'dev' is empty; leave it "
             "out, or give the data a dev split"
         )
 

@@ -48,7 +48,7 @@ def open_sinks(
     sinks: list[Sink] = []
     if importlib.util.find_spec("tensorboardX"):
         sinks.append(_TensorBoard(folder, stage, resumed_at))
-    return sinks + [_TRACKERS[name](folder, stage) for name in check_trackers()]
+    return sinks + [KINDS[name](folder, stage) for name in check_trackers()]
 
 
 def check_trackers() -> list[str]:
@@ -60,9 +60,9 @@ def check_trackers() -> list[str]:
     given = os.environ.get(TRACKERS, "")
     names = [one.strip() for one in given.split(",") if one.strip()]
     for name in names:
-        if name not in _TRACKERS:
+        if name not in KINDS:
             raise ConfigError(
-                f"{TRACKERS}={given!r} names {name!r}; there are {', '.join(_TRACKERS)}"
+                f"{TRACKERS}={given!r} names {name!r}; there are {', '.join(KINDS)}"
             )
         if importlib.util.find_spec(name) is None:
             raise ConfigError(
@@ -103,7 +103,7 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT") or "ranker",
             group=folder.parent.name,
             name=f"{folder.parent.name}/{stage}",
-            id=_identity(folder, self.name, lambda: secrets.token_hex(8)),
+            id=identity(folder, self.name, lambda: secrets.token_hex(8)),
             resume="allow",
             dir=str(folder),
             config=_settings(folder),
@@ -126,7 +126,7 @@ class _MLflow:
         import mlflow  # type: ignore[import-not-found]
 
         self._client = mlflow.MlflowClient()
-        self._run = _identity(folder, self.name, lambda: self._begin(folder, stage))
+        self._run = identity(folder, self.name, lambda: self._begin(folder, stage))
         self._client.update_run(self._run, status="RUNNING")
 
     def _begin(self, folder: pathlib.Path, stage: str) -> str:
@@ -134,7 +134,7 @@ class _MLflow:
         found = self._client.get_experiment_by_name(name)
         number = found.experiment_id if found else self._client.create_experiment(name)
         run = self._client.create_run(number, run_name=f"{folder.parent.name}/{stage}")
-        for field, value in _flat(_settings(folder)).items():
+        for field, value in manifests.flat(_settings(folder)).items():
             self._client.log_param(run.info.run_id, field, str(value)[:500])
         return run.info.run_id
 
@@ -153,13 +153,13 @@ class _MLflow:
         self._client.set_terminated(self._run)
 
 
-_TRACKERS: dict[str, Callable[[pathlib.Path, str], Sink]] = {
+KINDS: dict[str, Callable[[pathlib.Path, str], Sink]] = {
     "wandb": _Wandb,
     "mlflow": _MLflow,
 }
 
 
-def _identity(folder: pathlib.Path, tracker: str, make: Callable[[], str]) -> str:
+def identity(folder: pathlib.Path, tracker: str, make: Callable[[], str]) -> str:
     """The stage's run in a tracker; made once, and kept in its folder."""
     path = folder / IDENTITIES
     known = json.loads(path.read_text()) if path.is_file() else {}
@@ -172,12 +172,3 @@ def _identity(folder: pathlib.Path, tracker: str, make: Callable[[], str]) -> st
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
     found = manifests.read(folder)
     return dict(found.settings) if found else {}
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for name, value in settings.items():
-        inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found

@@ -322,8 +322,8 @@ def freeze(taken: dict[str, jax.Array], network: Network, *, by: str) -> Any:
     if missing:
         raise errors.StageError(
             f"{by}: what it begins from has no {', '.join(missing)}, and with adapters "
-            "it would stay as it is drawn; set lora.rank to 0, or begin from weights "
-            "that have it"
+            "it would keep its random values; set lora.rank to 0, or begin from "
+            "weights that have it"
         )
     found = {}
     for path, shape in wanted.items():  # one by one: never two copies of all

@@ -155,7 +155,7 @@ def _trained(stage):
 def _resumed(workdir):
     """What a stage that goes on would find: the newest checkpoint that is whole."""
     checkpoints = Checkpoints(workdir / "cpt")
-    step = checkpoints._whole(checkpoints.steps, ("params", "train"))
+    step = checkpoints.newest_whole(checkpoints.steps, ("params", "train"))
     if step != 10:
         raise errors.StageError(f"goes on from {step}")
     at = workdir / "cpt" / "checkpoints" / f"step_{step}"

@@ -88,7 +88,7 @@ def test_what_workers_counted_is_what_one_machine_counts(tmp_path):
 
 def test_files_become_a_data_set_without_being_read(tmp_path, monkeypatch):
     table = ShardedClicks(write(tmp_path / "out"), tmp_path / "taken")
-    monkeypatch.setattr(datasets, "_encode_batch", None)  # nothing is written again
+    monkeypatch.setattr(datasets, "ArrayRecordWriter", None)  # nothing is written
     files = {split: table.files(split) for split in ("train", "dev")}
     datasets.take_clicks(tmp_path / "clicks", files)
     assert list(datasets.load_clicks(tmp_path / "clicks", "train")) == examples(0, 9)
@@ -111,7 +111,7 @@ def test_doubtful_queries():
 def test_flags_are_ours_or_beams():
     given = ["--config", "c.py", "--runner", "FlinkRunner", "--flink_master=host:1"]
     given += ["--workdir=w", "--config.data.path", "x", "--output=gs://b/c"]
-    ours, beam = prepare._divide(given)
+    ours, beam = prepare.divide_flags(given)
     assert ours == ["--config", "c.py", "--workdir=w", "--config.data.path", "x"]
     assert beam == [
         "--runner",
@@ -119,7 +119,7 @@ def test_flags_are_ours_or_beams():
         "--flink_master=host:1",
         "--output=gs://b/c",
     ]
-    assert prepare._divide(["--config=c", "--other=1"]) == (
+    assert prepare.divide_flags(["--config=c", "--other=1"]) == (
         ["--config=c", "--other=1"],
         [],
     )
@@ -128,10 +128,10 @@ def test_flags_are_ours_or_beams():
 def test_without_beam_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "apache_beam", None)
     with pytest.raises(ConfigError, match=r'pip install "ranker\[beam\]"'):
-        prepare._engine(["--runner=DirectRunner"])
+        prepare.beam_engine(["--runner=DirectRunner"])
 
 
 def test_shards_are_a_number():
     with pytest.raises(ConfigError, match="--shards takes a number"):
-        prepare._count("0")
-    assert prepare._count("7") == 7
+        prepare.shard_count("0")
+    assert prepare.shard_count("7") == 7

@@ -91,7 +91,7 @@ def test_folders_that_are_no_tokenizer(folders, tmp_path):
         Tokenizer(folders / "encoder", "prompt")
 
 
-def _wordpiece_digest(folder):
+def wordpiece_digest(folder):
     texts = [f"Word{i % 37} naïve 東京 unfold-{i % 11}ing #{i}!" for i in range(300)]
     train_wordpiece(texts, 200, folder)
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -100,10 +100,10 @@ def _wordpiece_digest(folder):
 
 def test_a_trained_wordpiece_is_the_same_in_every_process(tmp_path):
     """A stage that is prepared again after a kill must read text as before."""
-    here, vocabulary = _wordpiece_digest(tmp_path / "a")
+    here, vocabulary = wordpiece_digest(tmp_path / "a")
     code = (
         "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import test_text as t\n"
-        "print(t._wordpiece_digest(pathlib.Path(sys.argv[2]))[0])"
+        "print(t.wordpiece_digest(pathlib.Path(sys.argv[2]))[0])"
     )
     folder = pathlib.Path(__file__).parent
     there = subprocess.run(

@@ -32,17 +32,29 @@ def write(tmp_path, text, name="run.trec"):
         (RUN.replace(" 1 2.5", " 1.0 2.5"), False),
     ],
 )
-def test_a_run_is_read_the_fast_or_the_slow_way(tmp_path, text, fast):
-    path = write(tmp_path, text)
-    assert (trec._regular_run(path) is not None) == fast
-    assert trec.load_run(path).scores == SCORES
+def test_a_run_is_read_the_fast_or_the_slow_way(tmp_path, monkeypatch, text, fast):
+    slow = by_line(monkeypatch)
+    assert trec.load_run(write(tmp_path, text)).scores == SCORES
+    assert bool(slow) != fast
 
 
-def test_lines_of_a_query_may_lie_apart_and_ids_may_be_any(tmp_path):
+def by_line(monkeypatch):
+    """Notes each run that is read line by line."""
+    noted, read = [], trec.formats.read_run
+
+    def noting(path, **options):
+        noted.append(path)
+        return read(path, **options)
+
+    monkeypatch.setattr(trec.formats, "read_run", noting)
+    return noted
+
+
+def test_lines_of_a_query_may_lie_apart_and_ids_may_be_any(tmp_path, monkeypatch):
     path = write(tmp_path, 'q" Q0 漢字 1 2 x\nr Q0 "a" 1 1 x\nq" Q0 #,; 2 1 x\n')
-    assert trec._regular_run(path)
+    slow = by_line(monkeypatch)
     expected = {'q"': {"漢字": 2.0, "#,;": 1.0}, "r": {'"a"': 1.0}}
-    assert trec.load_run(path).scores == expected
+    assert trec.load_run(path).scores == expected and not slow
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Cloud:
             "RANKER_LAUNCH_POLL": "0",
             "RANKER_LAUNCH_TRIES": "3",
             "RANKER_LAUNCH_FOLLOW": "3",
-            "RANKER_STOP_SECONDS": "5",
+            "RANKER_STOP_SECONDS": "60",
             "RANKER_BUCKET_FOLDER": str(self.bucket),
         }
 
@@ -398,7 +398,7 @@ def test_arguments_reach_the_workers_intact(cloud):
 
 def test_a_job_that_fails_ends_with_its_code(cloud):
     cloud.made("--bucket", "gs://my-bucket")
-    found = cloud(*RUN, "[ $(hostname) = worker1 ] && exit 3; sleep 60", code=3)
+    found = cloud(*RUN, "[ $(hostname) = worker1 ] && exit 3; sleep 300", code=3)
     assert "failed with exit code 3" in found.stderr
     assert "left running" in found.stderr
     assert not cloud.calls("create")
@@ -469,7 +469,7 @@ def test_a_job_that_saved_and_left_is_started_again_in_place(cloud):
     assert not cloud.calls("create") and not cloud.calls("delete")
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=240):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         try:

@@ -82,7 +82,7 @@ def test_kernels_equal_the_reference_forward_and_backward(kernel, seen, monkeypa
     up = jnp.asarray(np.random.default_rng(1).normal(size=q.shape), jnp.float32)
 
     def ours(q, k, v):
-        compute = attention._KERNELS[kernel]
+        compute = attention.KERNELS[kernel]
         more = dict(interpret=True) if kernel in ("tiles", "splash") else {}
         out = compute(q, k, v, segments, rule, **more)
         return jnp.sum(jnp.where(real, out * up, 0)), out

@@ -131,7 +131,7 @@ def test_layers_compiled_one_by_one_give_the_same_gradients(settings, monkeypatc
         def loss(params):
             return jnp.sum(nnx.merge(graph, params)(inputs, index))
 
-        monkeypatch.setattr(layers, "_UNROLLED", limit)
+        monkeypatch.setattr(layers, "UNROLLED", limit)
         with jax.set_mesh(sharding.make_mesh(config.Mesh(), jax.devices()[:1])):
             compiled = jax.jit(jax.grad(loss)).lower(params)
             counts.append(compiled.as_text().count("stablehlo.while"))
@@ -144,9 +144,9 @@ def test_layers_are_looped_over_where_that_is_cheap(monkeypatch):
     large, small = jnp.zeros((8, 512, 256)), jnp.zeros((1, 512, 256))
     for platform, expected in (("cpu", True), ("gpu", True), ("tpu", False)):
         monkeypatch.setattr(layers.sharding, "platform", lambda p=platform: p)
-        assert layers._unrolled(large, "none") == expected, platform
-        assert not layers._unrolled(large, "full")  # little is kept
-        assert not layers._unrolled(small, "none")  # not worth the compiling
+        assert layers.unrolled(large, "none") == expected, platform
+        assert not layers.unrolled(large, "full")  # little is kept
+        assert not layers.unrolled(small, "none")  # not worth the compiling
 
 
 def test_decoder_is_causal_and_encoder_is_not():
@@ -212,7 +212,7 @@ def test_unrolled_layers_keep_no_more_than_products_and_norms_read():
     R, T = 4, 512
     text = jnp.ones((R, T), jnp.int32)
     index = jnp.arange(R).reshape(-1, 1) * T
-    assert R * T * settings.embed_dim >= layers._UNROLLED
+    assert R * T * settings.embed_dim >= layers.UNROLLED
 
     def loss(params):
         model = nnx.merge(graphdef, params)

@@ -105,7 +105,7 @@ def test_the_likelihood_is_that_of_the_conditional_chances(name):
     model, data = _model(name), _draw(name, 300, 0)
     p = np.clip(model.conditional(data), 1e-12, 1)
     expected = np.log(np.where(data.clicks, p, 1 - p)).sum()
-    assert cm._infer(model, data).log_likelihood == pytest.approx(expected)
+    assert cm.infer(model, data).log_likelihood == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", cm.MODELS)

@@ -78,9 +78,9 @@ def test_only_balanced_interleaving_is_biased_by_clicks_at_random():
 
 def test_optimised_chances_prefer_nobody_at_any_depth():
     a, b = tuple("abcdef"), tuple("badcfg")
-    pages, chances = il._solve(a, b, 6)
+    pages, chances = il.optimised_pages(a, b, 6)
     assert sum(chances) == pytest.approx(1)
-    credit = np.array([[il._rank_difference(d, a, b) for d in page] for page in pages])
+    credit = np.array([[il.rank_difference(d, a, b) for d in page] for page in pages])
     assert np.allclose(np.array(chances) @ np.cumsum(credit, axis=1), 0, atol=1e-7)
 
 

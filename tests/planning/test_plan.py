@@ -154,7 +154,7 @@ def test_ways_out_are_those_that_are_left(tmp_path, monkeypatch):
     def ways(variant, *flags):
         stages = (config.Train, config.Score)
         settings = config.load(f"stage.py{variant}", list(flags), of=stages)
-        return entry._way_out(settings, slices, alone=False)
+        return entry.ways_out(settings, slices, alone=False)
 
     full = "lower batch.size (8), or raise batch.accumulate (1), or take a larger slice"
     assert f"does not fit 1 x v5e:2x2: {full};" in ways("")
@@ -185,14 +185,14 @@ def test_the_message_of_a_program_that_is_too_large():
     new = "total memory required (1.00T) exceeds available HBM (15.75G)"
     old = "Used 17.50G of 15.75G hbm. Exceeded hbm capacity by 1.75G."
     gib = 2**30
-    assert estimate._too_large(new, 0) == (1024 * gib, 15.75 * gib)
-    assert estimate._too_large(old, 0) == (17.5 * gib, 15.75 * gib)
+    assert estimate.too_large(new, 0) == (1024 * gib, 15.75 * gib)
+    assert estimate.too_large(old, 0) == (17.5 * gib, 15.75 * gib)
 
 
 def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(config.ConfigError, match=r"pip install 'ranker\[tpu\]'"):
-        entry._prepare_compiler("v5e:2x2")
+        entry.prepare_compiler("v5e:2x2")
 
 
 def test_every_chip_has_sensible_figures():
@@ -297,9 +297,9 @@ def test_search_leaves_out_what_needs_more_than_what_did_not_fit():
     none = by["--config.batch.size=8", "--config.model.remat=none"]
     larger = by["--config.batch.size=16", "--config.model.remat=dots"]
     smaller = by["--config.batch.size=4", "--config.model.remat=none"]
-    assert search._needs_more(none, dots) and search._needs_more(larger, dots)
-    assert not search._needs_more(dots, none)
-    assert not search._needs_more(smaller, dots)
+    assert search.needs_more(none, dots) and search.needs_more(larger, dots)
+    assert not search.needs_more(dots, none)
+    assert not search.needs_more(smaller, dots)
 
 
 def test_steps_of_epochs_are_those_of_the_records():
@@ -330,7 +330,7 @@ def test_steps_of_epochs_are_those_of_the_records():
 @pytest.mark.parametrize(("choice", "wide"), [("float32", True), ("bfloat16", False)])
 def test_gradients_are_summed_over_chips_in_the_dtype_asked_for(plan, choice, wide):
     del plan  # it puts back what the compiler is told
-    entry._prepare_compiler("v5e:2x2")
+    entry.prepare_compiler("v5e:2x2")
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     settings = config.Train(
@@ -350,7 +350,7 @@ def test_gradients_are_summed_over_chips_in_the_dtype_asked_for(plan, choice, wi
         batch=config.Batch(size=8, list_size=2),
         loop=config.Loop(steps=10),
     )
-    made = job.make_job(settings, None, chips.describe("v5e:2x2", 1).devices)
+    made = job.make_job(settings, None, chips.find_slices("v5e:2x2", 1).devices)
     with jax.set_mesh(made.mesh):
         text = made.function.lower(*made.arguments).compile().as_text()
     lines = [line for line in text.splitlines() if " all-reduce(" in line]

@@ -435,7 +435,7 @@ def test_latex_is_set_without_a_complaint_and_fits_the_page(files):
         cwd=files,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0 and (files / "page.pdf").is_file(), done.stdout[-2000:]
     assert "Overfull" not in done.stdout and "Undefined" not in done.stdout

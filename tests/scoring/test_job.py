@@ -129,10 +129,10 @@ def rewrite(job, number, change):
     table, receipt = jobs.read_chunk(job, number)
     columns = {name: table[name].to_pylist() for name in table.column_names}
     change(columns)
-    data = jobs._encode(pa.table(columns, schema=table.schema), job.format)
+    data = jobs.encode_table(pa.table(columns, schema=table.schema), job.format)
     job.path(number).write_bytes(data)
     receipt["sha256"] = hashlib.sha256(data).hexdigest()
-    jobs._save_json(job.receipt_path(number), receipt)
+    storage.write_sealed(job.receipt_path(number), receipt)
 
 
 @pytest.mark.parametrize(

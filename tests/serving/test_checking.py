@@ -271,7 +271,7 @@ FAULTS = {
         lambda f: set_tokenizer(f, model_max_length=100),
         "transformers",
         "truncation",
-        "cut to 100 tokens, and are to be cut to 256",
+        "cut to 100 tokens, but should be cut to 256",
     ),
     "activation": (
         "encoder",

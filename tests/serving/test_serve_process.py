@@ -1,5 +1,6 @@
 """The server as a process: overload, a drain in mid-load, and folders it refuses."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -73,17 +74,19 @@ class Running:
         found = [line.split()[-1] for line in lines if line.rsplit(" ", 1)[0] == name]
         return float(found[0]) if found else 0.0
 
-    def rerank(self, body):
-        """Status and answer."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/rerank", json.dumps(body).encode()
-        )
-        try:
-            with urllib.request.urlopen(request) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, dict(error.headers)
+    def send(self, body):
+        """A connection that has sent a request for scores."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.request("POST", "/rerank", json.dumps(body).encode())
+        return connection
+
+
+def answer_of(connection):
+    """Status, and the answer or its headers."""
+    with contextlib.closing(connection):
+        answer = connection.getresponse()
+        content = json.load(answer)
+        return answer.status, content if answer.status == 200 else answer.headers
 
 
 def offline(folder):
@@ -104,32 +107,44 @@ def offline(folder):
 def test_overload_and_a_drain_lose_nothing(folder):
     """Ten clients over a queue of four; SIGTERM comes once some were answered.
 
-    What was sent before it is answered; clients send nothing afterwards, as behind a
+    What was sent before it is answered; clients send nothing afterwards, as those of a
     load balancer that reads /ready.
     """
     server = Running(folder, "--max-queue-tokens", "2000", "--drain", "0.2")
     score = offline(folder)
     answers, ended = [], threading.Event()
     some = threading.Semaphore(0)
+    sending = [threading.Lock() for _ in range(10)]
 
     def client(seed):
         draw = np.random.default_rng(seed)
-        while not ended.is_set():
+        while True:
             texts = [" ".join(draw.choice(WORDS, 40)) for _ in range(8)]
             body = {"query": "cats", "texts": texts, "raw_scores": True}
             try:
-                status, answer = server.rerank(body)
+                with sending[seed]:
+                    if ended.is_set():
+                        return
+                    connection = server.send(body)
+                status, answer = answer_of(connection)
             except (http.client.HTTPException, OSError) as error:
                 status, answer = -1, repr(error)
             answers.append((texts, status, answer))
             some.release()
 
-    threads = [threading.Thread(target=client, args=(i,)) for i in range(10)]
+    threads = [
+        threading.Thread(target=client, args=(i,), daemon=True) for i in range(10)
+    ]
     for thread in threads:
         thread.start()
     for _ in range(60):
         some.acquire()
+    while {200, 429} - {status for _, status, _ in answers}:
+        assert some.acquire(timeout=300)
     ended.set()
+    for lock in sending:
+        lock.acquire()  # what it began to send is sent
+        lock.release()
     server.process.send_signal(signal.SIGTERM)
     for thread in threads:
         thread.join()
@@ -168,7 +183,7 @@ def test_clients_that_leave_free_their_places(folder):
     while server.count('ranker_request_failure_total{err="dropped"}') < 3:
         time.sleep(0.01)
     assert server.count("ranker_queue_tokens") == 0
-    status, answer = server.rerank({"query": "cats", "texts": ["dogs"]})
+    status, answer = answer_of(server.send({"query": "cats", "texts": ["dogs"]}))
     assert status == 200 and len(answer) == 1
     assert server.count("ranker_documents_total") == 1
     server.process.send_signal(signal.SIGTERM)

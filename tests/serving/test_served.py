@@ -75,7 +75,7 @@ def made(tmp_path_factory):
     export.write_folder(folder, trained, data, mesh)
 
     def score(segments):
-        return export._score(segments, trained, data.tokenizer(""), mesh)
+        return export.score_segments(segments, trained, data.tokenizer(""), mesh)
 
     return folder, trained, data, score
 
@@ -88,7 +88,7 @@ def test_a_graph_and_a_calibration_are_added(made):
     golden = np.array([one.score for one in promise.golden])
     assert ((found(golden) > 0) & (found(golden) < 1)).all()
     runtime = runtimes.open_runtime(folder, "onnxruntime", "float32")
-    rows = [served.precision._golden_row(promise, one) for one in promise.golden]
+    rows = [served.precision.golden_row(promise, one) for one in promise.golden]
     np.testing.assert_allclose(runtimes.score(runtime, rows), golden, atol=1e-4)
 
 

@@ -38,7 +38,7 @@ class Counting:
     vocab_size = 1 << 20
 
     def __init__(self):
-        self.go = threading.Event()
+        self.begun, self.go = threading.Event(), threading.Event()
         self.go.set()
         self.batches = []
         self.broken = False
@@ -53,6 +53,7 @@ class Counting:
         pass
 
     def run(self, segments, padded):
+        self.begun.set()
         self.go.wait()
         self.batches.append(len(segments))
         found = np.array([len(s.tokens) - 10.0 for s in segments], np.float32)
@@ -516,10 +517,12 @@ def test_every_request_gets_its_own_scores_in_any_company():
     sizes = [draw.integers(1, 60, int(draw.integers(1, 20))) for _ in range(30)]
 
     async def all_at_once():
-        return await asyncio.gather(*(batcher.score(segments(*one)) for one in sizes))
+        waiting = asyncio.gather(*(batcher.score(segments(*one)) for one in sizes))
+        await asyncio.sleep(0)  # all are in the queue
+        runtime.go.set()
+        return await waiting
 
     runtime.go.clear()
-    threading.Timer(0.05, runtime.go.set).start()
     found = asyncio.run(all_at_once())
     batcher.stop()
     for one, scores in zip(sizes, found, strict=True):
@@ -536,21 +539,17 @@ def test_a_client_that_leaves_frees_its_place():
 
     async def leave():
         first = asyncio.ensure_future(batcher.score(segments(8)))
-        await asyncio.sleep(0)
-        while batcher._jobs:  # until the thread has taken it: rows may share a run
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(runtime.begun.wait)  # its run is being scored
         second = asyncio.ensure_future(batcher.score(segments(8, 30, 50)))
         await asyncio.sleep(0)
         second.cancel()
         with pytest.raises(asyncio.CancelledError):
             await second
-        left = len(batcher._jobs)
         runtime.go.set()
         await first
-        return left
 
-    assert asyncio.run(leave()) == 0
-    batcher.stop()
+    asyncio.run(leave())
+    batcher.stop()  # once the queue is empty
     assert sum(runtime.batches) == 1  # nothing of the second was scored
 
 

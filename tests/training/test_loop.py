@@ -1,9 +1,12 @@
 """What the loop decides by the number of a step and by what was measured."""
 
+import importlib.util
 import json
 import time
 
+import jax
 import pytest
+from jax._src import distributed
 
 from ranker import config, processes
 from ranker.training.progress import Progress
@@ -99,24 +102,30 @@ class _Service:
 
 
 def test_the_others_are_told_results_and_errors(monkeypatch):
-    service, calls = _Service(), []
-    monkeypatch.setattr(processes, "_client", lambda: service)
-    monkeypatch.setattr(processes, "count", lambda: 2)
-
-    def as_process(index):
-        monkeypatch.setattr(processes, "index", lambda: index)
-        monkeypatch.setattr(processes, "_numbers", iter(range(10)))
-
-    def decide():
-        calls.append(processes.index())
-        return processes.first(lambda: {"step": 3})  # within: an ordinary call
+    calls = []
+    monkeypatch.setattr(distributed.global_state, "client", _Service())
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
 
     def refuse():
         raise config.ConfigError("set x")
 
     for index in (0, 1):
-        as_process(index)
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        processes = copy_of("ranker.processes")  # each process has its own
+
+        def decide(processes=processes):
+            calls.append(processes.index())
+            return processes.first(lambda: {"step": 3})  # within: an ordinary call
+
         assert processes.first(decide) == {"step": 3}
         with pytest.raises(config.ConfigError, match="^set x$"):
             processes.first(refuse)
     assert calls == [0]
+
+
+def copy_of(name):
+    spec = importlib.util.find_spec(name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -49,7 +49,7 @@ def test_a_tracker_that_is_away_stops_nothing(tmp_path, monkeypatch, capsys):
         made.append(_Tracker(folder, stage))
         return made[-1]
 
-    monkeypatch.setitem(sinks._TRACKERS, "wandb", make)
+    monkeypatch.setitem(sinks.KINDS, "wandb", make)
     monkeypatch.setenv(sinks.TRACKERS, " wandb ")
     monkeypatch.setattr(
         sinks.importlib.util, "find_spec", lambda name: name == "wandb" or None
@@ -68,12 +68,6 @@ def test_a_tracker_that_is_away_stops_nothing(tmp_path, monkeypatch, capsys):
 
 def test_a_stage_keeps_its_run_of_a_tracker(tmp_path):
     numbers = iter("ab")
-    first = sinks._identity(tmp_path, "wandb", lambda: next(numbers))
-    assert sinks._identity(tmp_path, "wandb", lambda: next(numbers)) == first == "a"
-    assert sinks._identity(tmp_path, "mlflow", lambda: next(numbers)) == "b"
-
-
-def test_settings_are_flat_by_dotted_name():
-    nested = {"optim": {"learning_rate": 0.1, "muon": {"b1": 1}}, "seed": 0}
-    flat = {"optim.learning_rate": 0.1, "optim.muon.b1": 1, "seed": 0}
-    assert sinks._flat(nested) == flat
+    first = sinks.identity(tmp_path, "wandb", lambda: next(numbers))
+    assert sinks.identity(tmp_path, "wandb", lambda: next(numbers)) == first == "a"
+    assert sinks.identity(tmp_path, "mlflow", lambda: next(numbers)) == "b"
