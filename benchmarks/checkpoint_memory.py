@@ -173,7 +173,7 @@ def export_one(folder: str, way: str) -> dict:
 
     from ranker.data.text import train_bpe
     from ranker.models import exporting
-    from ranker.training.trained import unflat
+    from ranker.models.params import unflat
 
     exporting.SHARD_BYTES = 1_000_000_000
     from transformers import AutoConfig

@@ -5,9 +5,10 @@ python -m ranker.check FOLDER [--against OTHER] [--scores FILE]
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
+
+from ranker import cli
 
 _TOLERANCE = 1e-2
 
@@ -42,17 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     given = parser.parse_args(arguments)
 
-    from ranker import errors
-    from ranker.errors import ModelError
+    equal = False
 
-    try:
-        return _check(given)
-    except (errors.ContractError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    def run() -> None:
+        nonlocal equal
+        equal = _check(given)
+
+    cli.sentences(run, where=given.folder)
+    return 0 if equal else 1
 
 
-def _check(given: Any) -> int:
+def _check(given: Any) -> bool:
     from ranker.serving import checking, contract, readers
 
     promise = contract.load(given.folder)
@@ -75,7 +76,7 @@ def _check(given: Any) -> int:
             reader, promise, None, served, tolerance=given.tolerance
         )
         equal &= _print(result, promise, name=str(given.scores))
-    return 0 if equal else 1
+    return equal
 
 
 def _read_scores(path: pathlib.Path, count: int) -> Any:

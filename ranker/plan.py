@@ -156,7 +156,7 @@ def plan(
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     texts = Texts(known.text_tokens, known.prompt_tokens, known.documents)
-    slices = chips.describe(known.topology, known.num_slices)
+    slices = chips.find_slices(known.topology, known.num_slices)
     if known.search:
         ranked = search.search(
             settings,

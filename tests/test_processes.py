@@ -89,7 +89,9 @@ Reporter.progress = told
 """
 
 
-def start(tmp_path, workdir, devices, processes="", entry="train", before="", more=()):
+def start(
+    tmp_path, workdir, devices, processes="", *, entry="train", before="", more=()
+):
     code = (
         "import jax\n"
         "jax.config.update('jax_platforms', 'cpu')\n"

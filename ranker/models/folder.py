@@ -136,7 +136,7 @@ class Described:
     notes: list[str]
 
 
-def describe(folder: pathlib.Path) -> Described:
+def read_folder(folder: pathlib.Path) -> Described:
     """A folder's config.json.
 
     Raises:

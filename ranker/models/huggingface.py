@@ -28,8 +28,8 @@ from ranker.models.folder import (
     Held,
     Tensor,
     Tensors,
-    describe,
     find_tensors,
+    read_folder,
     read_head,
     resolve_folder,
 )
@@ -106,7 +106,7 @@ def open_checkpoint(
     """
     folder = resolve_folder(settings.path, settings.revision)
     try:
-        found = describe(folder)
+        found = read_folder(folder)
         path, model, notes = found.path, *_model_of(found)
     except ModelError:
         raise

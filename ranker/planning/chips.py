@@ -60,7 +60,7 @@ def parse(topology: str) -> tuple[Chip, tuple[int, ...]]:
     return chip, shape
 
 
-def describe(topology: str, num_slices: int) -> Slices:
+def find_slices(topology: str, num_slices: int) -> Slices:
     """The devices of slices that are not here: the TPU compiler's, or CPU devices.
 
     CPU devices stand in for GPUs, whose compiler needs a card. Before jax starts.

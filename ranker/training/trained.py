@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, errors, manifests
@@ -20,12 +19,8 @@ from ranker.data.text import Tokenizer, answers_of
 from ranker.manifests import TrainFacts, TrainSettings
 from ranker.models import adapters
 from ranker.models.build import POSITION_BIAS, Head
-from ranker.models.huggingface import (
-    Checkpoint,
-    flat,
-    import_params,
-    open_checkpoint,
-)
+from ranker.models.huggingface import Checkpoint, import_params, open_checkpoint
+from ranker.models.params import dotted, flat, unflat
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.state import Network, make_network, placed
 
@@ -301,7 +296,7 @@ def _read_source(
     narrow = checkpoint.halves and checkpoint.model.dtype == "bfloat16"
 
     def kept(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = _dotted(path)
+        name = dotted(path)
         matrix = name.startswith("body.layers.") and not re.search("norm|bias", name)
         dtype = "bfloat16" if narrow and matrix else leaf.dtype
         return jax.ShapeDtypeStruct(leaf.shape, dtype)
@@ -329,16 +324,3 @@ def freeze(taken: dict[str, jax.Array], network: Network, *, by: str) -> Any:
     for path, shape in wanted.items():  # one by one: never two copies of all
         found[path] = taken.pop(path).astype(shape.dtype)
     return unflat(found, network.frozen)
-
-
-def unflat(params: dict[str, jax.Array], like: Any) -> Any:
-    """The `nnx.State` of the structure of `like` with these parameters by path."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, variable: variable.replace(params[_dotted(path)]),
-        like,
-        is_leaf=lambda x: isinstance(x, nnx.Variable),
-    )
-
-
-def _dotted(path: tuple) -> str:
-    return ".".join(str(getattr(key, "key", key)) for key in path)

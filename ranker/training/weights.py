@@ -11,7 +11,8 @@ from flax import nnx
 from ranker import config
 from ranker.models import build
 from ranker.models.build import Head
-from ranker.models.huggingface import flat, import_params
+from ranker.models.huggingface import import_params
+from ranker.models.params import flat, unflat
 from ranker.training.origin import Origin
 from ranker.training.reporter import Reporter
 from ranker.training.run import PARENTS, Run
@@ -21,7 +22,6 @@ from ranker.training.trained import (
     freeze,
     lineage,
     put_together,
-    unflat,
 )
 
 

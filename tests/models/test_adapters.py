@@ -15,7 +15,7 @@ from ranker.models import adapters, build, dropout
 from ranker.models.huggingface import flat
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
-from ranker.training.trained import freeze, unflat
+from ranker.training.trained import freeze
 
 LORA = config.Lora(rank=3, alpha=6.0, base_dtype="float32")
 GATED = config.Encoder(

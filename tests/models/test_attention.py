@@ -23,7 +23,7 @@ FULL = Rule(causal=False)
 seen = pytest.mark.parametrize("seen", SEEN.values(), ids=SEEN.keys())
 
 
-def example(R=2, T=256, N=4, K=2, H=8, dtype=np.float32):
+def example(*, R=2, T=256, N=4, K=2, H=8, dtype=np.float32):
     """q, k, v, and segments that end within blocks of 128, padding behind them."""
     generator = np.random.default_rng(0)
     q = generator.normal(size=(R, T, N, H)).astype(dtype)

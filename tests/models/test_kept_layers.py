@@ -8,7 +8,7 @@ import pytest
 
 from ranker import config
 from ranker.models.families import FAMILIES, read_config, table_of
-from ranker.models.folder import describe
+from ranker.models.folder import read_folder
 from ranker.models.huggingface import open_checkpoint
 
 # The documented forms, and what they keep of six layers.
@@ -47,7 +47,7 @@ def write_folder(folder, kind):
     """A folder of a family with its class's own fields, all holes, and its plan."""
     described = {"model_type": kind, **SIZES, **FIELDS.get(kind, {})}
     (folder / "config.json").write_text(json.dumps(described))
-    found = describe(folder)
+    found = read_folder(folder)
     model, _ = read_config("config.json", found.fields)
     rows, family = found.fields["vocab_size"], FAMILIES[kind]
     tensors = {}

@@ -231,7 +231,7 @@ def test_links_of_a_slice_with_and_without_wrap_around(topology, links):
     [("v4:2x2x1", 4), ("v4:2x2x2", 8), ("v5p:2x2x1", 4), ("v6e:2x4", 8)],
 )
 def test_a_chip_is_one_device(topology, devices):
-    slices = chips.describe(topology, 1)
+    slices = chips.find_slices(topology, 1)
     assert slices.chips == len(slices.devices) == devices
 
 

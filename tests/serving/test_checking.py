@@ -388,8 +388,8 @@ def test_scores_of_a_server_are_explained(folders, tmp_path, capsys):
     assert check.main(call) == 1
     assert "likely cause: unknown" in capsys.readouterr().out
     path.write_text("[1, 2]")
-    assert check.main(call) == 1
-    assert "expected a list of 16 scores" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="expected a list of 16 scores"):
+        check.main(call)
 
 
 def test_every_fault_of_the_table_is_named_by_itself(folders):
@@ -435,25 +435,24 @@ def test_half_precision_is_named(folders):
         ('{"version": 1, "golden": []}', "is not whole"),
     ],
 )
-def test_contracts_that_cannot_be_read(copy, text, message, capsys):
+def test_contracts_that_cannot_be_read(copy, text, message):
     folder = copy("encoder")
     if text is None:
         (folder / contract.FILE).unlink()
     else:
         (folder / contract.FILE).write_text(text)
-    assert check.main([str(folder)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error
+    with pytest.raises(SystemExit, match=f"^error: .*{re.escape(message)}"):
+        check.main([str(folder)])
 
 
-def test_folders_that_cannot_be_loaded(copy, tmp_path, capsys):
-    assert check.main([str(tmp_path / "nowhere")]) == 1
-    assert "no such folder" in capsys.readouterr().err
+def test_folders_that_cannot_be_loaded(copy, tmp_path):
+    with pytest.raises(SystemExit, match="^error: .*no such folder"):
+        check.main([str(tmp_path / "nowhere")])
     folder = copy("decoder")
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    assert check.main([str(folder)]) == 1
-    assert "model.safetensors" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="^error: .*model.safetensors"):
+        check.main([str(folder)])
 
 
 def test_help_is_quick_and_complete(capsys):
