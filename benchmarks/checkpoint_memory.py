@@ -226,7 +226,7 @@ def plan_eight(folder: pathlib.Path) -> dict:
     start, busy = time.perf_counter(), time.process_time()
     for number, name in enumerate(names, start=1):
         path = str(folder / str(number))
-        open_checkpoint(config.Pretrained(path=path)).plan(PUBLISHED[name]["head"])
+        open_checkpoint(config.Pretrained(path=path)).match(PUBLISHED[name]["head"])
     seconds, busy = time.perf_counter() - start, time.process_time() - busy
     return {
         "planned": names,

@@ -3,7 +3,7 @@
 #
 #   launch/create.sh NAME --topology v5e:4x4 --zone us-west4-a --bucket gs://BUCKET --spot
 #
-# NAME                    of the TPU, and of its account under $RANKER_LAUNCH_STATE
+# NAME                    of the TPU, and of its record under $RANKER_LAUNCH_STATE
 # --topology KIND:SHAPE   as ranker.plan takes it: v5e:4x4, v5p:2x2x4 (or:)
 # --accelerator-type TYPE as gcloud takes it: v5litepod-16
 # --zone ZONE             e.g. us-west4-a

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Deletes a TPU that launch/create.sh made, and nothing else: its name must be in the
-# account here and its label must agree. Logs and the bucket stay.
+# record here and its label must agree. Logs and the bucket stay.
 #
 #   launch/delete.sh NAME [--dry-run]
 

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts of this folder share: messages, quoting, the account of what was
+# What the scripts of this folder share: messages, quoting, the record of what was
 # made, and the few gcloud commands that everything is built from.
 #
 # Each TPU that these scripts make has a folder under $RANKER_LAUNCH_STATE (default
@@ -105,7 +105,7 @@ chips_of() {
   printf '%s' "$chips"
 }
 
-# --- the account of what was made ---
+# --- the record of what was made ---
 
 name="" id="" kind="" zone="" project="" spot="" slices="" bucket="" runtime="" extras=""
 shape=() create_options=() ssh_options=()
@@ -173,7 +173,7 @@ list_names() {
   printf '%s' "${names[*]:-nothing}"
 }
 
-# Logs and results of jobs stay; only the account goes.
+# Logs and results of jobs stay; only the record goes.
 forget() { $dry_run || rm -f "$(state_file)"; }
 
 # Said whenever a script ends while something that costs money is there.

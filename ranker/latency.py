@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shapes = tuple(
             latency.parse_shape(one) for one in given.shapes.split(",") if one
         )
-        plan = latency.Plan(
+        trial = latency.Trial(
             candidates=given.candidates,
             tokens=given.tokens,
             budget=given.budget_ms / 1e3,
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=given.workers,
             shapes=shapes,
         )
-        rows = latency.measure(given.folder, plan)
-        print(latency.describe(rows, plan))
+        rows = latency.measure(given.folder, trial)
+        print(latency.table(rows, trial))
         if given.json:
             given.json.write_text(json.dumps([_fields(row) for row in rows], indent=1))
 

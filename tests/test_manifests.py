@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ranker import manifests
+from ranker import manifests, storage
 from ranker.errors import StageError
 
 
@@ -59,3 +59,139 @@ def test_manifests_are_sealed(tmp_path):
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(StageError, match="its digest does not fit"):
         manifests.load(tmp_path)
+
+
+def made(kind="sft", **fields):
+    return manifests.Manifest(kind=kind, **{"settings": {}, "inputs": {}, **fields})
+
+
+def test_a_key_is_of_kind_settings_and_inputs_alone():
+    one = made(settings={"steps": 1}, inputs={"cpt": "a"})
+    others = [
+        made("cpt", settings={"steps": 1}, inputs={"cpt": "a"}),
+        made(settings={"steps": 2}, inputs={"cpt": "a"}),
+        made(settings={"steps": 1}, inputs={"cpt": "b"}),
+    ]
+    assert len({x.key for x in (one, *others)}) == 4
+    told = dataclasses.replace(one, facts={"loss": 1.0}, done=True, version="0")
+    assert told.key == one.key
+
+
+def test_what_a_stage_finds_out_at_its_end_holds(tmp_path):
+    done = made(facts={"metrics": None, "vocab_size": 9}).finish(tmp_path, metrics=0.5)
+    assert done.facts == {"metrics": 0.5, "vocab_size": 9}
+    assert manifests.load(tmp_path) == done and done.done
+
+
+def test_facts_that_are_zero_are_kept_and_none_is_left_out():
+    facts = manifests.ScoreFacts(teacher="sft", quarantined=0)
+    found = facts.to_dict()
+    assert found["quarantined"] == 0 and found["mean"] == 0 and "pairs" not in found
+    assert manifests.ScoreFacts.of({**found, "unknown": 1}) == facts
+    with pytest.raises(StageError, match="another version of this package.*teacher"):
+        manifests.ScoreFacts.of({"mean": 1.0})
+
+
+def test_a_field_of_another_type_is_named():
+    facts = manifests.TrainFacts(tokenizer="a", template="b", vocab_size=9)
+    manifests.check_types(facts)
+    for wrong in (True, 9.0, "9"):
+        with pytest.raises(ValueError, match="its field 'vocab_size'"):
+            manifests.check_types(dataclasses.replace(facts, vocab_size=wrong))
+    with pytest.raises(ValueError, match="its field 'inputs'"):
+        manifests.check_types(made(inputs={"cpt": 1}))
+
+
+def test_a_lock_names_its_last_holder_alone(tmp_path):
+    for _ in range(2):
+        with manifests.lock(tmp_path, "sft"):
+            pass
+    assert (tmp_path / ".locks" / "sft").read_text().count("process") == 1
+
+
+def test_a_manifest_whose_key_is_another_is_refused(tmp_path):
+    fields = dataclasses.asdict(made(settings={"steps": 1}))
+    storage.write_sealed(tmp_path / manifests.FILE, {"key": made().key, **fields})
+    with pytest.raises(StageError, match="its key does not fit its settings"):
+        manifests.load(tmp_path)
+
+
+def test_a_stage_that_is_needed_is_finished_and_of_a_kind_that_serves(tmp_path):
+    def need(name, *kinds, **more):
+        return manifests.require(tmp_path, name, kinds=kinds, by="score", **more)
+
+    with pytest.raises(StageError, match="'sft' .*does not contain one; it has no st"):
+        need("sft", "sft")
+    made().begin(tmp_path / "sft")
+    with pytest.raises(StageError, match="it has sft. Run that"):
+        need("cpt", "cpt")
+    with pytest.raises(StageError, match="'sft', which has not finished"):
+        need("sft", "sft")
+    done = made().finish(tmp_path / "sft")
+    with pytest.raises(StageError, match="needs a cpt or distill stage, .* is a sft"):
+        need("sft", "cpt", "distill")
+    assert need("sft", "cpt", "sft") == done
+    planned = {"cpt": made("cpt", done=True)}
+    assert need("cpt", "cpt", planned=planned) == planned["cpt"]
+
+
+def test_a_stage_that_was_begun_is_not_done(tmp_path):
+    made().begin(tmp_path)
+    assert not manifests.is_done(tmp_path, made())
+    assert not manifests.decide(tmp_path, made()).done
+    made().finish(tmp_path)
+    assert (
+        manifests.is_done(tmp_path, made()) and manifests.decide(tmp_path, made()).done
+    )
+
+
+def test_a_stage_may_be_replaced_to_and_fro(tmp_path):
+    folder = tmp_path / "sft"
+    both = [made(settings={"steps": n}) for n in (1, 2)]
+    for count, manifest in enumerate(both * 2):
+        assert not manifests.is_done(folder, manifest, replace=True)
+        manifest.finish(folder, count=count)
+    assert manifests.load(folder).facts == {"count": 3}
+    assert manifests.load(tmp_path / f"sft.{both[0].key}").facts == {"count": 2}
+
+
+def test_a_damaged_stage_is_made_again(tmp_path, capsys):
+    folder = tmp_path / "sft"
+    folder.mkdir()
+    (folder / "weights").write_text("good")
+    done = made().finish(folder, files=manifests.outputs(folder))
+    assert set(done.facts["files"]) == {"weights"}
+    assert set(manifests.outputs(folder)) == {"weights"}  # not of itself
+    with manifests.claim(folder, made(), replace=False) as todo:
+        assert not todo
+    (folder / "weights").write_text("evil")
+    assert "weights" in manifests.decide(folder, made()).damage
+    with manifests.claim(folder, made(), replace=False) as todo:
+        assert todo and not manifests.load(folder).done
+    assert "[sft] is damaged, and made again" in capsys.readouterr().out
+
+
+def test_settings_are_flat_by_dotted_name():
+    nested = {"optim": {"learning_rate": 0.1, "muon": {"b1": 1}}, "seed": 0}
+    flat = {"optim.learning_rate": 0.1, "optim.muon.b1": 1, "seed": 0}
+    assert manifests.flat(nested) == flat
+
+
+def test_changes_are_told_by_field_and_the_telling_ones_first(tmp_path):
+    settings = {"seed": 0, "optim": {"b": (1, 2)}, "model": {"layers": 2}, "steps": 1}
+    made(settings=settings, inputs={"cpt": "a"}).finish(tmp_path)
+    old = manifests.load(tmp_path)
+    assert manifests.changes(old, made(settings=settings, inputs={"cpt": "a"})) == []
+    new = {"seed": 1, "optim": {"b": (1, 3)}, "model": {"layers": 3}, "steps": 2}
+    changes = manifests.changes(old, made("cpt", settings=new, inputs={"cpt": "b"}))
+    assert sorted(changes) == [
+        "cpt: a -> b",
+        "kind: sft -> cpt",
+        "model.layers: 2 -> 3",
+        "optim.b: [1, 2] -> [1, 3]",
+        "seed: 0 -> 1",
+        "steps: 1 -> 2",
+    ]
+    assert manifests.brief(changes) == (
+        "kind: sft -> cpt, model.layers: 2 -> 3, steps: 1 -> 2 and 3 more"
+    )

@@ -72,13 +72,13 @@ class Checkpoint:
             for one in self.tensors.values()
         ) / (1 << 30)
 
-    def plan(self, head: str) -> "Plan":
+    def match(self, head: str) -> "Match":
         """Which tensor each parameter of a model with `head` comes from."""
-        return make_plan(self, head)
+        return match_tensors(self, head)
 
 
 @dataclass(frozen=True)
-class Plan:
+class Match:
     """What is read for each parameter, and what is not read."""
 
     entries: dict[str, tuple[Entry, list[str | None]]]  # ours -> source of each layer
@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def scores(self) -> bool:
-        """Whether the checkpoint can score as it is."""
+        """Whether the checkpoint can score without training."""
         return "head.dense" in self.entries
 
 
@@ -447,7 +447,7 @@ def _check_logits(
     return model
 
 
-def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
+def match_tensors(checkpoint: Checkpoint, head: str) -> Match:
     """Which source tensor each parameter comes from, by names and shapes alone.
 
     Raises:
@@ -489,7 +489,7 @@ def make_plan(checkpoint: Checkpoint, head: str) -> Plan:
     if problems or unknown:
         said = "; ".join(dict.fromkeys([*problems, *unknown]))
         raise ModelError(f"{checkpoint.folder}: {said}")
-    return Plan(entries, notes + more)
+    return Match(entries, notes + more)
 
 
 def _leftovers(checkpoint: Checkpoint, names: set[str]) -> tuple[list[str], list[str]]:
@@ -564,14 +564,14 @@ def import_params(
     Raises:
       ModelError: listing every tensor that is missing, unknown or of another shape.
     """
-    plan = checkpoint.plan(head)
+    match = checkpoint.match(head)
     where = dict(flat(shardings))
     params: dict[str, jax.Array] = {}
     for path, leaf in flat(abstract):
-        if path in plan.entries:
-            read = partial(_read_part, checkpoint, *plan.entries[path], leaf)
+        if path in match.entries:
+            read = partial(_read_part, checkpoint, *match.entries[path], leaf)
             params[path] = _place(read, leaf.shape, where[path])
-    return params, plan.notes
+    return params, match.notes
 
 
 def _place(

@@ -28,7 +28,7 @@ _HEAD = 32  # or 64: width of a head of a student that is not there yet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Trial:
     """What is measured."""
 
     candidates: int = 100  # a request
@@ -75,7 +75,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def measure(folder: pathlib.Path, plan: Plan) -> list[Measured]:
+def measure(folder: pathlib.Path, trial: Trial) -> list[Measured]:
     """Times requests of random pairs.
 
     Raises:
@@ -83,18 +83,18 @@ def measure(folder: pathlib.Path, plan: Plan) -> list[Measured]:
     """
     promise = contract.load(folder)
     contract.need_one_passage(promise, folder, "ranker.latency")
-    if plan.tokens > promise.length:
+    if trial.tokens > promise.length:
         raise ConfigError(
-            f"--tokens {plan.tokens} is over the contract's length, {promise.length}"
+            f"--tokens {trial.tokens} is over the contract's length, {promise.length}"
         )
-    workers = plan.workers or len(os.sched_getaffinity(0))
+    workers = trial.workers or len(os.sched_getaffinity(0))
     found = [
-        _time("this one", runtime, plan, workers)
+        _time("this one", runtime, trial, workers)
         for runtime in _of_folder(folder, promise)
     ]
-    for layers, width in plan.shapes:
+    for layers, width in trial.shapes:
         for runtime in _of_shape(promise, layers, width, found[0].runtime):
-            found.append(_time(f"{layers} x {width}", runtime, plan, workers))
+            found.append(_time(f"{layers} x {width}", runtime, trial, workers))
     return found
 
 
@@ -149,12 +149,12 @@ def _of_shape(
             return
 
 
-def _time(student: str, runtime: Runtime, plan: Plan, workers: int) -> Measured:
+def _time(student: str, runtime: Runtime, trial: Trial, workers: int) -> Measured:
     draw = np.random.default_rng(0)
     top = min(runtime.vocab_size, 1000)
     rows = [
-        Segment(draw.integers(0, top, plan.tokens).tolist(), (0, 1), 1, 0)
-        for _ in range(plan.candidates)
+        Segment(draw.integers(0, top, trial.tokens).tolist(), (0, 1), 1, 0)
+        for _ in range(trial.candidates)
     ]
     runs = [
         (padded, [rows[i] for i in places]) for padded, places in grouped(runtime, rows)
@@ -166,7 +166,7 @@ def _time(student: str, runtime: Runtime, plan: Plan, workers: int) -> Measured:
             list(pool.map(lambda run: runtime.run(run[1], run[0]), runs))
 
         request()  # compiles, and allocates
-        for _ in range(plan.repeats):
+        for _ in range(trial.repeats):
             begun = time.perf_counter()
             request()
             times.append(time.perf_counter() - begun)
@@ -178,19 +178,19 @@ def _time(student: str, runtime: Runtime, plan: Plan, workers: int) -> Measured:
         p50=float(p50),
         p95=float(p95),
         p99=float(p99),
-        pairs_per_second=plan.candidates / float(np.mean(times)),
-        fit=int(plan.budget / (float(p95) / plan.candidates)),
+        pairs_per_second=trial.candidates / float(np.mean(times)),
+        fit=int(trial.budget / (float(p95) / trial.candidates)),
     )
 
 
-def describe(rows: Sequence[Measured], plan: Plan) -> str:
+def table(rows: Sequence[Measured], trial: Trial) -> str:
     """The table that is printed."""
     head = f"{'student':<10} {'runtime':<12} {'precision':<13}"
     lines = [
-        f"{plan.candidates} candidates of {plan.tokens} tokens, {plan.repeats} "
+        f"{trial.candidates} candidates of {trial.tokens} tokens, {trial.repeats} "
         "requests, one at a time",
         f"{head} {'p50':>8} {'p95':>8} {'p99':>8} {'pairs/s':>9}  "
-        f"within {plan.budget * 1e3:g} ms",
+        f"within {trial.budget * 1e3:g} ms",
     ]
     for row in rows:
         times = " ".join(f"{x * 1e3:>5.1f} ms" for x in (row.p50, row.p95, row.p99))

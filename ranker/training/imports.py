@@ -55,7 +55,7 @@ def _plan(stage: config.Train, checkpoint: Checkpoint) -> str:
             f"{checkpoint.folder} is an encoder"
         )
     if not stage.parent:
-        checkpoint.plan(head)
+        checkpoint.match(head)
     model = checkpoint.model
     return (
         f"{checkpoint.folder}: {model.family}, {model.num_layers} layers, "

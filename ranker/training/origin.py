@@ -77,7 +77,7 @@ def check_scores(settings: config.Train, origin: Origin) -> None:
       ConfigError: saying what scores.
     """
     if settings.parent or (
-        origin.checkpoint and origin.checkpoint.plan("score").scores
+        origin.checkpoint and origin.checkpoint.match("score").scores
     ):
         return
     raise config.ConfigError(

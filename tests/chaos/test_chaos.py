@@ -153,11 +153,11 @@ def _trained(stage):
 
 
 def _resumed(workdir):
-    """What a stage that goes on would find: the newest checkpoint that is whole."""
+    """What a resumed stage would find: the newest checkpoint that is whole."""
     checkpoints = Checkpoints(workdir / "cpt")
     step = checkpoints.newest_whole(checkpoints.steps, ("params", "train"))
     if step != 10:
-        raise errors.StageError(f"goes on from {step}")
+        raise errors.StageError(f"resumes from {step}")
     at = workdir / "cpt" / "checkpoints" / f"step_{step}"
     state = ocp.load_checkpointables(str(at.resolve()))
     return [_bytes(leaf) for leaf in jax.tree.leaves(state)]
@@ -169,7 +169,7 @@ def _bytes(leaf):
     return np.asarray(leaf).tobytes()
 
 
-def _accounts(workdir):
+def _manifests(workdir):
     return [
         manifests.load(path.parent) for path in sorted(workdir.glob("*/manifest.json"))
     ]
@@ -203,7 +203,7 @@ def _records(workdir):
 
 
 def _metrics(workdir):
-    """A stage that goes on reads its log; nobody else does."""
+    """A resumed stage reads its log; nobody else does."""
     reporter = Reporter(workdir / "cpt", "cpt", total=10, unit="step")
     reporter.resume(10, measured=10)
     reporter.close()
@@ -213,7 +213,7 @@ def _metrics(workdir):
 KINDS = {
     "result": ("sft/checkpoints/**/*", _trained("sft")),
     "newest": ("cpt/checkpoints/**/*", _resumed),
-    "manifest": ("*/manifest.json", _accounts),
+    "manifest": ("*/manifest.json", _manifests),
     "prepared": ("prepare/**/*", _outputs("prepare")),
     "records": ("prepare/**/*.array_record*", _records),
     "runs": ("evaluate/*.trec", _outputs("evaluate")),

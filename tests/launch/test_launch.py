@@ -112,7 +112,7 @@ class Cloud:
             kill = os.killpg if number == signal.SIGKILL else os.kill
             kill(int(path.read_text()), number)
 
-    def is_accounted(self, name="tpu1"):
+    def is_recorded(self, name="tpu1"):
         return (self.folder / "state" / name / "state").exists()
 
 
@@ -274,7 +274,7 @@ def test_a_refused_create_leaves_nothing(cloud):
     found = cloud("create.sh", "tpu1", *PLACE, code=1)
     assert "no more capacity" in found.stderr and "tpu1 was not made" in found.stderr
     assert "left running" not in found.stderr
-    assert not cloud.is_accounted()
+    assert not cloud.is_recorded()
     cloud("create.sh", "tpu1", *PLACE)
 
 
@@ -283,7 +283,7 @@ def test_another_ones_tpu_is_never_taken_over_nor_deleted(cloud):
     cloud.change("tpu1", **theirs)
     found = cloud("create.sh", "tpu1", *PLACE, code=1)
     assert "ALREADY_EXISTS" in found.stderr
-    assert not cloud.is_accounted()
+    assert not cloud.is_recorded()
     found = cloud("delete.sh", "tpu1", code=1)
     assert "was not made here" in found.stderr
     assert not cloud.calls("delete") and "tpu1" in cloud.tpus()
@@ -295,7 +295,7 @@ def test_a_tpu_of_another_label_is_not_deleted(cloud):
     found = cloud("delete.sh", "tpu1", code=1)
     assert "made by something else" in found.stderr
     assert "gcloud compute tpus queued-resources delete tpu1" in found.stderr
-    assert not cloud.calls("delete") and cloud.is_accounted()
+    assert not cloud.calls("delete") and cloud.is_recorded()
 
 
 def test_delete(cloud):
@@ -303,7 +303,7 @@ def test_delete(cloud):
     cloud("delete.sh", "tpu1")
     (call,) = cloud.calls("delete")
     assert {"--force", "--quiet", "--zone=us-west4-a"} <= set(call)
-    assert not cloud.is_accounted() and not cloud.tpus()
+    assert not cloud.is_recorded() and not cloud.tpus()
     assert "was not made here" in cloud("delete.sh", "tpu1", code=1).stderr
 
 
@@ -313,7 +313,7 @@ def test_a_delete_that_fails_can_be_tried_again(cloud):
     found = cloud("delete.sh", "tpu1", code=1)
     assert "still there and costs money" in found.stderr
     assert "left running: tpu-vm tpu1" in found.stderr
-    assert cloud.is_accounted()
+    assert cloud.is_recorded()
     cloud("delete.sh", "tpu1")
     assert not cloud.tpus()
 
@@ -322,15 +322,15 @@ def test_nothing_is_deleted_or_forgotten_when_gcloud_cannot_tell(cloud):
     cloud.made(install=False)
     cloud.faults(["describe", "blind", 1])
     found = cloud("delete.sh", "tpu1", code=1)
-    assert "nothing was deleted" in found.stderr and cloud.is_accounted()
+    assert "nothing was deleted" in found.stderr and cloud.is_recorded()
     assert not cloud.calls("delete")
 
 
-def test_deleting_what_is_gone_only_clears_the_account(cloud):
+def test_deleting_what_is_gone_only_clears_the_record(cloud):
     cloud.made(install=False)
     (cloud.folder / "tpus").write_text("{}")
     assert "gone already" in cloud("delete.sh", "tpu1").stderr
-    assert not cloud.is_accounted()
+    assert not cloud.is_recorded()
 
 
 def test_install_reaches_every_worker_of_every_slice(cloud):
@@ -417,7 +417,7 @@ def test_a_preempted_job_goes_on_from_its_checkpoint_on_a_new_tpu(cloud):
     assert "--force" in deleted
     first, second = cloud.calls("create")  # the first is refused
     assert first == second and "--spot" in second
-    assert cloud.is_accounted()
+    assert cloud.is_recorded()
     assert len(cloud.tpus()) == 1
 
 
@@ -578,7 +578,7 @@ def test_run_wants_a_command_and_a_tpu(cloud):
     assert "no job was started" in cloud("run.sh", "tpu1", "--attach", code=1).stderr
 
 
-def test_the_account_is_data_and_never_run(cloud):
+def test_the_record_is_data_and_never_run(cloud):
     cloud.made(install=False)
     path = cloud.folder / "state" / "tpu1" / "state"
     path.write_text(path.read_text() + "$(touch pwned)=`touch pwned`\n")
@@ -643,7 +643,7 @@ def test_train_goes_from_nothing_to_nothing_left(cloud):
     )
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-1] == "a  b"
-    assert not cloud.tpus() and not cloud.is_accounted()
+    assert not cloud.tpus() and not cloud.is_recorded()
 
 
 def test_dry_run_prints_every_command_and_does_nothing(cloud):
@@ -673,7 +673,7 @@ def test_dry_run_prints_every_command_and_does_nothing(cloud):
 def test_a_dry_run_of_one_script_changes_nothing(cloud):
     found = cloud("create.sh", "tpu1", *PLACE, "--dry-run")
     assert "queued-resources create tpu1" in found.stdout
-    assert not cloud.is_accounted()
+    assert not cloud.is_recorded()
     cloud.made()
     for script, *arguments in (
         ("install.sh", "tpu1"),
@@ -689,7 +689,7 @@ def test_a_dry_run_of_one_script_changes_nothing(cloud):
         )
         assert found.stdout.startswith("gcloud "), script
     assert not cloud.calls()
-    assert cloud.is_accounted() and "tpu1" in cloud.tpus()
+    assert cloud.is_recorded() and "tpu1" in cloud.tpus()
 
 
 def test_versions_are_pinned_alike():

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from ranker import config, sharding
 from ranker.models import adapters, build, dropout
-from ranker.models.huggingface import flat
+from ranker.models.params import flat, unflat
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
 from ranker.training.trained import freeze

@@ -82,7 +82,7 @@ def test_a_large_model_is_written_in_parts(tmp_path, monkeypatch):
         np.testing.assert_array_equal(found, whole[name].astype(ml_dtypes.bfloat16))
     # They are one checkpoint; and parts do not stay beside a file that is whole.
     assert find_tensors(folder)[0].keys() == whole.keys()
-    assert open_checkpoint(config.Pretrained(path=str(folder))).plan("language")
+    assert open_checkpoint(config.Pretrained(path=str(folder))).match("language")
     monkeypatch.undo()
     again = export("parts")
     assert [one.name for one in again.glob("*.safetensors*")] == ["model.safetensors"]

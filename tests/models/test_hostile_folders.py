@@ -50,7 +50,7 @@ def checkpoint(folder: pathlib.Path, fields):
 def meet(settings):
     """Opens a checkpoint: a plan, or a sentence."""
     try:
-        open_checkpoint(settings).plan("score")
+        open_checkpoint(settings).match("score")
     except ModelError as error:
         assert settings.path in str(error)
         assert len(str(error)) < 20_000

@@ -44,7 +44,7 @@ FIELDS = {
 
 
 def write_folder(folder, kind):
-    """A folder of a family with its class's own fields, all holes, and its plan."""
+    """A folder of a family with its class's own fields, all holes, and its match."""
     described = {"model_type": kind, **SIZES, **FIELDS.get(kind, {})}
     (folder / "config.json").write_text(json.dumps(described))
     found = read_folder(folder)
@@ -69,11 +69,11 @@ def opened(folder, **fields):
 def test_every_form_on_every_family(kind, tmp_path):
     model = write_folder(tmp_path, kind)
     assert model.num_layers == 6
-    whole = opened(tmp_path).plan("score")
+    whole = opened(tmp_path).match("score")
     assert whole.scores
     for text, kept in KEPT.items():
         checkpoint = opened(tmp_path, keep_layers=text)
-        found = checkpoint.plan("score")
+        found = checkpoint.match("score")
         assert found.entries.keys() == whole.entries.keys()
         for path, (entry, sources) in found.entries.items():
             every = whole.entries[path][1]

@@ -46,7 +46,7 @@ def edit(folder, change):
 
 def plan(folder, head="score", **fields):
     settings = config.Pretrained(path=str(folder), **fields)
-    return open_checkpoint(settings).plan(head)
+    return open_checkpoint(settings).match(head)
 
 
 def test_norms_by_their_old_names(tmp_path):

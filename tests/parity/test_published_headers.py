@@ -18,23 +18,23 @@ def test_a_published_checkpoint_is_planned(name, tmp_path):
     count = write_header(tmp_path, published)
     expected = dict(published["expect"])
     checkpoint = open_checkpoint(config.Pretrained(path=str(tmp_path)))
-    plan = checkpoint.plan(published["head"])
-    notes = " ".join(plan.notes)
+    match = checkpoint.match(published["head"])
+    notes = " ".join(match.notes)
     assert expected.pop("note", "") in notes
     if "scores" in expected:
-        assert plan.scores == expected.pop("scores")
+        assert match.scores == expected.pop("scores")
     for field, value in expected.items():
         found = getattr(checkpoint.model, field)
         assert (list(found) if isinstance(value, list) else found) == value
-    used = {one for _, names in plan.entries.values() for one in names if one}
-    ignored = sum(note.endswith(": ignored") for note in plan.notes)
+    used = {one for _, names in match.entries.values() for one in names if one}
+    ignored = sum(note.endswith(": ignored") for note in match.notes)
     # A tensor that holds several is counted once in the file, and for each here.
     fused = any(one in notes for one in ("auto_map", "architectures"))
     assert len(used) + ignored == count or fused
     layers = published["config"].get("num_hidden_layers", 0)
     if layers > 1:
         half = config.Pretrained(path=str(tmp_path), keep_layers=f":{layers // 2}")
-        open_checkpoint(half).plan(published["head"])
+        open_checkpoint(half).match(published["head"])
 
 
 def test_code_of_its_own_is_spoken_of(tmp_path):

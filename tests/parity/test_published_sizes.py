@@ -258,13 +258,13 @@ def test_a_published_config_fits_by_shapes_alone(name, tmp_path):
     checkpoint = open_checkpoint(config.Pretrained(path=str(tmp_path)))
     for field, value in fields.items():
         assert getattr(checkpoint.model, field) == value, field
-    plan = checkpoint.plan(head)
-    assert not plan.notes
-    used = {one for _, names in plan.entries.values() for one in names if one}
+    match = checkpoint.match(head)
+    assert not match.notes
+    used = {one for _, names in match.entries.values() for one in names if one}
     assert len(used) == tensors
     abstract = build.abstract(checkpoint.model, checkpoint.vocab_size, head)
     shapes = dict(flat(nnx.state(abstract, nnx.Param)))
-    assert set(shapes) == set(plan.entries)
+    assert set(shapes) == set(match.entries)
     # A norm that ModernBERT lacks, and positions that RoBERTa never reads.
     more = {"modernbert": 1, "xlm-roberta": -2}.get(described["model_type"], 0)
     ours = sum(one.size for one in shapes.values())
