@@ -4,12 +4,11 @@ python -m ranker.latency FOLDER --candidates 100 --tokens 128 --budget-ms 10
 """
 
 import argparse
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from ranker import cli
+from ranker import cli, storage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = latency.measure(given.folder, trial)
         print(latency.table(rows, trial))
         if given.json:
-            given.json.write_text(json.dumps([_fields(row) for row in rows], indent=1))
+            storage.write_json(given.json, [_fields(row) for row in rows])
 
     cli.sentences(run)
     return 0

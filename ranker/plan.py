@@ -11,14 +11,13 @@ docs/plan.md explains what is printed.
 import argparse
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ranker import cli, config
+from ranker import cli, config, storage
 
 _HELP = "Compiles a stage for chips that are not here, and says what it needs of them."
 
@@ -205,7 +204,7 @@ def plan(
 def _write(path: pathlib.Path | None, numbers: Any) -> None:
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(numbers, indent=1) + "\n")
+        storage.write_json(path, numbers)
 
 
 def _size(count: float) -> str:

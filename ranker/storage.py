@@ -62,6 +62,8 @@ def open_path(text: Any) -> Any:
 def writing(path: Any, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     """Opens a file that appears when the block ends, whole or not at all.
 
+    What exists and is not a file, such as a pipe or /dev/stdout, is written directly.
+
     Args:
       path: local, or of a bucket (`open_path`); its folder must exist.
       mode: "w" for text, as UTF-8.
@@ -71,7 +73,12 @@ def writing(path: Any, mode: Literal["w", "wb"] = "wb") -> Iterator[IO[Any]]:
     """
     encoding = "utf-8" if mode == "w" else None
     if is_local(path):
-        with replacing(pathlib.Path(path)) as aside:
+        path = pathlib.Path(path)
+        if path.exists() and not path.is_file():
+            with path.open(mode, encoding=encoding) as file:
+                yield file
+            return
+        with replacing(path) as aside:
             with aside.open(mode, encoding=encoding) as file:
                 yield file
         return
@@ -119,6 +126,13 @@ def synchronise(path: pathlib.Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text that is never seen half-written, and makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, "w") as file:
+        file.write(text)
 
 
 # --- JSON ---

@@ -58,3 +58,14 @@ def test_a_folder_appears_whole(tmp_path):
         aside.mkdir()
         raise KeyError
     assert [one.name for one in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_text_has_its_folder_made_and_a_pipe_is_written_to(tmp_path):
+    storage.write_text(tmp_path / "a" / "b.txt", "né")
+    assert (tmp_path / "a" / "b.txt").read_text("utf-8") == "né"
+    os.mkfifo(tmp_path / "pipe")
+    reading = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    storage.write_text(tmp_path / "pipe", "x")
+    assert os.read(reading, 10) == b"x"
+    os.close(reading)
+    assert not (tmp_path / "pipe").is_file()  # nor replaced by one

@@ -392,8 +392,8 @@ def _gsb(given: argparse.Namespace) -> Summary:
         salt=given.salt,
     )
     text, key = sidebyside.write_sheet(sheet)
-    given.sheet.write_text(text, encoding="utf-8")
-    given.key.write_text(key + "\n", encoding="utf-8")
+    storage.write_text(given.sheet, text)
+    storage.write_text(given.key, key + "\n")
     return {
         "command": "gsb",
         "sheet": str(given.sheet),
@@ -471,7 +471,7 @@ def _clickmodel(given: argparse.Namespace) -> Summary:
     if given.attraction:
         lines = ["query\tdocument_id\tattraction\tshown"]
         lines += [f"{q}\t{d}\t{a:.6f}\t{n}" for q, d, a, n in pairs]
-        given.attraction.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        storage.write_text(given.attraction, "\n".join(lines) + "\n")
     return summary
 
 
@@ -540,6 +540,7 @@ def _impressions_flags(parser: argparse.ArgumentParser) -> None:
 def _impressions(given: argparse.Namespace) -> Summary:
     import json
 
+    from ranker import storage
     from ranker.online import attraction, impressions
 
     looks = attraction.read_file(given.propensities) if given.propensities else ()
@@ -554,7 +555,7 @@ def _impressions(given: argparse.Namespace) -> Summary:
     with _read(given, impressions.FIELDS) as log:
         summary, lists = impressions.analyse(log, settings)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("w", encoding="utf-8") as file:
+    with storage.writing(given.out, "w") as file:
         for one in lists:
             file.write(json.dumps(one, ensure_ascii=False) + "\n")
     return {**summary, "out": str(given.out)}
@@ -763,9 +764,9 @@ def _run(arguments: list[str]) -> None:
     if given.json:
         storage.write_json(given.json, summary)
     if given.markdown:
-        given.markdown.write_text("\n".join(map(tables.markdown, grids)))
+        storage.write_text(given.markdown, "\n".join(map(tables.markdown, grids)))
     if given.html:
-        given.html.write_text(online.render(summary), encoding="utf-8")
+        storage.write_text(given.html, online.render(summary))
     if summary.get("stopped"):
         print(f"error: {summary['stopped']}", file=sys.stderr)
         raise SystemExit(2)

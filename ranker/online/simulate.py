@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from ranker import storage
 from ranker.errors import DataError
 from ranker.online.interleaving import make_key, multileave
 
@@ -438,7 +439,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Mapping[str, object]]) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count, columns = 0, list(COLUMNS)
-    with path.open("w", encoding="utf-8") as file:
+    with storage.writing(path, "w") as file:
         for row in rows:
             if path.suffix == ".tsv":
                 if not count:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ranker import storage
 from ranker.data import trec
 from ranker.errors import ConfigError, DataError
 from ranker.metrics import comparison, macro, ranking, runs
@@ -244,8 +245,7 @@ def _page(
 
 def _write(path: pathlib.Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        storage.write_text(path, text)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ranker import config
+from ranker import config, storage
 from ranker.errors import ModelError
 
 FILE = "onnx/model.onnx"
@@ -109,9 +109,8 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     import onnx
 
-    temporary = path.with_name(f".{path.name}")
-    onnx.save(proto, str(temporary))
-    temporary.replace(path)
+    with storage.replacing(path) as unfinished:
+        onnx.save(proto, str(unfinished))
 
 
 def build(c: config.Encoder, p: dict[str, np.ndarray]) -> Any:
