@@ -110,4 +110,4 @@ if ! $resume; then
 fi
 wait_for_tpu "$wait_seconds" ||
   die "$name is $detail and will not come; delete it with launch/delete.sh $name"
-say "$name is there; install the package with launch/install.sh $name"
+say "$name is ready. Install the package with launch/install.sh $name"

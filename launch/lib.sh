@@ -176,7 +176,7 @@ list_names() {
 # Logs and results of jobs stay; only the record goes.
 forget() { $dry_run || rm -f "$(state_file)"; }
 
-# Said whenever a script ends while something that costs money is there.
+# Said whenever a script ends while something that costs money exists.
 say_what_is_left() {
   [[ -n $name && -f $(state_file) ]] || return 0
   say "left running: $kind $name in $zone; it costs money until you delete it"
@@ -278,7 +278,7 @@ create_tpu() {
   local result=0
   is_ours || result=$?
   case "$result" in
-    0) say "gcloud failed, and $name is there all the same" && return 0 ;;
+    0) say "gcloud failed, but $name exists all the same" && return 0 ;;
     2) die "gcloud failed, and cannot say whether $name was made; launch/list.sh shows it" ;;
     *) forget && return 1 ;;
   esac
@@ -353,7 +353,7 @@ scp_to() {
     "${ssh_options[@]}"
 }
 
-# Tries a command until it works, as long as the TPU is there: ssh drops, and a new VM
+# Tries a command until it works, as long as the TPU exists: ssh drops, and a new VM
 # takes a while to answer. Returns 1 when the TPU is gone.
 insist() {
   local tries=0 limit="${RANKER_LAUNCH_TRIES:-15}"

@@ -270,7 +270,7 @@ def check_types(record: Any) -> None:
     for name, kind in get_type_hints(type(record)).items():
         if not _fits(getattr(record, name), kind):
             said = kind.__name__ if isinstance(kind, type) else kind
-            raise ValueError(f"its field {name!r} is no {said}")
+            raise ValueError(f"its field {name!r} is not of type {said}")
 
 
 def _fits(value: Any, kind: Any) -> bool:

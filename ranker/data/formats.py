@@ -4,8 +4,8 @@ A reader yields records one by one. A malformed one stops it with a `DataError` 
 names file, line and field, or, with `on_error="skip"`, is counted in a `Skipped` and
 left out. A file that cannot be read on, such as broken gzip, stops it in either case.
 
-Files may come from strangers. Nothing in them names a path or is run, and what they can
-make a reader hold in memory is bounded; see `lines`.
+Input files are untrusted: nothing in them is executed or used as a path, and what they
+can make a reader hold in memory is bounded; see `lines`.
 """
 
 import itertools

@@ -1,6 +1,6 @@
 """Lines of text files, plain or gzip, local or remote: the one reader of them.
 
-Files may come from strangers. What they can make a reader hold in memory is bounded by
+Input files are untrusted. What they can make a reader hold in memory is bounded by
 `MAX_LINE`, and what a gzip file may unpack to by `MAX_EXPANSION`.
 """
 
