@@ -1,6 +1,9 @@
 """Measures the quickstart's systems on its held-out queries, against BM25.
 
-python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
+    python -m ranker.evaluate --config configs/evaluate.py --workdir runs/quickstart
+
+Reads the stages `sft`, `student_labels` and `distill` of the same workdir. 20 s on two
+busy cores; NDCG@5 is 0.545 for BM25 and 0.833 for the distilled student.
 """
 
 from ranker import config

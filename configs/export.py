@@ -1,6 +1,8 @@
 """Writes the quickstart's student as a Hugging Face folder.
 
-python -m ranker.export --config configs/export.py --workdir runs/quickstart
+    python -m ranker.export --config configs/export.py --workdir runs/quickstart
+
+Reads the stage `distill` of the same workdir. 5 s on two busy cores.
 """
 
 from ranker import config
