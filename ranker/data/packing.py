@@ -1,9 +1,9 @@
 """Segments into rows: lists of texts become one `Batch` of static shape.
 
-A row of T tokens holds several texts, each a segment of its own, so that almost no token
-is padding. What one data shard holds of a micro-batch is filled on its own: it takes
-whole lists, and all of a list's documents, so that no score crosses devices before the
-loss. How many lists it takes follows from how long they are.
+A row of T tokens holds several texts, each a segment of its own, so that almost no
+token is padding. What one data shard holds of a micro-batch is filled on its own: it
+takes whole lists, and all of a list's documents, so that no score crosses devices
+before the loss. How many lists it takes follows from how long they are.
 
     rows of 12 tokens, lists a (a0 a1 a2) and b (b0 b1):
 
