@@ -114,6 +114,35 @@ def test_texts_come_from_the_corpus_where_the_log_has_an_id_alone():
     ]
 
 
+def test_a_row_that_two_rules_drop_counts_for_the_first():
+    kept, counts = examples(
+        Click("held", "a", "s", clicked=False, dwell=1.0),
+        Click("held", "a", "s", dwell=1.0),
+        Click("q", "", "", clicked=False),
+        Click("q", "", "", "nowhere", dwell=1.0),
+        held_out=frozenset({"held"}),
+    )
+    assert not kept and not counts.held_out
+    assert (counts.dropped[clicks.NOT_CLICKED], counts.dropped[clicks.SHORT]) == (2, 2)
+    assert sum(counts.dropped.values()) == counts.rows == 4
+
+
+def test_a_row_with_a_title_or_a_summary_keeps_its_own():
+    kept, _ = examples(
+        Click("q", "", "own summary", "d1"),
+        Click("q", "own title", "", "d2"),
+        texts=lambda _: ("title", "text"),
+    )
+    found = {(one.title, one.summary) for one in kept}
+    assert found == {("", "own summary"), ("own title", "")}
+
+
+def test_examples_are_in_the_order_of_their_queries_hashes():
+    names = [f"query {i}" for i in range(30)]
+    kept, _ = examples(*(Click(name, "t", "s") for name in names))
+    assert [one.query for one in kept] == sorted(names, key=clicks.place) != names
+
+
 def test_a_query_is_in_one_split_only():
     rules = config.ClickRules(dev_fraction=0.3)
     rows = [Click(f"query {i % 200}", f"t{i}", "s") for i in range(1000)]

@@ -41,6 +41,23 @@ def test_agrees_with_scipy():
     assert ours == significance.randomisation_test(a, b, permutations=5000)
 
 
+def test_all_assignments_are_tried_where_they_are_no_more_than_asked_for():
+    gaps, none = np.arange(1.0, 5), np.zeros(4)
+    exact = significance.randomisation_test(gaps, none, permutations=2**4)
+    assert exact == 2 / 16
+    drawn = significance.randomisation_test(gaps, none, permutations=2**4 - 2)
+    assert drawn * 15 == pytest.approx(round(drawn * 15))  # the one seen is counted
+
+
+def test_another_seed_draws_other_swaps():
+    gaps = np.random.default_rng(0).normal(0.1, 1, 60)
+    found = [
+        significance.randomisation_test(gaps, np.zeros(60), permutations=500, seed=seed)
+        for seed in (0, 0, 1, 2, 3)
+    ]
+    assert found[0] == found[1] and len(set(found)) > 2
+
+
 def test_never_zero():
     far = significance.randomisation_test(np.ones(50), np.zeros(50), permutations=999)
     assert far == pytest.approx(1 / 1000)
