@@ -172,7 +172,7 @@ def load_run(path: Source) -> LoadedRun:
         scores = _as_run(columns)
         assert scores is not None
     if not scores:
-        raise DataError(f"{path}: holds no line; {_RUN}")
+        raise DataError(f"{path}: is empty; {_RUN}")
     return LoadedRun(path, scores, _oddities(path, columns))
 
 

@@ -286,7 +286,7 @@ def compare(
     """
     if reference not in runs:
         raise ValueError(
-            f"the reference {reference!r} is none of the systems {', '.join(runs)}"
+            f"the reference {reference!r} is not one of the systems {', '.join(runs)}"
         )
     parsed = [parse_measure(name) for name in dict.fromkeys(measures)]
     notes = check_judgements(qrels, parsed, rules)

@@ -243,7 +243,7 @@ def _choose(
             chosen[name] = here[0]
         elif name in mapping:
             raise DataError(
-                f"the log has no column {mapping[name]!r}, which is to be {name!r}; "
+                f"the log has no column {mapping[name]!r}, which should be {name!r}; "
                 f"it has {', '.join(columns)}"
             )
     return chosen

@@ -87,9 +87,9 @@ def find_slices(topology: str, num_slices: int) -> Slices:
     except Exception as error:  # its type differs between versions of jax
         reason = str(error).splitlines()[0]
         raise config.ConfigError(
-            f"--topology {topology}: the TPU compiler knows no such slice ({reason}); "
-            f"each side is 1, or a multiple of 2 up to the size of a pod, as in "
-            f"{_EXAMPLES}"
+            f"--topology {topology}: the TPU compiler does not know this slice "
+            f"({reason}); each side is 1, or a multiple of 2 up to the size of a pod, "
+            f"as in {_EXAMPLES}"
         ) from error
     return Slices(chip, topology, num_slices, tuple(found.devices))
 

@@ -81,7 +81,7 @@ class Files:
         piped = [one for one in self._inputs() if str(one) == STANDARD_INPUT]
         if len(piped) > 1:
             raise ConfigError(
-                f"{len(piped)} files are to be read from standard input (-), which "
+                f"{len(piped)} files would be read from standard input (-), which "
                 "can be read once; name files for the others"
             )
 
@@ -115,7 +115,7 @@ class Files:
                 f"--{flag}: {name!r} is one seed of {stem!r}; write --{flag} {stem}"
             )
         raise ConfigError(
-            f"--{flag}: {name!r} is none of the runs {', '.join(self.systems)}"
+            f"--{flag}: {name!r} is not one of the runs {', '.join(self.systems)}"
         )
 
 
@@ -248,9 +248,9 @@ def _add(seeds: dict[str, pathlib.Path], system: str, seed: str, path: str) -> N
     if seeds and ("" in seeds or not seed):
         other = next(iter(seeds.values()))
         raise ConfigError(
-            f"--run: of {other} and {path}, both of {system!r}, one has a seed and one "
-            f"has not; write {system}@SEED=FILE for every seed, and another name for "
-            "another system"
+            f"--run: of {other} and {path}, both of {system!r}, one has a seed and the "
+            f"other has none; write {system}@SEED=FILE for every seed, and another "
+            "name for another system"
         )
     for known, file in seeds.items():
         if file == pathlib.Path(path):

@@ -115,7 +115,7 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
     names, reference = list(summary["systems"]), summary["reference"]
     if against and against not in names:
         raise DataError(
-            f"--against: {against!r} is none of the systems {', '.join(names)}"
+            f"--against: {against!r} is not one of the systems {', '.join(names)}"
         )
     others = [name for name in names if name != reference]
     against = against or ("bm25" if "bm25" in others else "".join(others[:1]))

@@ -78,7 +78,7 @@ class Checkpoints:
             strange = {one.name for one in path.iterdir()} - _ORBAX_FILES
             if any(not one.startswith("orbax") for one in strange):
                 raise StageError(
-                    f"{path} lies where a checkpoint goes, but is none of this "
+                    f"{path} is where a checkpoint goes, but is not one of this "
                     "package's; move it away"
                 )
             shutil.rmtree(path)

@@ -87,7 +87,7 @@ class Progress:
                 )
             raise StageError(
                 f"for {steps} steps up to step {step} {reason}. "
-                "--config.loop.idle_steps=0 trains on all the same"
+                "--config.loop.idle_steps=0 continues to train"
             )
 
     def to_dict(self) -> dict[str, Any]:

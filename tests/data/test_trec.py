@@ -70,7 +70,7 @@ def test_lines_of_a_query_may_lie_apart_and_ids_may_be_any(tmp_path, monkeypatch
         ("q1 Q0 a 1 2.5\n", ":1: .*6 columns"),
         (RUN + "q2 Q0 b 2 1 \n", ":4: .*6 columns"),  # five, and a blank
         (RUN + "q2  b 2 1 x", ":4: .*6 columns"),
-        ("", "holds no line; a run is lines of 6 columns"),
+        ("", "is empty; a run is lines of 6 columns"),
         (RUN.encode("utf-16"), ":1: .*UTF-8"),
         (b"\x1f\x8b" + RUN.encode(), "gzip stream is broken"),
     ],

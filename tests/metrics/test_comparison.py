@@ -150,7 +150,7 @@ def test_cutting_queries_by_a_field():
 
 def test_what_cannot_be_compared():
     qrels, runs = systems(3)
-    with pytest.raises(ValueError, match="'z' is none of the systems a, b, c"):
+    with pytest.raises(ValueError, match="'z' is not one of the systems a, b, c"):
         compare(qrels, runs, MEASURES, reference="z")
     with pytest.raises(ValueError, match="unknown measure"):
         compare(qrels, runs, ["NDGC"], reference="a")

@@ -181,7 +181,7 @@ def test_missing_files_and_columns_say_what_is_there(tmp_path):
         _read(tmp_path / "other.tsv")
     with pytest.raises(DataError, match="no file has such a name"):
         _read(tmp_path / "*.parquet")
-    with pytest.raises(DataError, match="no column 'ts', which is to be 'time'"):
+    with pytest.raises(DataError, match="no column 'ts', which should be 'time'"):
         _read(path, mapping={"time": "ts"})
     with pytest.raises(DataError, match="no such field"):
         _read(path, mapping={"when": "time"})

@@ -125,7 +125,7 @@ def test_what_does_not_go(plan):
         "v5e": "is not a valid chip and shape; for example",
         "v9:2x2": "unknown chip 'v9'; known are v4, v5e",
         "v5e:2x2x1": "has 3 dimensions, and a slice of v5e has 2",
-        "v5e:3x3": "the TPU compiler knows no such slice",
+        "v5e:3x3": "the TPU compiler does not know this slice",
         "v5e:2x4": "does not use the 8 devices here",
     }.items():
         text = plan("--topology", topology, fails=True)

@@ -132,7 +132,7 @@ def test_what_a_killed_run_left_is_deleted_and_strangers_are_not(tmp_path):
     assert {p.name for p in root.iterdir()} == {"step_3", "step_3.json", "1000", "mine"}
     (root / "step_8").mkdir()
     (root / "step_8" / "thesis.txt").write_text("mine")
-    with pytest.raises(StageError, match="step_8 lies where a checkpoint goes"):
+    with pytest.raises(StageError, match="step_8 is where a checkpoint goes"):
         Checkpoints(tmp_path, keep=9)
     assert (root / "step_8" / "thesis.txt").is_file()
 
