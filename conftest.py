@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import jax
 import pytest
 
@@ -15,6 +16,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if PLATFORM == "cpu":  # tests compile much and compute little
     jax.config.update("jax_disable_most_optimizations", True)
+
+# A busy machine draws and runs slowly, which is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "any speed",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("any speed")
 
 
 def pytest_addoption(parser):

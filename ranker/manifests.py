@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import socket
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self, get_args, get_origin, get_type_hints
@@ -277,6 +278,8 @@ def _fits(value: Any, kind: Any) -> bool:
     inside = get_args(kind)
     if kind is Any:
         return True
+    if isinstance(kind, types.UnionType):
+        return any(_fits(value, one) for one in inside)
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(one, inside[0]) for one in value)
     if get_origin(kind) is dict:

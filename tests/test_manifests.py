@@ -98,6 +98,9 @@ def test_a_field_of_another_type_is_named():
     for wrong in (True, 9.0, "9"):
         with pytest.raises(ValueError, match="its field 'vocab_size'"):
             manifests.check_types(dataclasses.replace(facts, vocab_size=wrong))
+    manifests.check_types(dataclasses.replace(facts, source={"path": 1}))
+    with pytest.raises(ValueError, match="its field 'source' is not of type dict"):
+        manifests.check_types(dataclasses.replace(facts, source="a"))
     with pytest.raises(ValueError, match="its field 'inputs'"):
         manifests.check_types(made(inputs={"cpt": 1}))
 

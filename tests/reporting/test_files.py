@@ -334,7 +334,7 @@ def test_scores_across_queries(tmp_path):
         (("--run", "ours@=F"), "found the seed ''"),
         (("--run", "@1=F"), "found the seed '1', .*--run ours@0=FILE"),
         (("--run", "o@0=F", "o@0=G"), "F and G are both called 'o@0'"),
-        (("--run", "o@0=F", "o=G"), "of F and G, both of 'o', one has a seed and one"),
+        (("--run", "o@0=F", "o=G"), "of F and G, both of 'o', one has a seed and the"),
         (("--run", "o@0=F", "o@1=F"), "o@0 and o@1 are the same file F"),
         (("--run", "o@0=F", "o@1=G", "--reference", "o@1"), "'o@1' is one seed of 'o'"),
         (("--run", "=F"), "expected FILE or NAME=FILE, found '=F'"),
