@@ -18,7 +18,7 @@ _GRACE = 0.5  # seconds for connections that were taken to send their requests
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serves until it is told to end; returns 0, or 1 where it could not start."""
-    given = _parser().parse_args(arguments)
+    given = make_parser().parse_args(arguments)
     status = 1
 
     def run() -> None:
@@ -29,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m ranker.serve",
         description="Serves an exported ranker: /rerank in the forms of Text "

@@ -430,7 +430,9 @@ async def _openapi(http: HttpRequest) -> Response:
     return JSONResponse(openapi.document())
 
 
-def _routes() -> list[Route]:
+def make_routes() -> list[Route]:
+    """What the server answers, by path and method."""
+
     def rerank(body: Any, limit: int) -> Request:
         return forms.parse_rerank(body, limit=limit)
 
@@ -523,7 +525,7 @@ def make_app(
                 await asyncio.to_thread(batcher.stop)
 
     app = Starlette(
-        routes=_routes(),
+        routes=make_routes(),
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _failed},
     )

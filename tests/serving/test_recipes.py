@@ -337,7 +337,7 @@ def test_what_the_unit_and_the_image_start_is_a_command_of_ours(capsys):
     for words in (started.split(), [*json.loads(entry), *json.loads(rest)]):
         at = words.index("ranker.serve")
         assert words[at - 1] == "-m"
-        given = serve._parser().parse_args(words[at + 1 :])
+        given = serve.make_parser().parse_args(words[at + 1 :])
         assert given.drain == 5
     # What is copied into the image is there.
     for line in re.findall(r"^COPY (.*) \S+$", image, re.M):
