@@ -93,12 +93,12 @@ def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
     for name, stage in stages.items():
         one = modules[type(stage)].plan(stage, prepared, workdir, planned)
         decision = manifests.decide(one.folder, one.manifest)
-        length = "" if decision.done else _length(one)
+        length = "" if decision.done else say_length(one)
         print(f"[{name}] {describe(decision)}{length}")
         planned[name] = dataclasses.replace(one.manifest, done=True)
 
 
-def _length(one: Any) -> str:
+def say_length(one: Any) -> str:
     """How many steps the epochs of a planned stage are; "" for any other."""
     settings = one.settings
     if not isinstance(settings, config.Train) or not settings.loop.epochs:

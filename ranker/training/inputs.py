@@ -184,7 +184,7 @@ class Batches:
           name: of a row of its source.
           size: records of the source, an epoch.
         """
-        self._iterator, self._size = iterator, size
+        self._iterator, self.size = iterator, size
         self._rows = functools.partial(pipeline.rows_between, row=row)
         self._name = name
         self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
@@ -200,7 +200,7 @@ class Batches:
         state = self._states[-1]
         dealt: dict[str, list[int]] = state["dealt"]
         first, *waiting = dealt[min(dealt, key=int)]
-        return (first - state["shards"] * len(waiting)) / self._size
+        return (first - state["shards"] * len(waiting)) / self.size
 
     def names(self) -> list[str]:
         """Names of the records in the last batch, of this process's data shards."""

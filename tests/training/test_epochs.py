@@ -67,11 +67,11 @@ def test_epochs_end_when_every_record_was_packed(workdir, objective):
     steps = epochs.count_steps(feed, 2)
     batches, seen = feed(ALL_IN_ONE), []
     for _ in range(steps):
-        assert len(seen) < 2 * batches._size  # one step less is not enough
+        assert len(seen) < 2 * batches.size  # one step less is not enough
         next(batches)
         seen += batches.names()
     batches.close()
-    assert len(seen) >= 2 * batches._size and batches.epoch >= 2
+    assert len(seen) >= 2 * batches.size and batches.epoch >= 2
 
 
 def test_what_is_not_packed_is_extrapolated(workdir, monkeypatch):
@@ -84,7 +84,7 @@ def test_what_is_not_packed_is_extrapolated(workdir, monkeypatch):
 def test_a_run_by_epochs_on_any_devices_and_its_dry_run(workdir, capsys):
     by_epochs = stage(epochs=1.5, eval_every=0.5, save_every=0.5)
     one = planned(workdir, by_epochs)
-    said = run._length(one)
+    said = run.say_length(one)
     steps = epochs.count_steps(open_feed(one, trains=False), 1.5)
     assert said == f"; 1.5 epochs are {steps} steps" and steps > 2
     done = train(by_epochs, workdir)
