@@ -49,6 +49,16 @@ def test_all_assignments_are_tried_where_they_are_no_more_than_asked_for():
     assert drawn * 15 == pytest.approx(round(drawn * 15))  # the one seen is counted
 
 
+def test_rounding_parts_neither_equal_differences_nor_interval_and_p():
+    tenths = np.array([1.0, 8, -4, 6, 3, -9])  # whole numbers are exact
+    expected = significance.randomisation_test(tenths, np.zeros(6))
+    assert significance.randomisation_test(tenths / 10, np.zeros(6)) == expected
+    gaps = np.array([0.0, 0.1, 0, 0.9, 0.1, 0.3, 0.9])
+    assert significance.randomisation_test(gaps, np.zeros(7)) == 0.0625
+    low, high = significance.randomisation_interval(gaps, np.zeros(7))
+    assert low <= 0 < high
+
+
 def test_another_seed_draws_other_swaps():
     gaps = np.random.default_rng(0).normal(0.1, 1, 60)
     found = [
