@@ -26,17 +26,18 @@ def test_each_rule_drops_and_counts():
         Click("q", "c", "s", dwell=9.9),
         Click("q", "d", "s", dwell=10.0),
         Click("q", "", ""),
+        Click("q2", "", ""),
         Click("Held  out", "a", "s"),
         Click("held out", "b", "s"),
         Click("q", "", "", "nowhere"),
         held_out=frozenset({"held out"}),
     )
     assert [one.title for one in kept] == ["a", "d"]
-    assert counts.rows == 8
+    assert counts.rows == 9
     assert counts.dropped == {
         clicks.NOT_CLICKED: 1,
         clicks.SHORT: 1,
-        clicks.EMPTY: 1,
+        clicks.EMPTY: 2,
         clicks.UNKNOWN: 1,
         clicks.CAPPED: 0,
     }

@@ -76,6 +76,7 @@ def test_never_zero():
 def test_queries_that_take_no_part_are_left_out():
     a, b = np.array([1.0, 2, 3, np.nan]), np.array([0.0, 0, 0, 9])
     assert significance.randomisation_test(a, b) == pytest.approx(2 / 8)
+    assert significance.randomisation_test(b, a) == pytest.approx(2 / 8)
 
 
 @pytest.mark.parametrize("n", [0, 1])
@@ -144,6 +145,22 @@ def test_the_interval_holds_what_the_test_does_not_reject(seed):
         inside = by_brute_force(pair, 1, end - outside * 1e-6)[0]
         beyond = by_brute_force(pair, 1, end + outside * 1e-6)[0]
         assert inside >= 0.05 > beyond
+
+
+@pytest.mark.parametrize("permutations", [999, 1234])
+def test_the_interval_of_drawn_swaps_ends_where_p_falls_below_alpha(permutations):
+    gaps, none = np.random.default_rng(1).normal(0.3, 1, 40), np.zeros(40)
+
+    def p(delta):
+        return significance.randomisation_test(
+            gaps - delta, none, permutations=permutations
+        )
+
+    low, high = significance.randomisation_interval(
+        gaps, none, permutations=permutations
+    )
+    assert p(low + 1e-6) >= 0.05 > p(low - 1e-6)
+    assert p(high - 1e-6) >= 0.05 > p(high + 1e-6)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -352,11 +369,22 @@ def test_variances_are_those_of_the_two_way_table():
     )
 
 
+def test_seeds_that_agree_take_nothing_off_the_variance_of_queries():
+    """Less noise than chance has between two seeds is none, not less than none."""
+    base, apart = np.random.default_rng(0).normal(0.3, 1, 12), np.tile([1.0, -1.0], 6)
+    found = significance.crossed_test(
+        np.stack([base + apart, base - apart]), np.zeros((1, 12))
+    )
+    assert found.p_value == pytest.approx(stats.ttest_1samp(base, 0).pvalue)
+
+
 def test_values_without_any_spread():
     same = significance.crossed_test(np.ones((2, 3)), np.ones((1, 3)), margin=0.1)
     assert (same.p_value, same.p_equivalence) == (1, 0)
     apart = significance.crossed_test(np.ones((2, 3)), np.zeros((1, 3)), margin=0.1)
     assert (apart.p_value, apart.p_equivalence) == (0, 1)
+    edge = significance.crossed_test(np.ones((2, 3)), np.zeros((1, 3)), margin=1.0)
+    assert edge.p_equivalence == 1  # as far as the margin is not within it
     with pytest.raises(ValueError, match="at least 2 queries"):
         significance.crossed_test(np.ones((2, 1)), np.ones((1, 1)))
 
@@ -388,6 +416,7 @@ def test_the_detectable_difference_is_found_with_its_power():
 
 
 def test_effect_size_without_spread_is_none():
+    assert significance.effect_size(np.array([1.0, 2, 3])) == 2  # of a sample
     assert math.isnan(significance.effect_size(np.ones(4)))
     assert math.isnan(significance.detectable(np.ones(1)))
 
@@ -403,6 +432,7 @@ def test_holm_is_the_definition(p):
     """A corrected value is at most alpha where the step-down procedure rejects."""
     names = [str(at) for at in range(len(p))]
     found = significance.holm(dict(zip(names, p, strict=True)))
+    assert max(found.values()) <= 1
     for alpha in (0.01, 0.05, 0.3):
         rejected = set()
         for step, at in enumerate(sorted(range(len(p)), key=p.__getitem__)):
