@@ -18,7 +18,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import ranker
 from ranker import config, processes
@@ -280,6 +280,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return True
     if isinstance(kind, types.UnionType):
         return any(_fits(value, one) for one in inside)
+    if get_origin(kind) is Literal:
+        return value in inside
     if get_origin(kind) is list:
         return isinstance(value, list) and all(_fits(one, inside[0]) for one in value)
     if get_origin(kind) is dict:

@@ -226,6 +226,20 @@ def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
     return jax.tree.map(whole, empty_batch(layout, 0))
 
 
+def _layout(settings: config.Train, shards: int) -> Layout:
+    """Rows of one data shard, before what a list's documents share is laid once."""
+    language = isinstance(settings.objective, config.Language)
+    role = role_of(settings)
+    layout = make_layout(
+        settings.batch,
+        size=0 if language else settings.batch.list_size,
+        length=settings.text.of(role, "length"),
+        shards=shards,
+        passages=1 if language else settings.text.passages(role).most,
+    )
+    return dataclasses.replace(layout, impressions=bool(settings.click_lists))
+
+
 def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts]) -> Job:
     records, texts = amount
     model, vocab_size = find_model(settings)
@@ -241,14 +255,7 @@ def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts])
         position_bias=objective.position_bias,
     )
     language = isinstance(settings.objective, config.Language)
-    layout = make_layout(
-        settings.batch,
-        size=0 if language else settings.batch.list_size,
-        length=settings.text.of(role_of(settings), "length"),
-        shards=shards,
-        passages=1 if language else passages.most,
-    )
-    layout = dataclasses.replace(layout, impressions=bool(settings.click_lists))
+    layout = _layout(settings, shards)
     rows = settings.batch.accumulate * shards * layout.rows
     length, plain = layout.length, layout
     if not language and _shares(settings, model):

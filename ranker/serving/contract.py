@@ -104,9 +104,9 @@ def load(folder: pathlib.Path) -> Contract:
     try:
         fields["golden"] = [Golden(**one) for one in fields["golden"]]
         contract = Contract(**fields)
-        for one in (contract, *contract.golden):
+        passages = config.Passages(**contract.passages)
+        for one in (contract, passages, *contract.golden):
             check_types(one)
-        config.Passages(**contract.passages)
     except (TypeError, KeyError, ValueError) as error:
         said = str(error)[:300]
         raise ContractError(f"{path} is not whole ({said}); {again}") from error

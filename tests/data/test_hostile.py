@@ -491,6 +491,7 @@ def exported(tmp_path):
         for name, kind in get_type_hints(contract.Contract).items()
         if name != "version"
     }
+    fields["passages"] = {"most": 3, "overlap": 8, "score": "max"}
     made = contract.Contract(version=contract.VERSION, **fields)
     made.save(tmp_path)
     save_file({"a": np.ones((4, 3), np.float32)}, tmp_path / "model.safetensors")
