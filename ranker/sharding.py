@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 from ranker import config
 
@@ -306,3 +307,50 @@ def gathered(x: Array, *axes: str | None) -> Array:
 
     gather.defvjp(lambda x: (gather(x), None), backward)
     return gather(x)
+
+
+def look_up(
+    table: Float[Array, "V D"], ids: Int[Array, "R T"], *axes: str | None
+) -> Float[Array, "R T D"]:
+    """Rows of an embedding table, of the tokens of a batch.
+
+    A table that is split along fsdp is gathered where that moves less than its rows do.
+    Else each device looks up its part of the width, for the tokens of all devices that
+    share the table, and parts change hands: neither the table nor its gradient is ever
+    whole on a device.
+
+    Args:
+      table: the parameter.
+      ids: of rows of the table; split as batches are.
+      *axes: the table's logical axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return jnp.take(table, ids, axis=0)
+    split = fitting(axes, table.shape, mesh.shape)
+    vocab, width = split
+    mine = table.shape[0] // (mesh.shape[vocab] if isinstance(vocab, str) else 1)
+    tokens = ids.size // math.prod(mesh.shape[axis] for axis in BATCH)
+    if width is None or mesh.shape[width] == 1 or mine <= tokens:
+        return jnp.take(gathered(table, *axes), ids, axis=0)
+
+    def here(table: Array, ids: Array) -> Array:
+        ids = jax.lax.all_gather(ids, width, tiled=True)  # [R, T] of all that share it
+        if vocab is None:
+            x = jnp.take(table, ids, axis=0)
+        else:
+            ids = ids - jax.lax.axis_index(vocab) * mine
+            real = (ids >= 0) & (ids < mine)
+            x = jnp.take(table, jnp.where(real, ids, 0), axis=0)
+            x = jax.lax.psum(jnp.where(real[..., None], x, 0), vocab)
+        # Own rows of all parts, for all rows of the own part.
+        return jax.lax.all_to_all(x, width, split_axis=0, concat_axis=2, tiled=True)
+
+    rows = spec(("batch", None))
+    found = jax.shard_map(
+        here,
+        in_specs=(split, rows),
+        out_specs=spec(("batch", None, None)),
+        check_vma=False,
+    )
+    return found(table, ids)

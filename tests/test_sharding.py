@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ranker import config, sharding
 from ranker.models import build
+from ranker.planning import hlo
 from ranker.training import optim, state, weights
 from ranker.training.scorer import device_batch, make_score
 
@@ -116,6 +117,40 @@ def test_scoring_moves_no_hidden_states_between_devices():
         r"= \S+ (all-gather|all-to-all|collective-permute)\(", text
     )
     assert not collectives, collectives
+
+
+@pytest.mark.parametrize("name", ["data2-fsdp2-tensor2", "slice2-fsdp4"])
+def test_rows_of_a_split_table_are_moved_where_they_are_fewer(name):
+    """Values and gradients of a lookup in the whole table, and what is sent for it."""
+    mesh = mesh_of(name)
+    generator = np.random.default_rng(0)
+    up = generator.normal(size=(8, 16, 32)).astype(np.float32)
+    for vocab, whole in ((16, True), (4096, False)):
+        table = generator.normal(size=(vocab, 32)).astype(np.float32)
+        ids = generator.integers(0, vocab, (8, 16)).astype(np.int32)
+
+        def total(table, ids):
+            x = sharding.look_up(table, ids, "vocab", "embed")
+            return jnp.sum(x * up), x
+
+        split = NamedSharding(mesh, sharding.spec(("vocab", "embed")))
+        rows = sharding.batch_sharding(mesh)
+        with jax.set_mesh(mesh):
+            run = jax.jit(
+                jax.value_and_grad(total, has_aux=True),
+                in_shardings=(split, rows),
+                out_shardings=((None, rows), split),
+            )
+            compiled = run.lower(table, ids).compile()
+            (_, x), slope = run(jax.device_put(table, split), ids)
+        np.testing.assert_array_equal(x, table[ids])
+        expected = np.zeros_like(table)
+        np.add.at(expected, ids, up)
+        np.testing.assert_allclose(slope, expected, atol=1e-5)
+        moved = hlo.Program(compiled.as_text()).traffic(8, 1).collectives
+        most = max(one.bytes for one in moved if one.kind == "all-gather")
+        its_part = 4 * table.size / mesh.shape["tensor"]  # bytes
+        assert (most >= its_part) == whole
 
 
 def test_rules_refuse_nonsense():

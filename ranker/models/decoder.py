@@ -14,7 +14,7 @@ from ranker.models.attention import attend
 from ranker.models.dropout import Drop
 from ranker.models.masks import Rule
 from ranker.models.norms import rms_norm
-from ranker.sharding import constrain, gathered, sums_exactly
+from ranker.sharding import constrain, look_up, sums_exactly
 
 
 class DecoderLayers(nnx.Module):
@@ -186,12 +186,11 @@ class Decoder(nnx.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        # Each device looks up in all it has of the vocabulary, at full width.
         exact = sums_exactly(c.reduce_dtype, dtype)
         sent = jnp.float32 if exact else dtype
         axes = self.embedding.get_metadata("axes")
-        table = gathered(self.embedding[...].astype(sent), *axes)
-        x = jnp.take(table, rows.tokens, axis=0).astype(dtype)
+        table = self.embedding[...].astype(sent)
+        x = look_up(table, rows.tokens, *axes).astype(dtype)
         if c.embed_scale != 1:
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)

@@ -13,7 +13,7 @@ from ranker.models import adapters, dropout, layers
 from ranker.models.attention import attend
 from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
-from ranker.sharding import constrain, gathered, sums_exactly
+from ranker.sharding import constrain, gathered, look_up, sums_exactly
 
 # What a layer's key is folded with; 0 and 1 are what it is split into, 3 the adapters'.
 _ATTENTION = 2
@@ -144,9 +144,7 @@ class Encoder(nnx.Module):
         """The first layer's input: tokens, positions and types, normalised."""
         c = self.config
         width = self.embedding.get_metadata("axes")[1]
-        # Each device looks up in the whole vocabulary, at full width.
-        table = gathered(self.embedding[...], "lookup", width)
-        x = jnp.take(table, rows.tokens, axis=0)  # [R, T, E]
+        x = look_up(self.embedding[...], rows.tokens, "lookup", width)  # [R, T, E]
         if c.max_positions:
             table = gathered(self.positions[...], "positions", width)
             x = x + jnp.take(table, rows.positions, axis=0)

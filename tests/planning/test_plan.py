@@ -97,7 +97,8 @@ def test_a_scoring_stage(plan, tmp_path):
     plan(*arguments, "--teacher", "stage.py", "--pairs", "8000", variant=":score")
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["stage"] == "score" and found["steps"] == 1000
-    assert set(found["collectives"]) == {"all-gather"}  # weights; no score, no gradient
+    # Weights, and what is looked up in the split embeddings; no score, no gradient.
+    assert set(found["collectives"]) == {"all-gather", "all-to-all"}
 
 
 @compiler
