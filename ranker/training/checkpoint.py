@@ -296,8 +296,10 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             return f"{record.name}: {error}"
         others = {part for part in _PARTS if part not in parts}
-        wanted = [name for name in files if name.split("/")[0] not in others]
-        share = wanted[processes.index() :: processes.count()]
+        wanted = {
+            name: one for name, one in files.items() if name.split("/")[0] not in others
+        }
+        share = dealt(wanted, processes.count())[processes.index()]
         found = processes.together(
             lambda: storage.find_damage(
                 self._root / f"step_{step}", {name: files[name] for name in share}
@@ -334,6 +336,20 @@ class Checkpoints:
             self.wait()
         finally:
             self._background.shutdown()
+
+
+def dealt(files: dict[str, list[Any]], count: int) -> list[list[str]]:
+    """The files dealt to so many readers, about as many bytes to each.
+
+    The largest first, each to who has least so far; alike on every process.
+    """
+    shares: list[list[str]] = [[] for _ in range(count)]
+    sizes = [0] * count
+    for name in sorted(files, key=lambda one: (-files[one][0], one)):
+        least = sizes.index(min(sizes))
+        shares[least].append(name)
+        sizes[least] += files[name][0]
+    return shares
 
 
 def _is_own(name: str) -> bool:

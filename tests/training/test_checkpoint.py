@@ -230,3 +230,19 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     reporter.close()
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [one["step"] for one in lines] == [1, 2, 4, 5]
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_readers_are_dealt_about_as_many_bytes_each(count):
+    sizes = [700, 1, 690, 2, 710, 30, 705, 0, 5]
+    files = {f"d/{i}": [size, "digest"] for i, size in enumerate(sizes)}
+    shares = checkpoint.dealt(files, count)
+    assert sorted(sum(shares, [])) == sorted(files)
+    totals = [sum(files[name][0] for name in share) for share in shares]
+    # The largest file is what one may have beyond another.
+    assert max(totals) - min(totals) <= max(sizes)
+    if count == 4:  # of 2,843 bytes in all
+        assert max(totals) <= 720
+    # In another order of the record, as JSON may have it, they are the same.
+    again = dict(sorted(files.items(), reverse=True))
+    assert checkpoint.dealt(again, count) == shares
