@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import parity_helpers as helpers
@@ -21,14 +22,23 @@ from safetensors.numpy import save_file
 
 from ranker import config
 from ranker.batch import Rows
+from ranker.data.packing import Example, Layout, choose, pack
 from ranker.data.prepare import prepare
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer
-from ranker.models.huggingface import export_huggingface
+from ranker.models.huggingface import (
+    export_huggingface,
+    flat,
+    import_params,
+    open_checkpoint,
+)
 from ranker.serving import contract
+from ranker.serving.frame import tokenizer_frame
+from ranker.serving.golden import frame_pairs
 from ranker.sharding import make_mesh
+from ranker.training import objectives, optim, state, step, weights
 from ranker.training.export import export
-from ranker.training.scorer import make_score, score_lists
+from ranker.training.scorer import device_batch, make_score, score_lists
 from ranker.training.train import train
 from ranker.training.trained import load_trained
 
@@ -307,3 +317,89 @@ def test_a_real_decoder_knows_a_capital(smollm2):
     with torch.no_grad():
         expected = stock(torch.tensor([ids])).logits[0, -1].numpy()
     np.testing.assert_allclose(logits, expected, atol=2e-3)
+
+
+ASKED = (
+    ("capital of France", "Paris is the capital of France.", "Bread needs an hour."),
+    ("why is the sea salty", "Rivers carry salt to the sea.", "Owls hunt at night."),
+)
+TOKENS = 40  # of a pair, at most
+
+
+def stepped(folder, segments):
+    """A step of the checkpoint with a rank loss: network, parameters and batch."""
+    checkpoint = open_checkpoint(config.Pretrained(path=str(folder)))
+    settings, rows = checkpoint.model, checkpoint.vocab_size
+    mesh = make_mesh(config.Mesh(data=1), jax.devices()[:1])
+    network = state.make_network(settings, rows, "score", mesh)
+    read, _ = import_params(checkpoint, "score", network.abstract, network.shardings)
+    before = np.array(read["body.layers.q"][0])
+    params = weights.complete(read, network, settings, rows, "score", seed=0)
+    labels, none = np.array([1, 0], np.float32), np.zeros(2, np.float32)
+    lists = [Example(pair, labels, none) for pair in segments]
+    layout = Layout(rows=len(lists), length=2 * TOKENS, size=2)
+    chosen = choose([one.lengths for one in lists], layout)
+    assert len(chosen.places) == len(lists)
+    batch = pack(lists, chosen.rows, layout, pad=0)
+    micro = jax.tree.map(lambda leaf: leaf[None], batch)  # one of a step
+    objective = objectives.make_objective(config.Rank(), groups=1)
+    optimiser = config.Optim(learning_rate=1e-5, warmup=1)
+    tx = optim.make_optimizer(optimiser, 10, network.abstract)
+    fresh = state.init_state(network, params, tx, 0)
+    with jax.set_mesh(mesh):
+        take = step.make_step(network, objective, tx, fresh)
+        trained, values = take(fresh, device_batch(micro, network, leading=1))
+    assert np.isfinite(values["loss"])
+    moved = np.asarray(dict(flat(trained.params))["body.layers.q"][0]) - before
+    assert 0 < np.abs(moved).max() < 1e-4
+    return network, trained.params, batch
+
+
+def through(params, dtype):
+    """The numbers that a file of that dtype has, as float32."""
+    return jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), params)
+
+
+def test_a_real_decoder_takes_a_step_and_leaves(smollm2, tmp_path):
+    from sentence_transformers import CrossEncoder
+
+    tokenizer = Tokenizer(smollm2, "query: {query}\n|||{both}|||")
+    frame = tokenizer_frame(tokenizer, TOKENS)
+
+    def segment(query, text):
+        [before] = tokenizer.queries([query])
+        [ids] = tokenizer.documents([Document("", "", text)])
+        return tokenizer.segment(before, ids, TOKENS)
+
+    lists = [[segment(query, text) for text in texts] for query, *texts in ASKED]
+    network, params, batch = stepped(smollm2, lists)
+    pairs = [
+        (frame.query.format(query=query), frame.document.format(both=text))
+        for query, *texts in ASKED
+        for text in texts
+    ]
+    sizes = []
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        export_huggingface(
+            out,
+            network.model,
+            params,
+            head="score",
+            tokenizer=smollm2,
+            length=TOKENS,
+            dtype=dtype,
+        )
+        frame_pairs(out, frame)
+        stock = CrossEncoder(
+            str(out), device="cpu", model_kwargs={"dtype": torch.float32}
+        )
+        with jax.set_mesh(network.mesh):
+            placed = device_batch(batch, network, leading=0)
+            scores = make_score(network)(through(params, dtype), placed)
+        expected = np.asarray(scores)[: len(ASKED)].ravel()
+        found = stock.predict(pairs, show_progress_bar=False)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.ptp(expected) > 1e-3
+        sizes.append((out / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.51 * sizes[0]
