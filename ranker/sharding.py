@@ -40,6 +40,7 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "head_dim": None,
     "positions": None,
     "types": None,
+    "buckets": None,
     "rank": None,
     None: None,
 }

@@ -1,6 +1,7 @@
 """Tiny models, meshes and batches, and a few steps on them, for several tests."""
 
 import contextlib
+import dataclasses
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ DECODER = config.Decoder(
     num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32
 )
 ENCODER = config.Encoder(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32)
+BIASED = dataclasses.replace(ENCODER, distance_buckets=8)
 MESHES = {
     "one": config.Mesh(data=1),
     "data8": config.Mesh(),
@@ -59,7 +61,7 @@ OBJECTIVES = {
     "language": (DECODER, config.Language()),
     "softmax": (DECODER, config.Rank()),
     "hinge": (ENCODER, config.Rank(loss=("hinge",))),
-    "hybrid": (ENCODER, config.Distillation(target_scale="list")),
+    "hybrid": (BIASED, config.Distillation(target_scale="list")),
 }
 
 

@@ -43,6 +43,7 @@ EncoderFamily = Literal[
     "modernbert-decoder",
     "gte",
     "nomic_bert",
+    "mpnet",
 ]
 # What a text is scored by: the first token, the last, the mean over all, or the mean
 # over all of what the head makes of each (late).
@@ -205,6 +206,7 @@ class Encoder:
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     rope_factor: float = 1.0  # by which all rotary wavelengths are longer
     local_rope_theta: float = 0.0  # of local layers; 0: as the others
+    distance_buckets: int = 0  # of distances, with a learned bias each; 0: no biases
     dtype: DType = "float32"  # of the computation; parameters are float32
     remat: Remat = "none"  # of a layer: what the backward pass recomputes
     reduce_dtype: ReduceDType = "auto"  # of gradients that are summed over devices
@@ -212,6 +214,11 @@ class Encoder:
     def __post_init__(self):
         positive(self, "num_layers", "embed_dim", "num_heads", "mlp_dim")
         positive(self, "norm_eps")
+        require(
+            self.distance_buckets in (0, *range(8, 257, 4)),
+            "model.distance_buckets must be 0, or a multiple of 4 from 8 to 256, found "
+            f"{self.distance_buckets}",
+        )
         require(
             self.embed_dim % self.num_heads == 0,
             f"model.embed_dim {self.embed_dim} is not divisible by model.num_heads "

@@ -1,6 +1,7 @@
 """Attention within segments: which key a query sees, and the kernel that computes it.
 
-`choose` picks the kernel by platform and shape, and nothing else does:
+`choose` picks the kernel by platform and shape, and nothing else does, but for weights
+that are left out and a bias on the logits, for which `xla` alone has a place:
 
     tiles   TPU: only the blocks that texts reach; see tiles.py
     splash  TPU, rows of one such block: JAX's own, never holds the [T, T] logits
@@ -49,6 +50,7 @@ def attend(
     local: bool | Bool[Array, ""] = False,
     prefixes: Int[Array, "R T"] | None = None,
     drop: Drop | None = None,
+    bias: Float[Array, "1 N T T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Scaled dot-product attention; N is a multiple of K (grouped heads).
 
@@ -67,16 +69,18 @@ def attend(
         texts are then within the window, which is left out.
       drop: leaves weights out, each query's and head's for itself; by the kernel `xla`,
         since no other has a place for it.
+      bias: added to the scaled logits of each query (row) and key (column), float32; by
+        the same kernel.
 
     Raises:
       ConfigError: on a TPU, for rows whose length the kernel cannot take.
     """
     platform = sharding.platform()
-    shared = prefixes is not None
-    kernel = "xla" if drop else choose(platform, q.shape, q.dtype, rule.cap, shared)
+    shared, plain = prefixes is not None, drop is not None or bias is not None
+    kernel = "xla" if plain else choose(platform, q.shape, q.dtype, rule.cap, shared)
     one: Callable[..., Array] = KERNELS[kernel]
-    if drop is not None:
-        one = partial(one, drop=drop)
+    if plain:
+        one = partial(xla, drop=drop, bias=bias)
     if kernel in ("tiles", "splash"):
         one = partial(one, interpret=platform != "tpu")
     near = replace(rule, scale=rule.scale or q.shape[-1] ** -0.5)
@@ -241,12 +245,13 @@ def xla(
     *,
     prefixes: Int[Array, "R T"] | None = None,
     drop: Drop | None = None,
+    bias: Float[Array, "1 N T T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """Attention on any platform, by matrix products."""
     mask = make_mask(segments, rule, prefixes)
     if rule.cap or drop is not None:
-        return reference(q, k, v, mask, rule, drop=drop)
-    return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=rule.scale)
+        return reference(q, k, v, mask, rule, drop=drop, bias=bias)
+    return jax.nn.dot_product_attention(q, k, v, bias, mask=mask, scale=rule.scale)
 
 
 KERNELS = {
@@ -266,6 +271,7 @@ def reference(
     rule: Rule,
     *,
     drop: Drop | None = None,
+    bias: Float[Array, "1 N T T"] | None = None,
 ) -> Float[Array, "R T N H"]:
     """What all kernels compute, written from the formula, logits in float32."""
     R, T, N, H = q.shape
@@ -275,6 +281,8 @@ def reference(
         "RTKGH,RSKH->RKGTS", grouped, k, preferred_element_type=jnp.float32
     )
     logits = logits * rule.scale
+    if bias is not None:
+        logits = logits + bias.reshape(1, K, N // K, T, T)
     if rule.cap:
         logits = rule.cap * jnp.tanh(logits / rule.cap)
     # Not minus infinity: a fully masked row would be NaN, and so would gradients.

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from ranker import config
 from ranker.batch import Rows
-from ranker.models import adapters, dropout, layers
+from ranker.models import adapters, distances, dropout, layers
 from ranker.models.attention import attend
 from ranker.models.masks import Rule
 from ranker.models.norms import layer_norm
@@ -66,6 +66,7 @@ def encoder_layer(
     local: bool | Bool[Array, ""],
     angles: layers.Angles | None,
     bare: Bool[Array, ""],
+    biases: Float[Array, "buckets N"] | None,
     key: Array | None,
     drop: dropout.Drop | None,
     read: layers.Read | None,
@@ -96,7 +97,8 @@ def encoder_layer(
     rule = Rule(causal=c.causal, window=c.window)
     own = None if key is None else jax.random.fold_in(key, _ATTENTION)
     left_out = dropout.make_drop(c.attention_dropout, own)
-    y = attend(q, k, v, rows.segments, rule, local=local, drop=left_out)
+    bias = None if biases is None else distances.bias(biases, x.shape[1])
+    y = attend(q, k, v, rows.segments, rule, local=local, drop=left_out, bias=bias)
     if read is not None:
         x, y = read(x), read(y)
     y = dense(y, "o")
@@ -137,6 +139,9 @@ class Encoder(nnx.Module):
             self.project = layers.weight(rngs, (E, D), (None, "embed"))
             self.project_bias = layers.zeros((D,), ("norm",))
         self.layers = EncoderLayers(c, rngs=rngs)
+        if c.distance_buckets:
+            shape = (c.distance_buckets, c.num_heads)
+            self.distances = layers.weight(rngs, shape, ("buckets", "heads"))
         if c.pre_norm:
             self.last_norm = layers.ones((D,), ("norm",))
 
@@ -180,22 +185,12 @@ class Encoder(nnx.Module):
         dtype = jnp.dtype(c.dtype)
         keys = None if key is None else jax.random.split(key, c.num_layers + 1)
         x = self._embed(rows, None if keys is None else keys[-1])
-        angles = near_angles = None
-        if not c.max_positions:
-            rope = config.Rope(theta=c.rope_theta)
-            if c.rope_factor != 1:
-                rope = config.Rope(
-                    theta=c.rope_theta, scaling="linear", factor=c.rope_factor
-                )
-            local_rope = config.Rope(theta=c.local_rope_theta or c.rope_theta)
-            angles = layers.rotary(rows.positions, c.head_dim, rope)
-            near_angles = layers.rotary(rows.positions, c.head_dim, local_rope)
-
+        angles, near_angles = _angles(c, rows)
         exact = sums_exactly(c.reduce_dtype, dtype)
         ready = layers.gathered(self.layers, dtype, exact=exact)
 
         def body(x, layer, read):
-            w, local, bare, key = layer
+            w, local, bare, biases, key = layer
             w = ready(w)
             turned = near_angles if c.local_layers else angles
             if local is None:  # all layers are alike
@@ -210,6 +205,7 @@ class Encoder(nnx.Module):
                 local=local,
                 angles=turned,
                 bare=bare,
+                biases=biases,
                 key=key,
                 drop=adapters.make_drop(self.layers, key),
                 read=read,
@@ -219,8 +215,26 @@ class Encoder(nnx.Module):
         local = layers.mixed(c.local_layers, c.num_layers)
         bare = layers.listed(() if c.first_norm else (0,), c.num_layers)
         layer_keys = None if keys is None else keys[:-1]
-        stacked = (stacked, local, bare, layer_keys)
+        biases = None
+        if c.distance_buckets:  # one table, which each layer is given
+            table = gathered(self.distances[...], "buckets", "heads")[None]
+            biases = jnp.broadcast_to(table, (c.num_layers, *table.shape[1:]))
+        stacked = (stacked, local, bare, biases, layer_keys)
         x = layers.stack(body, x, stacked, c.remat, read)
         if c.pre_norm:
             x = layer_norm(x, self.last_norm[...], None, c.norm_eps)
         return x
+
+
+def _angles(
+    c: config.Encoder, rows: Rows
+) -> tuple[layers.Angles | None, layers.Angles | None]:
+    """Rotary angles of layers that see all, and of local ones; None where learned."""
+    if c.max_positions:
+        return None, None
+    rope = config.Rope(theta=c.rope_theta)
+    if c.rope_factor != 1:
+        rope = config.Rope(theta=c.rope_theta, scaling="linear", factor=c.rope_factor)
+    near = config.Rope(theta=c.local_rope_theta or c.rope_theta)
+    far_angles = layers.rotary(rows.positions, c.head_dim, rope)
+    return far_angles, layers.rotary(rows.positions, c.head_dim, near)

@@ -18,6 +18,7 @@ from ranker.models.tables import (
 Encoder = config.Encoder
 UNUSED_POSITIONS = 2  # RoBERTa's padding token is 1, and positions begin at 2
 _ROBERTAS = ("roberta", "xlm-roberta", "camembert", "data2vec-text")
+_SHIFTED = (*_ROBERTAS, "mpnet")  # whose positions begin there
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -58,6 +59,24 @@ def _read_bert(c: Fields) -> Encoder:
         activation=c.among("hidden_act", _ACTIVATIONS),
         table_dim=narrow if narrow != c["hidden_size"] else 0,
         head_activation="gelu" if c.kind == "electra" else "tanh",
+    )
+
+
+def _read_mpnet(c: Fields) -> Encoder:
+    # transformers' own model has 32 buckets whatever the field says.
+    c.expect(pad_token_id=UNUSED_POSITIONS - 1, relative_attention_num_buckets=32)
+    return Encoder(
+        num_layers=c["num_hidden_layers"],
+        embed_dim=c["hidden_size"],
+        num_heads=c["num_attention_heads"],
+        mlp_dim=c["intermediate_size"],
+        family="mpnet",
+        max_positions=c["max_position_embeddings"] - UNUSED_POSITIONS,
+        num_types=0,
+        norm_eps=c["layer_norm_eps"],
+        dropout=c["hidden_dropout_prob"],
+        activation=c.among("hidden_act", _ACTIVATIONS),
+        distance_buckets=32,
     )
 
 
@@ -187,6 +206,7 @@ READ: dict[str, Callable[[Fields], Encoder]] = {
     "modernbert-decoder": _read_modernbert,
     "gte": _read_rotary,
     "nomic_bert": _read_rotary,
+    "mpnet": _read_mpnet,
 }
 
 
@@ -295,6 +315,16 @@ def write(c: Encoder, length: int) -> Json:
             "attention_dropout": c.attention_dropout,
             "seq_classif_dropout": c.dropout,
         }
+    if c.family == "mpnet":
+        return {
+            "layer_norm_eps": c.norm_eps,
+            "hidden_act": _NAMES[c.activation],
+            "hidden_dropout_prob": c.dropout,
+            "attention_probs_dropout_prob": c.attention_dropout,
+            "max_position_embeddings": c.max_positions + UNUSED_POSITIONS,
+            "pad_token_id": UNUSED_POSITIONS - 1,
+            "relative_attention_num_buckets": c.distance_buckets,
+        }
     described: Json = {
         "type_vocab_size": c.num_types,
         "layer_norm_eps": c.norm_eps,
@@ -374,7 +404,20 @@ def old_spelling(c: Encoder, full: Json) -> tuple[Json, list[str]]:
 # --- tensors ---
 
 
-def _bert_table(root: str) -> Callable[[Encoder, int], Table]:
+_BERT_PARTS = {
+    "q": "attention.self.query",
+    "k": "attention.self.key",
+    "v": "attention.self.value",
+    "o": "attention.output.dense",
+    "norm": "attention.output.LayerNorm",
+}
+_MPNET_PARTS = {name: f"attention.attn.{name}" for name in "qkvo"}
+_MPNET_PARTS["norm"] = "attention.LayerNorm"
+
+
+def _bert_table(
+    root: str, parts: dict[str, str] = _BERT_PARTS
+) -> Callable[[Encoder, int], Table]:
     def table(c: Encoder, vocab_size: int) -> Table:
         D, N, H, F = c.embed_dim, c.num_heads, c.head_dim, c.mlp_dim
         E, made = c.table_dim or D, Builder()
@@ -384,16 +427,17 @@ def _bert_table(root: str) -> Callable[[Encoder, int], Table]:
             made.dense(f"{root}embeddings_project", "body.project", (E, D), bias=(D,))
         layer, body = f"{root}encoder.layer.{{i}}.", "body.layers."
         heads: dict[str, Any] = dict(transform=HEADS_OUT, bias=(N, H))
-        for source, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-            name = f"{layer}attention.self.{source}"
-            made.dense(name, body + ours, (D, N, H), **heads)
-        out = f"{layer}attention.output."
+        for name in "qkv":
+            made.dense(layer + parts[name], body + name, (D, N, H), **heads)
         inward: dict[str, Any] = dict(transform=HEADS_IN, bias=(D,))
-        made.dense(f"{out}dense", f"{body}o", (N, H, D), **inward)
-        _norm(made, f"{out}LayerNorm", f"{body}attention_norm", D)
+        made.dense(layer + parts["o"], f"{body}o", (N, H, D), **inward)
+        _norm(made, layer + parts["norm"], f"{body}attention_norm", D)
         made.dense(f"{layer}intermediate.dense", f"{body}up", (D, F), bias=(F,))
         made.dense(f"{layer}output.dense", f"{body}down", (F, D), bias=(D,))
         _norm(made, f"{layer}output.LayerNorm", f"{body}mlp_norm", D)
+        if c.distance_buckets:
+            name = f"{root}encoder.relative_attention_bias.weight"
+            made.add(name, "body.distances", (c.distance_buckets, N))
         return made.table
 
     return table
@@ -407,7 +451,7 @@ def _embeddings(c: Encoder, made: Builder, root: str, vocab_size: int) -> None:
     E = c.table_dim or c.embed_dim
     made.add(f"{root}word_embeddings.weight", "body.embedding", (vocab_size, E))
     if c.max_positions:
-        first = skip_rows(UNUSED_POSITIONS) if c.family in _ROBERTAS else SAME
+        first = skip_rows(UNUSED_POSITIONS) if c.family in _SHIFTED else SAME
         shape = (c.max_positions, E)
         made.add(f"{root}position_embeddings.weight", "body.positions", shape, first)
     if c.num_types:
@@ -491,4 +535,5 @@ TABLES: dict[str, Callable[[Encoder, int], Table]] = {
     "modernbert-decoder": _modernbert_table,
     "gte": _rotary_table("gte."),
     "nomic_bert": _rotary_table("nomic_bert."),
+    "mpnet": _bert_table("mpnet.", _MPNET_PARTS),
 }

@@ -175,6 +175,7 @@ _LIST = (
     _encoder(
         "nomic_bert", "NomicBert", "nomic_bert.", _BERT_HEAD, renames=_NOMIC_NAMES
     ),
+    _encoder("mpnet", "MPNet", "mpnet.", _ROBERTA_HEAD),
 )
 FAMILIES = {family.name: family for family in _LIST}
 
@@ -185,7 +186,6 @@ _RECURRENT = "some of its layers are recurrent, which no model here has"
 UNFIT = {
     "deberta": _DEBERTA,
     "deberta-v2": _DEBERTA,
-    "mpnet": "its attention has learned biases by distance, which no kernel here adds",
     "albert": "all its layers share one set of weights, which no model here does",
     "qwen3_next": _RECURRENT,
     "qwen3_5": _RECURRENT,

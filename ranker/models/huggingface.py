@@ -147,7 +147,16 @@ def _model_of(found: Described) -> tuple[Model, list[str]]:
     """The model that a config.json describes, and notes on its fields."""
     model, seen = read_config(str(found.path), found.fields)
     harmless = FAMILIES[model.family].harmless
-    return model, check_rest(seen, found.written, found.defaults, harmless)
+    notes = check_rest(seen, found.written, found.defaults, harmless)
+    if isinstance(model, config.Encoder) and model.distance_buckets:
+        notes.append(_BIASED)
+    return model, notes
+
+
+_BIASED = (
+    "attention has learned biases by distance, which the plain kernel (xla) alone "
+    "adds, on every device; its memory grows with the square of a row's tokens"
+)
 
 
 def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNames]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ranker import config, storage
 from ranker.errors import ModelError
+from ranker.models import distances
 
 FILE = "onnx/model.onnx"
 _OPSET = 20  # the first with Gelu
@@ -29,6 +30,7 @@ _FIELDS = {
     *("rope_theta", "rope_factor", "local_rope_theta", "dtype", "remat"),
     "reduce_dtype",
     *("unbiased", "activation", "causal", "pooler_bias", "head_bias"),
+    "distance_buckets",
 }
 
 
@@ -127,6 +129,9 @@ def build(c: config.Encoder, p: dict[str, np.ndarray]) -> Any:
     names += ["token_type_ids"] if c.num_types > 1 else []
     x = _embed(g, c, p)
     bias, near = _masks(g, c)
+    if c.distance_buckets:
+        learned = _distances(g, c, p)
+        bias, near = (g("Add", one, learned) for one in (bias, near))
     angles = _angles(g, c)
     for i in range(c.num_layers):
         local = i in c.local_layers
@@ -196,11 +201,7 @@ def _masks(g: _Graph, c: config.Encoder) -> tuple[str, str]:
     bias = g("Mul", g("Sub", g.weight("one", np.float32(1)), real), masked)
     if not c.local_layers and not c.causal:
         return bias, bias
-    size = max(c.max_positions, _ROTARY)
-    places = g.weight("places", np.arange(size, dtype=np.float32))
-    places = g("Slice", places, g.ints(0), _tokens(g), g.ints(0))
-    keys, queries = (g("Unsqueeze", places, g.ints(axis)) for axis in (0, 1))
-    back = g("Sub", keys, queries)  # [T, T]
+    back = _back(g, c)
     if c.causal:  # `back` is above 0 where the key comes after the query
         later = g("Greater", back, g.weight("zero", np.float32(0)))
         later = g("Cast", later, to=TensorProto.FLOAT)
@@ -212,6 +213,28 @@ def _masks(g: _Graph, c: config.Encoder) -> tuple[str, str]:
     far = g("Cast", g("Greater", g("Abs", back), window), to=TensorProto.FLOAT)
     # The lower of both: their sum would differ between a masked and a far token.
     return bias, g("Min", bias, g("Mul", far, masked))
+
+
+def _back(g: _Graph, c: config.Encoder) -> str:
+    """The place of each key (column) less that of each query (row), float32 [T, T]."""
+    size = max(c.max_positions, _ROTARY)
+    places = g.weight("places", np.arange(size, dtype=np.float32))
+    places = g("Slice", places, g.ints(0), _tokens(g), g.ints(0))
+    keys, queries = (g("Unsqueeze", places, g.ints(axis)) for axis in (0, 1))
+    return g("Sub", keys, queries)
+
+
+def _distances(g: _Graph, c: config.Encoder, p: dict) -> str:
+    """The learned biases of all queries and keys, [1, N, T, T]."""
+    from onnx import TensorProto
+
+    reach = np.float32(distances.REACH)
+    ends = (g.weight("nearest", -reach), g.weight("farthest", reach))
+    index = g("Add", g("Clip", _back(g, c), *ends), ends[1])
+    index = g("Cast", index, to=TensorProto.INT64)
+    table = p["body.distances"][distances.buckets(c.distance_buckets)]
+    found = g("Gather", g.weight("body.distances", table), index)  # [T, T, N]
+    return g("Unsqueeze", g("Transpose", found, perm=(2, 0, 1)), g.ints(0))
 
 
 def _angles(g: _Graph, c: config.Encoder) -> tuple[tuple[str, str] | None, ...]:

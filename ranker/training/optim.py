@@ -63,8 +63,8 @@ def _by_axes(change: Callable[[tuple[str, ...]], Any], params: Any) -> Any:
 
 
 def _is_matrix(axes: Sequence[str | None]) -> bool:
-    """Stacked layers and the width of a head do not make a vector a matrix."""
-    return len(set(axes) - {"layers", "head_dim"}) > 1
+    """Layers, the width of a head and biases by distance do not make a matrix."""
+    return len(set(axes) - {"layers", "head_dim", "buckets"}) > 1
 
 
 def decay_mask(params: Any) -> Any:

@@ -151,12 +151,6 @@ DECODERS |= {
     ),
     "seed_oss": ("SeedOss", dict(head_dim=16)),
 }
-# Families that read both ways have no language model.
-READS_ONLY = {
-    "eurobert": ("EuroBert", dict(classifier_pooling="bos", mask_token_id=3)),
-    "eurobert mean": ("EuroBert", dict(classifier_pooling="mean", mask_token_id=3)),
-    "eurobert late": ("EuroBert", dict(mask_token_id=3)),
-}
 ENCODER = dict(
     vocab_size=V,
     hidden_size=32,
@@ -199,6 +193,7 @@ ENCODERS = {
         ),
     ),
     "nomic": ("NomicBert", QUIET),
+    "mpnet": ("MPNet", dict(pad_token_id=1, **QUIET)),
     "modernbert decoder": (
         "ModernBertDecoder",
         dict(
@@ -236,6 +231,14 @@ ENCODERS = {
             attn_implementation="eager",
         ),
     ),
+}
+# A decoder's layers that read both ways.
+EURO = dict(num_key_value_heads=2, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+EURO |= dict(mask_token_id=3)
+ENCODERS |= {
+    "eurobert": ("EuroBert", dict(classifier_pooling="bos", **EURO)),
+    "eurobert mean": ("EuroBert", dict(classifier_pooling="mean", **EURO)),
+    "eurobert late": ("EuroBert", dict(classifier_pooling="late", **EURO)),
 }
 
 
@@ -370,7 +373,8 @@ def same_again(folder, settings, model, head):
     """An export is read back as the model that it was: by itself, it scores alike."""
     checkpoint, params, notes = helpers.load(folder, head)
     assert config.to_dict(checkpoint.model) == nearly(config.to_dict(settings))
-    assert not notes
+    # What is said of every MPNet is not about its tensors.
+    assert not [note for note in notes if "plain kernel (xla)" not in note]
     ours = dict(flat(nnx.state(model, nnx.Param)))
     assert set(ours) == set(params)
     for path, value in params.items():
@@ -386,7 +390,7 @@ def nearly(fields):
 
 PADDED_POSITIONS = [
     f"{root}.embeddings.position_embeddings.weight"
-    for root in ("roberta", "data2vec_text")
+    for root in ("roberta", "data2vec_text", "mpnet")
 ]
 
 
@@ -444,7 +448,7 @@ def test_an_encoder_and_its_export(name, tmp_path, tokenizers):
         input_ids=torch.tensor(np.where(segments > 0, tokens, pad)),
         attention_mask=torch.tensor(segments),
     )
-    if ours.num_types > 1:
+    if getattr(ours, "num_types", 0) > 1:
         inputs["token_type_ids"] = torch.tensor(types)
     with torch.no_grad():
         expected = theirs(**inputs).logits.numpy()

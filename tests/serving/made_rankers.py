@@ -73,6 +73,9 @@ ENCODERS["cls"] = config.Encoder(  # one token is scored, by a local layer
     window=4,
     local_layers=(0, 2),
 )
+ENCODERS["mpnet"] = config.Encoder(
+    **_SMALL, max_positions=96, num_types=0, family="mpnet", distance_buckets=32
+)
 ENCODERS["late"] = config.Encoder(
     **_SMALL, activation="gelu_tanh", pooling="late", head_activation="none"
 )

@@ -80,11 +80,12 @@ def test_weight_decay_spares_norms_and_biases():
 
     from ranker.training.optim import decay_mask
 
-    for settings in (helpers.DECODER, helpers.ENCODER):
+    for settings in (helpers.DECODER, helpers.ENCODER, helpers.BIASED):
         network = helpers.network_of(settings, "one")
         mask = {
             ".".join(map(str, path)): leaf.get_value()
             for path, leaf in nnx.to_flat_state(decay_mask(network.abstract))
         }
         assert mask["body.layers.q"] and mask["body.embedding"]
-        assert not any(v for k, v in mask.items() if "norm" in k or "bias" in k)
+        spared = ("norm", "bias", "distances")
+        assert not any(v for k, v in mask.items() if any(one in k for one in spared))
