@@ -393,6 +393,13 @@ def old_spelling(c: Encoder, full: Json) -> tuple[Json, list[str]]:
             f"{', '.join(map(str, far)) or 'none'} of {c.num_layers} do; they read "
             "another model, so serve it with transformers 5"
         )
+    if c.causal and c.local_layers and c.local_rope_theta not in (0, c.rope_theta):
+        notes.append(
+            "transformers 4 turns the local layers of modernbert-decoder by "
+            f"global_rope_theta {c.rope_theta:g} as well, and here local_rope_theta is "
+            f"{c.local_rope_theta:g}; it reads another model, so serve it with "
+            "transformers 5"
+        )
     fields = {
         "global_rope_theta": c.rope_theta,
         "local_rope_theta": c.local_rope_theta or c.rope_theta,
