@@ -250,9 +250,9 @@ class Tokenizer:
                 "which the template 'pair' needs; it is a decoder's, or its "
                 "post-processor is missing from tokenizer.json"
             )
-        types = (found.type_ids[0], found.type_ids[-1])
-        if "token_type_ids" not in self.loaded.model_input_names:
-            types = (0, 0)  # stock tools give no types then
+        types = (0, 0)  # what stock tools give where they are not asked for
+        if "token_type_ids" in self.loaded.model_input_names:
+            types = pair_types(found)
         return head, middle, tail, types
 
     @property
@@ -299,6 +299,23 @@ class Tokenizer:
             document=len(query),
             score=0 if self.words is None else len(tokens) - 1,
         )
+
+
+def pair_types(found: tokenizers.Encoding) -> tuple[int, int]:
+    """Token types of an encoded pair: before its second text, and from there on.
+
+    Raises:
+      DataError: where they change elsewhere, which rows here do not.
+    """
+    ids, parts = found.type_ids, found.sequence_ids
+    second = parts.index(1) if 1 in parts else len(ids)
+    if len(set(ids[:second])) > 1 or len(set(ids[second:])) > 1:
+        raise DataError(
+            f"the tokenizer gives the tokens of a pair the types {ids}, and what can "
+            "be read is one type before the second text and one from there on; set "
+            "them so in the post-processor of tokenizer.json, and train with that"
+        )
+    return ids[0], ids[-1]
 
 
 def document_text(document: Document, template: config.Template) -> str:

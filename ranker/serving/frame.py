@@ -11,7 +11,7 @@ from typing import Any
 
 from ranker import config
 from ranker.data import passages
-from ranker.data.text import Segment, Tokenizer
+from ranker.data.text import Segment, Tokenizer, pair_types
 from ranker.errors import DataError
 from ranker.serving.contract import Contract
 
@@ -151,8 +151,9 @@ def own_frame(
         else:
             part = sequence + 1
     types = (0, 0)
-    if "token_type_ids" in loaded.model_input_names and found.ids:
-        types = (found.type_ids[0], found.type_ids[-1])
+    typed = isinstance(model, config.Encoder) and model.num_types > 1
+    if typed and "token_type_ids" in loaded.model_input_names and found.ids:
+        types = pair_types(found)
     positions = model.max_positions if isinstance(model, config.Encoder) else 0
     limits = [loaded.model_max_length, positions or _UNBOUNDED]
     limit = int(min(limits))

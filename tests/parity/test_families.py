@@ -1,5 +1,8 @@
 """Every family against transformers' own torch model: in, and out again."""
 
+import dataclasses
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +14,13 @@ import transformers
 from flax import nnx
 
 from ranker import config
+from ranker.data.backends import load_tokenizer
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, train_bpe, train_wordpiece
+from ranker.errors import DataError
 from ranker.models import build
 from ranker.models.huggingface import ModelError, export_huggingface, flat
+from ranker.serving.frame import own_frame
 
 V, T = 98, 24
 DECODER = dict(
@@ -508,6 +514,28 @@ def test_the_pair_template_is_the_tokenizers_own(tokenizers):
             )
         )["input_ids"]
     )
+
+
+def test_a_pair_needs_its_own_type_on_each_side(tmp_path, tokenizers):
+    """Types that change elsewhere would be read otherwise than stock models do."""
+    folder = tmp_path / "odd"
+    shutil.copytree(tokenizers / "wordpiece", folder)
+    path = str(folder / "tokenizer.json")
+    backend = tokenizers_library.Tokenizer.from_file(path)
+    names = ("[CLS]", "[SEP]")
+    backend.post_processor = tokenizers_library.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP]:1 $B:1 [SEP]:1",
+        special_tokens=[(name, backend.token_to_id(name)) for name in names],
+    )
+    backend.save(path)
+    with pytest.raises(DataError, match=r"the types \[0, 0, 1, .*one type before"):
+        Tokenizer(folder, "pair")
+    model = config.Encoder(num_layers=1, embed_dim=8, num_heads=2, mlp_dim=8)
+    with pytest.raises(DataError, match="one type before the second text"):
+        own_frame(load_tokenizer(folder), model, 32)
+    plain = dataclasses.replace(model, num_types=0)
+    assert own_frame(load_tokenizer(folder), plain, 32).types == (0, 0)
 
 
 def test_roberta_needs_its_own_padding(tmp_path, tokenizers):
