@@ -6,16 +6,20 @@ import json
 import pathlib
 import shutil
 import sys
+import time
 
 import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from starlette.testclient import TestClient
 
 from ranker import cli, config, errors, manifests, run, sharding
 from ranker.data.prepare import prepare
 from ranker.errors import DataError
 from ranker.reporting import report as reporting
+from ranker.serving import server, starting
+from ranker.serving.batching import Limits
 from ranker.training import inputs
 from ranker.training import train as loop
 from ranker.training.checkpoint import Checkpoints
@@ -121,6 +125,61 @@ def test_the_whole_run_leaves_what_it_says(workdir):
         manifests.load(workdir / "sft").inputs["cpt"]
         == manifests.load(workdir / "cpt").key
     )
+
+
+def trec_scores(path):
+    """Query -> document -> score of a TREC run."""
+    found = {}
+    for line in path.read_text().splitlines():
+        query, _, document, _, score, _ = line.split()
+        found.setdefault(query, {})[document] = float(score)
+    return found
+
+
+def test_a_cascade_is_measured_as_it_is_served(workdir, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(workdir, copy)
+    cascade = config.Cascade(first="student_labels", second="distill", keep=2)
+    stage = dataclasses.replace(stages()["evaluate"], cascades=(cascade,))
+    summary = evaluate(stage, copy, replace=True)
+    name = "student_labels-2-distill"
+    assert 0 <= summary["systems"][name]["metrics"]["NDCG@5"] <= 1
+    first, second, both = (
+        trec_scores(copy / "evaluate" / f"{one}.trec")
+        for one in ("student_labels", "distill", name)
+    )
+    for query, scores in both.items():
+        by_first = sorted(first[query], key=lambda d: -first[query][d])
+        kept = sorted(by_first[:2], key=lambda d: -second[query][d])
+        found = sorted(scores, key=lambda d: -scores[d])
+        assert found == [*kept, *by_first[2:]]
+    cheap = dataclasses.replace(
+        stages()["export"], stage="student_labels", folder="export_first"
+    )
+    export(cheap, copy)
+    limits, problems = Limits(), []
+    state = server.State(limits)
+
+    def start():
+        folders = copy / "export", copy / "export_first"
+        return starting.start_cascade(*folders, 2, limits=limits)
+
+    prepared = prepare(stage.data, stage.text, copy)
+    record, corpus = prepared.lists("test")[0], prepared.corpus()
+    given = [corpus[int(i)] for i in record.documents]
+    with TestClient(server.make_app(state, start, problems.append)) as client:
+        while client.get("/ready").status_code != 200:
+            assert not problems
+            time.sleep(0.01)
+        body = {
+            "query": record.query,
+            "documents": [{"title": one.title, "text": one.text} for one in given],
+        }
+        answer = client.post("/rerank", json=body).json()
+    assert answer["score_kind"].startswith("cascade")
+    ids = [given[one["index"]].id for one in answer["results"]]
+    measured = [both[record.query_id][document] for document in ids]
+    assert len(measured) == len(given) and (np.diff(measured) <= 1e-4).all()
 
 
 def test_teacher_scores_are_raw_records(workdir):
