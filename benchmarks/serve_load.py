@@ -164,6 +164,9 @@ def overload(given: argparse.Namespace) -> None:
         if status == 200:
             found = {one["index"]: one["score"] for one in json.loads(answer)}
             wrong += found != score(texts_of(number))
+    broken = collections.Counter(x.decode() for _, status, x in answers if status < 0)
+    for said, count in broken.most_common(5):
+        print(f"{count} without an answer: {said}")
     grown = max(memory) - memory[0]
     print(
         f"sustainable {usual:.1f} requests/s; sent {rate:.1f}/s for "
