@@ -3,8 +3,9 @@
     documents   corpus.jsonl, corpus.parquet, corpus/*, collection.tsv,
                 collection.jsonl, msmarco-docs.tsv, msmarco_v2_passage/*, ...
     queries     queries.jsonl, queries.parquet, queries/*, queries.tsv,
-                queries.SPLIT.tsv
-    judgements  qrels/SPLIT.tsv, qrels.SPLIT.tsv, qrels/SPLIT-*.parquet,
+                queries.SPLIT.tsv, passv2_SPLIT_queries.tsv (or docv2)
+    judgements  qrels/SPLIT.tsv, qrels.SPLIT.tsv, passv2_SPLIT_qrels.tsv (or docv2),
+                qrels/SPLIT-*.parquet,
                 data/SPLIT-*.parquet
     candidates  runs/*.SPLIT.* (`data.runs`), top1000.SPLIT*, top_ranked/SPLIT*
 
@@ -14,6 +15,7 @@ part may be gzip. A folder or file without a corpus is read as lists (`list_file
 """
 
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -115,6 +117,9 @@ def open_collection(settings: config.Data, skipped: Skipped) -> Collection:
 
 
 def _what_is_there(folder: Any) -> str:
+    for one in folder.iterdir():
+        if os.path.islink(one) and not one.exists():
+            return f"{one} is a link to {os.readlink(one)}, which is not there"
     inner = [one for one in folder.iterdir() if one.is_dir()]
     if several := sorted(one.name for one in inner if _corpus(one) is not None):
         return (
@@ -201,6 +206,7 @@ class _Folder:
         else:
             hits = sorted(self.folder.glob("queries.*"), key=str)
             hits += sorted(self.folder.glob("topics.*"), key=str)
+            hits += sorted(self.folder.glob("*v2_*_queries.tsv*"), key=str)
             tables = [one for one in hits if files.kind_of(one)]
         if not tables:
             raise DataError(
@@ -224,6 +230,7 @@ class _Folder:
         folder = self.folder
         places = [(folder / "qrels", f"{name}.tsv"), (folder, f"qrels.{name}.tsv")]
         places += [(folder / "qrels", f"{name}.txt"), (folder, f"qrels.{name}.txt")]
+        places += [(folder, f"{kind}v2_{name}_qrels.tsv") for kind in ("pass", "doc")]
         for place, file in places:
             if (path := _find(place, file)) is not None:
                 return [path]
@@ -257,14 +264,16 @@ class _Folder:
     def _further(self, queries: Mapping[str, str], used: set[str]) -> set[str]:
         """Queries of further qrels files: held out too, though not in this run."""
         hits = []
-        for place in (self.folder / "qrels", self.folder):
-            if place.is_dir():
-                pattern = "*.tsv*" if place.name == "qrels" else "qrels.*.tsv*"
-                hits += sorted(place.glob(pattern), key=str)
+        place = self.folder / "qrels"
+        if place.is_dir():
+            hits += sorted(place.glob("*.tsv*"), key=str)
+        for pattern in ("qrels.*.tsv*", "*v2_*_qrels.tsv*"):
+            hits += sorted(self.folder.glob(pattern), key=str)
+        around = r"^qrels\.|^(pass|doc)v2_|(_qrels)?\.tsv$"
         further = [
             path
             for path in hits
-            if re.sub(r"^qrels\.|\.tsv$", "", files.bare(path.name)) not in used
+            if re.sub(around, "", files.bare(path.name)) not in used
         ]
         return {
             query

@@ -18,12 +18,17 @@ TABLES = {
     ".tab": "tsv",
     ".csv": "csv",
 }
+# MS MARCO's second version has JSON lines in files named so, without a suffix.
+_JSON_LINES = ("msmarco_passage_", "msmarco_doc_")
 _NAMED = 12  # files that a message lists
 
 
 def kind_of(path: Any) -> str:
     """The kind of a table by its name: parquet, jsonl, tsv, csv; "" for others."""
-    return TABLES.get(pathlib.PurePosixPath(bare(path.name)).suffix.lower(), "")
+    name = bare(path.name)
+    if name.startswith(_JSON_LINES) and "." not in name:
+        return "jsonl"
+    return TABLES.get(pathlib.PurePosixPath(name).suffix.lower(), "")
 
 
 def bare(name: str) -> str:

@@ -123,8 +123,9 @@ def parse_json(line: str) -> dict[str, Any]:
     return value
 
 
-# Names that collections give to one field; the first is ours.
-DOCUMENT_IDS = ("_id", "id", "docid", "doc_id", "document_id", "pid", "docno")
+# Names that collections give to one field; the first is ours. A passage with a `pid`
+# has the `docid` of its document beside it.
+DOCUMENT_IDS = ("_id", "id", "pid", "docid", "doc_id", "document_id", "docno")
 QUERY_IDS = ("_id", "id", "qid", "query_id")
 TITLES = ("title", "headline")
 TEXTS = ("text", "contents", "body", "passage", "content", "segment", "abstract")

@@ -154,7 +154,7 @@ def open_file(path: Any) -> Iterator[Any]:
 def _why_missing(path: Any, error: OSError) -> str:
     if not isinstance(error, FileNotFoundError):
         return str(error)
-    if getattr(path, "is_symlink", lambda: False)():
+    if os.path.islink(path):
         return f"is a link to {os.readlink(path)}, which is not there"
     near = []
     if path.parent.is_dir():

@@ -69,6 +69,33 @@ def test_parquet_folders(tmp_path):
     assert "no query of train is judged" in loaded.report["notes"][0]
 
 
+@pytest.mark.parametrize("kind", ["pass", "doc"])
+def test_ms_marco_as_it_was_named_later(kind, tmp_path):
+    long = {"pass": "passage", "doc": "doc"}[kind]
+    field, name = ("passage", "pid") if kind == "pass" else ("body", "docid")
+    folder = tmp_path / f"msmarco_v2_{long}"
+    folder.mkdir()
+    for part, names in enumerate((["1", "2"], ["3", "4"])):
+        found = [{"docid": "D", name: one, field: TEXTS[one]} for one in names]
+        text = "".join(json.dumps(one) + "\n" for one in found)
+        place = folder / f"msmarco_{long}_0{part}.gz"
+        place.write_bytes(gzip.compress(text.encode()))
+    for split, asked in (("train", "11"), ("dev", "13"), ("dev2", "14")):
+        tsv(tmp_path / f"{kind}v2_{split}_queries.tsv", (asked, ASKED[asked]))
+        judged = (asked, 0, int(asked) - 10, 1)
+        tsv(tmp_path / f"{kind}v2_{split}_qrels.tsv", judged)
+    loaded = load(tmp_path, test="dev")
+    assert sizes(loaded) == {"train": 1, "unlabelled": 0, "dev": 0, "test": 1}
+    assert loaded.report["splits"]["test"]["candidate_recall"] == 1.0
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    tsv(tmp_path / "queries.tsv", *ASKED.items())
+    (tmp_path / "corpus.jsonl").symlink_to(tmp_path / "moved.jsonl")
+    with pytest.raises(DataError, match=r"corpus\.jsonl is a link to .*moved\.jsonl"):
+        load(tmp_path)
+
+
 def test_candidates_of_mteb(tmp_path):
     parquet(
         tmp_path / "corpus" / "test.parquet", _id=list(TEXTS), text=[*TEXTS.values()]
