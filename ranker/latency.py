@@ -26,11 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tokens=given.tokens,
             budget=given.budget_ms / 1e3,
             repeats=given.repeats,
+            seconds=given.seconds,
             workers=given.workers,
             shapes=shapes,
         )
-        rows = latency.measure(given.folder, trial)
-        print(latency.table(rows, trial))
+        found, rows = latency.measure(given.folder, trial), []
+        print(latency.heading(trial), flush=True)
+        for row in found:
+            print(latency.line(row), flush=True)
+            rows.append(row)
+        if said := latency.note(given.folder, trial):
+            print(said)
         if given.json:
             storage.write_json(given.json, [_fields(row) for row in rows])
 
@@ -58,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tokens", type=int, default=128, help="a pair (default %(default)s)")
     add("--budget-ms", type=float, default=10.0, help="of a request (%(default)g)")
     add("--repeats", type=int, default=20, help="requests timed (%(default)s)")
+    add("--seconds", type=float, default=10.0, help="a row, at most (%(default)g)")
     add("--workers", type=int, default=0, help="threads; 0: one a core")
     add(
         "--shapes",

@@ -6,7 +6,7 @@ import pathlib
 import re
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -24,7 +24,8 @@ from ranker.serving.contract import Contract
 from ranker.serving.packed import PackedModel
 from ranker.serving.runtimes import Runtime, grouped
 
-_HEAD = 32  # or 64: width of a head of a student that is not there yet
+_LEAST = 3  # requests timed, however long they take
+_HEAD = 32  # width of a head, where this folder's does not fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +36,12 @@ class Trial:
     tokens: int = 128  # a pair
     budget: float = 0.010  # seconds a request
     repeats: int = 20  # requests timed
+    seconds: float = 10.0  # for a row, after which it ends with fewer requests
     workers: int = 0  # threads; 0: one a core
     shapes: tuple[tuple[int, int], ...] = ()  # other students: layers, width
 
     def __post_init__(self):
-        for name in ("candidates", "tokens", "budget", "repeats"):
+        for name in ("candidates", "tokens", "budget", "repeats", "seconds"):
             if not getattr(self, name) > 0:
                 raise ConfigError(
                     f"{name} must be above 0, found {getattr(self, name)}"
@@ -58,6 +60,7 @@ class Measured:
     p99: float
     pairs_per_second: float
     fit: int  # candidates of a request within the budget, at p95
+    requests: int  # timed
 
 
 def parse_shape(text: str) -> tuple[int, int]:
@@ -75,27 +78,43 @@ def parse_shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def measure(folder: pathlib.Path, trial: Trial) -> list[Measured]:
-    """Times requests of random pairs.
+def measure(folder: pathlib.Path, trial: Trial) -> Iterator[Measured]:
+    """Times requests of random pairs; gives each row when it is measured.
 
     Raises:
       ContractError, ModelError: when the folder cannot be read.
+      ConfigError: when the model has no position for so many tokens.
     """
     promise = contract.load(folder)
     contract.need_one_passage(promise, folder, "ranker.latency")
-    if trial.tokens > promise.length:
+    positions = promise.model.get("max_positions", 0)
+    if positions and trial.tokens > positions:
         raise ConfigError(
-            f"--tokens {trial.tokens} is over the contract's length, {promise.length}"
+            f"--tokens {trial.tokens} is over the {positions} positions of the model"
         )
+    return _rows(folder, promise, trial)
+
+
+def _rows(folder: pathlib.Path, promise: Contract, trial: Trial) -> Iterator[Measured]:
     workers = trial.workers or len(os.sched_getaffinity(0))
-    found = [
-        _time("this one", runtime, trial, workers)
-        for runtime in _of_folder(folder, promise)
-    ]
+    name = ""
+    for runtime in _of_folder(folder, promise):
+        name = name or runtime.name
+        yield _time("this one", runtime, trial, workers)
     for layers, width in trial.shapes:
-        for runtime in _of_shape(promise, layers, width, found[0].runtime):
-            found.append(_time(f"{layers} x {width}", runtime, trial, workers))
-    return found
+        for runtime in _of_shape(promise, layers, width, name):
+            yield _time(f"{layers} x {width}", runtime, trial, workers)
+
+
+def note(folder: pathlib.Path, trial: Trial) -> str:
+    """What the folder's contract says of so many tokens; empty where they fit."""
+    length = contract.load(folder).length
+    if trial.tokens <= length:
+        return ""
+    return (
+        f"this folder was trained on, and cuts, pairs of {length} tokens: its own "
+        f"requests are shorter than what was measured (--tokens {length})"
+    )
 
 
 def _of_folder(folder: pathlib.Path, promise: Contract) -> Iterator[Runtime]:
@@ -108,7 +127,8 @@ def _of_folder(folder: pathlib.Path, promise: Contract) -> Iterator[Runtime]:
     for name in names if jax.default_backend() == "cpu" else ():
         yield runtimes.open_runtime(folder, name, "float32")
     for precision, one in promise.precisions.items():
-        if one.get("accepted") and runtimes.installed(one["runtime"]):
+        here = one.get("device", "cpu") in ("cpu", runtimes.device())
+        if one.get("accepted") and here and runtimes.installed(one["runtime"]):
             yield runtimes.open_runtime(folder, one["runtime"], precision)  # type: ignore[arg-type]
     yield runtimes.open_runtime(folder, "jax", "float32")
 
@@ -120,14 +140,15 @@ def _of_shape(
     model = config.from_dict(promise.model)
     if not isinstance(model, config.Encoder):
         return
-    heads = max(width // (2 * _HEAD), 1) if width % (2 * _HEAD) == 0 else width // _HEAD
+    head = model.embed_dim // model.num_heads  # as wide as here, where they fit
+    head = head if width % head == 0 else _HEAD
     local = tuple(i for i in model.local_layers if i < layers)
     shaped = dataclasses.replace(
         model,
         num_layers=layers,
         embed_dim=width,
-        num_heads=heads,
-        mlp_dim=4 * width,
+        num_heads=width // head,
+        mlp_dim=width * model.mlp_dim // model.embed_dim,
         table_dim=0,
         local_layers=local,
         window=model.window if local else 0,
@@ -166,8 +187,11 @@ def _time(student: str, runtime: Runtime, trial: Trial, workers: int) -> Measure
             list(pool.map(lambda run: runtime.run(run[1], run[0]), runs))
 
         request()  # compiles, and allocates
-        for _ in range(trial.repeats):
+        end = time.perf_counter() + trial.seconds
+        while len(times) < trial.repeats:
             begun = time.perf_counter()
+            if begun > end and len(times) >= _LEAST:
+                break
             request()
             times.append(time.perf_counter() - begun)
     p50, p95, p99 = np.quantile(times, (0.5, 0.95, 0.99))
@@ -180,22 +204,25 @@ def _time(student: str, runtime: Runtime, trial: Trial, workers: int) -> Measure
         p99=float(p99),
         pairs_per_second=trial.candidates / float(np.mean(times)),
         fit=int(trial.budget / (float(p95) / trial.candidates)),
+        requests=len(times),
     )
 
 
-def table(rows: Sequence[Measured], trial: Trial) -> str:
-    """The table that is printed."""
+def heading(trial: Trial) -> str:
+    """What stands above the lines."""
     head = f"{'student':<10} {'runtime':<12} {'precision':<13}"
-    lines = [
-        f"{trial.candidates} candidates of {trial.tokens} tokens, {trial.repeats} "
-        "requests, one at a time",
-        f"{head} {'p50':>8} {'p95':>8} {'p99':>8} {'pairs/s':>9}  "
-        f"within {trial.budget * 1e3:g} ms",
-    ]
-    for row in rows:
-        times = " ".join(f"{x * 1e3:>5.1f} ms" for x in (row.p50, row.p95, row.p99))
-        lines.append(
-            f"{row.student:<10} {row.runtime:<12} {row.precision:<13} {times} "
-            f"{row.pairs_per_second:>9,.0f}  {row.fit}"
-        )
-    return "\n".join(lines)
+    return (
+        f"{trial.candidates} candidates of {trial.tokens} tokens, one request at a "
+        "time\n"
+        f"{head} {'p50':>9} {'p95':>9} {'p99':>9} {'pairs/s':>9} {'requests':>9}  "
+        f"within {trial.budget * 1e3:g} ms"
+    )
+
+
+def line(row: Measured) -> str:
+    """A row as it is printed."""
+    times = " ".join(f"{x * 1e3:>6.1f} ms" for x in (row.p50, row.p95, row.p99))
+    return (
+        f"{row.student:<10} {row.runtime:<12} {row.precision:<13} {times} "
+        f"{row.pairs_per_second:>9,.0f} {row.requests:>9}  {row.fit}"
+    )

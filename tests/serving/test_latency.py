@@ -32,18 +32,29 @@ def test_every_runtime_and_shape_is_timed(folder, tmp_path, capsys):
         ("1 x 32", "onnxruntime"),
     ]
     for row in rows:
+        assert row["requests"] == 2
         assert 0 < row["p50"] <= row["p95"] <= row["p99"]
         # What fits a second, by the time that three candidates take.
         assert row["fit"] == int(1.0 / (row["p95"] / 3))
     shown = capsys.readouterr().out
     assert "3 candidates of 20 tokens" in shown and "within 1000 ms" in shown
+    assert "cuts" not in shown
+
+
+def test_longer_pairs_than_the_folder_reads_are_noted(folder, capsys):
+    call = [str(folder), "--candidates", "1", "--tokens", "96", "--seconds", "1e-9"]
+    assert latency.main([*call, "--shapes", ""]) == 0
+    shown = capsys.readouterr().out
+    assert "cuts, pairs of 64 tokens" in shown
+    # A row that takes too long ends after three requests, not after twenty.
+    assert [line.split()[-2] for line in shown.splitlines()[2:5]] == ["3"] * 3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--shapes", "2by64"], "LAYERSxWIDTH"),
-        (["--tokens", "65"], "over the contract's length, 64"),
+        (["--tokens", "97"], "over the 96 positions of the model"),
         (["--candidates", "0"], "candidates must be above 0"),
     ],
 )
