@@ -4,7 +4,8 @@ python benchmarks/online.py --events 100_000_000 --folder /tmp/log
 
 DuckDB makes the log up: heavy-tailed users of two arms, pages and clicks with dwell, in
 Parquet files. From five million events on, further files are the first under the names
-of other users and pages. `ab` then runs in a process of its own, with the report's
+of other users and pages, in every second one with the arms exchanged: copies of chance
+would be a sample-ratio mismatch. `ab` then runs in a process of its own, with the report's
 usual flags; its peak resident memory is what the kernel says of it.
 """
 
@@ -37,7 +38,8 @@ SELECT time + 5, "user", page, 'click', NULL, arm, 'd' || (hash(query) % 1000000
 FROM pages WHERE chance < 0.6
 """
 _COPY = """
-SELECT * REPLACE ("user" || '-{copy}' AS "user", page || '-{copy}' AS page)
+SELECT * REPLACE ("user" || '-{copy}' AS "user", page || '-{copy}' AS page,
+  CASE WHEN {copy} % 2 = 0 THEN arm WHEN arm = 'A' THEN 'B' ELSE 'A' END AS arm)
 FROM '{first}'
 """
 _EVENTS_A_FILE = 5_000_000
