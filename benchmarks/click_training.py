@@ -13,7 +13,7 @@ judgement, once for each way to undo the position, with as many steps:
 * two_tower: lists by page, a logit of each position is learned beside the scores;
 * ips_learned: lists by query, with the chances that two_tower has learned.
 
-A workdir that has the quickstart's stages cpt and sft already is taken as it is. The
+Finished cpt and sft stages of a quickstart in the workdir are reused. The
 truth is known, so NDCG is measured on the held-out queries, with paired tests.
 `--labels` and `--teacher` are NDCG@10 of the student on the labels alone and of the
 teacher, as `ranker.run --config configs/quickstart.py` prints them; the last column is

@@ -5,8 +5,8 @@ python benchmarks/online.py --events 100_000_000 --folder /tmp/log
 DuckDB makes the log up: heavy-tailed users of two arms, pages and clicks with dwell, in
 Parquet files. From five million events on, further files are the first under the names
 of other users and pages, in every second one with the arms exchanged: copies of chance
-would be a sample-ratio mismatch. `ab` then runs in a process of its own, with the report's
-usual flags; its peak resident memory is what the kernel says of it.
+would be a sample-ratio mismatch. `ab` then runs in a process of its own, with the usual
+flags of a report; its peak resident memory is what the kernel says of it.
 """
 
 import argparse

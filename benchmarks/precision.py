@@ -5,7 +5,7 @@
 Fine-tunes MiniLM by the listwise loss on 200 labelled lists, as the teacher of
 configs/evidence.py:nqqed, and exports it with onnx.precision=int8: each candidate
 ranks the dev queries, and is accepted or refused by its loss of NDCG@10. A second call
-goes on where the first was stopped. About a quarter of an hour on one core.
+resumes where the first stopped. About a quarter of an hour on one core.
 """
 
 import argparse

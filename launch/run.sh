@@ -9,7 +9,7 @@
 # --job JOB          name of the job [its time]
 # --attach           watch a job that runs instead of starting one
 # --max-restarts N   before giving up [100]
-# --smaller SHAPE    slice to go on with when one as before cannot be had, as KIND:SHAPE
+# --smaller SHAPE    slice to resume on when one of the first shape is unavailable, as KIND:SHAPE
 #                    (v5e:2x4); repeatable, each smaller than the one before
 # --patience SECONDS that each shape is waited for, while there is a smaller one [1800]
 # --dry-run          print the commands instead

@@ -256,7 +256,7 @@ def rounded(axis: str, size: int) -> int:
     return -(-size // mesh.shape[entry]) * mesh.shape[entry]
 
 
-EXACT_BEYOND = 16  # data shards, up to which gradients are summed as they are computed
+EXACT_BEYOND = 16  # data shards; with more, gradients are summed in float32
 
 
 def sums_exactly(choice: config.ReduceDType, dtype: Any) -> bool:

@@ -204,7 +204,7 @@ PassageScore = Literal["first", "max", "mean"]
 class Passages:
     """How a document that is longer than a row is read."""
 
-    most: int = 1  # parts of a document, each read with the query; what is behind: cut
+    most: int = 1  # parts of a document, each read with the query; the rest is cut
     overlap: int = 0  # tokens that a part shares with the one before
     score: PassageScore = "first"  # of the parts' scores; first: of one part alone
 

@@ -47,7 +47,7 @@ class ClickLists:
 
     def _weighed(self) -> str:
         if not self.num_placed:
-            return "labels as they are"
+            return "labels are unchanged"
         worth = "every click counts 1"
         if self.heaviest > 1:
             clicks = np.concatenate([one.weights[one.labels > 0] for one in self.lists])

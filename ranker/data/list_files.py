@@ -240,7 +240,7 @@ def _query(row: Mapping[str, Any]) -> QueryList | None:
 
 
 def _last_message(value: Any) -> Any:
-    """Of a conversation what was said last; anything else as it is."""
+    """The last message of a conversation; any other value unchanged."""
     talk = isinstance(value, list | tuple) and value
     if talk and all(isinstance(one, Mapping) for one in value):
         return value[-1]

@@ -6,8 +6,8 @@ shown, their positions, 1 for a click and 0 for none.
 
 A click weighs 1 / the chance that its rank is looked at, at most `clip`: inverse
 propensity weighting (Joachims et al., 2017, arXiv 1608.04468). By query that goes into
-the labels; by page the weights lie beside them. Without propensities every click counts
-1, and what is shown on top seems better than it is.
+the labels; by page the weights are a column of their own. Without propensities every
+click counts 1, which overrates what is shown at the top.
 """
 
 from collections.abc import Iterator, Sequence
