@@ -239,11 +239,12 @@ def _text(row: Row, field: str) -> str:
 
 
 def _integers(row: Row, field: str, dtype: type[np.integer]) -> np.ndarray:
-    return np.array(row[field].int64_list.value, dtype)
+    # A slice is a list, which numpy reads twice as fast.
+    return np.array(row[field].int64_list.value[:], dtype)
 
 
 def _floats(row: Row, field: str) -> np.ndarray:
-    return np.array(row[field].float_list.value, np.float32)
+    return np.array(row[field].float_list.value[:], np.float32)
 
 
 def _document(row: Row) -> Document:

@@ -139,24 +139,25 @@ class ListEncoder:
         The tokenizer works on all cores where a call has some hundred texts. Of a long
         document it is the first part.
         """
-        read = self._read(lists)
-        return [[self._segment(query, one) for one in its] for query, its in read]
+        return self._lay(self._read(lists))
 
     def parts(
         self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
     ) -> list[tuple[list[Segment], list[int]]]:
         """As `many`, all passages: of each list, and how many each document has."""
-        found = []
+        read, counts = [], []
         for query, its in self._read(lists):
-            each = [self._passages(query, document) for document in its]
-            found.append((sum(each, []), [len(one) for one in each]))
-        return found
+            room = max(self.length - len(query) - len(self._tail), 1)
+            each = [passages.cut(one, room, self.passages) for one in its]
+            read.append((query, sum(each, [])))
+            counts.append([len(one) for one in each])
+        return list(zip(self._lay(read), counts, strict=True))
 
     def _read(
         self, lists: Sequence[tuple[str, Sequence[int] | np.ndarray]]
     ) -> list[tuple[np.ndarray, list[np.ndarray]]]:
         """Ids of each query, and of its documents."""
-        rows = [[int(row) for row in its] for _, its in lists]
+        rows = [np.asarray(its).tolist() for _, its in lists]
         documents = iter(self._documents([row for its in rows for row in its]))
         queries = self._queries([query for query, _ in lists])
         return [
@@ -164,21 +165,37 @@ class ListEncoder:
             for query, its in zip(queries, rows, strict=True)
         ]
 
-    def _passages(self, query: np.ndarray, document: np.ndarray) -> list[Segment]:
-        room = max(self.length - len(query) - len(self._tail), 1)
-        parts = passages.cut(document, room, self.passages)
-        return [self._segment(query, part) for part in parts]
-
-    def _segment(self, query: np.ndarray, document: np.ndarray) -> Segment:
-        """As the tokenizer's `segment`, of arrays."""
-        tokenizer = self.tokenizer
-        room = self.length - len(query) - len(self._tail)
-        if room < 1:  # it says so
-            parts = (query.tolist(), document.tolist())
-            return tokenizer.segment(*parts, self.length)
-        tokens = np.concatenate((query, document[:room], self._tail))
-        score = 0 if tokenizer.words is None else len(tokens) - 1
-        return Segment(tokens, tokenizer.type_ids, len(query), score)
+    def _lay(
+        self, lists: Sequence[tuple[np.ndarray, Sequence[np.ndarray]]]
+    ) -> list[list[Segment]]:
+        """As the tokenizer's `segment`, of arrays: all are parts of one array."""
+        tokenizer, tail = self.tokenizer, self._tail
+        pieces: list[np.ndarray] = []
+        ends: list[int] = []
+        at = 0
+        for query, documents in lists:
+            around = len(query) + len(tail)
+            room = self.length - around
+            if room < 1 and len(documents):  # it says so
+                parts = (query.tolist(), documents[0].tolist())
+                tokenizer.segment(*parts, self.length)
+            for document in documents:
+                cut = document[:room]
+                pieces += (query, cut, tail)
+                at += around + len(cut)
+                ends.append(at)
+        flat = np.concatenate(pieces) if pieces else np.zeros(0, np.int32)
+        begin, places = 0, iter(ends)
+        laid = []
+        for query, documents in lists:
+            segments = []
+            for _, end in zip(documents, places, strict=False):
+                score = 0 if tokenizer.words is None else end - begin - 1
+                tokens = flat[begin:end]
+                segments.append(Segment(tokens, tokenizer.type_ids, len(query), score))
+                begin = end
+            laid.append(segments)
+        return laid
 
 
 _LONG_PROMPT = 128  # characters of a template's own that are worth longer rows
@@ -243,9 +260,10 @@ def draw_documents(
     """
     order = generator.permutation(len(labels))
     chosen = order[:size]
-    if len(labels) > size and labels.max() > labels[chosen].max():
-        best = np.flatnonzero(labels == labels.max())
-        chosen[generator.integers(size)] = generator.choice(best)
+    if len(labels) > size and (top := labels.max()) > labels[chosen].max():
+        best = np.flatnonzero(labels == top)
+        one = best[generator.integers(len(best))]  # as `choice` does, sooner
+        chosen[generator.integers(size)] = one
     return chosen
 
 

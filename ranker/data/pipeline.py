@@ -7,10 +7,12 @@ it, and an iterator's state is which records of each shard wait to be packed.
 """
 
 import collections
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from functools import partial
+from typing import Any
 
 import grain
 import jax
@@ -44,28 +46,73 @@ from ranker.data.text import Tokenizer
 from ranker.data.triples import Triple
 
 _READY = 2  # batches that are packed while the devices compute
+_GROUP = 16  # records that a thread reads and encodes together
 
 
-def _ordered(
-    source: Source[Any],
-    encode: Callable[[Any, np.random.Generator], Example],
-    seed: int,
-) -> Source[Example]:
-    """Endless examples: shuffled anew each epoch, a function of (seed, index)."""
-    if len(source) == 0:
-        raise config.ConfigError("there is no example to train on in this split")
-    return cast(Any, _shuffled(source, seed).random_map(encode))
+class Endless:
+    """Endless records, shuffled anew each epoch, of each what was drawn at random.
+
+    In the order, and with the random numbers, of grain's
+    `MapDataset.source(source).seed(seed).shuffle().repeat().random_map(draw)`, which
+    takes longer to hand a list over than it takes to encode it.
+    """
+
+    def __init__(
+        self,
+        source: Source[Any],
+        seed: int,
+        draw: Callable[[Any, np.random.Generator], Any] | None = None,
+    ):
+        if len(source) == 0:
+            raise config.ConfigError("there is no example to train on in this split")
+        self._source, self._size, self._draw = source, len(source), draw
+        # grain seeds each node by how far it is behind `seed`.
+        self._seed, drawn = (
+            int(np.random.SeedSequence([seed, depth]).generate_state(1)[0])
+            for depth in (1, 3)
+        )
+        self._generators = grain.experimental.RngPool(drawn)
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def row(self, index: int) -> int:
+        """Of the source's record at a place of the order."""
+        epoch, within = divmod(index, self._size)
+        return grain.experimental.index_shuffle(
+            within,
+            max_index=self._size - 1,
+            seed=(self._seed + epoch) % 2**32,
+            rounds=4,
+        )
+
+    def __getitem__(self, index: int) -> Any:
+        record = self._source[self.row(index)]
+        if self._draw is None:
+            return record
+        generator = self._generators.acquire_rng(index)
+        drawn = self._draw(record, generator)
+        self._generators.release_rng(generator)
+        return drawn
 
 
-def _shuffled(source: Source[Any], seed: int) -> grain.MapDataset:
-    # grain's own protocol of a source is wider than ours.
-    return grain.MapDataset.source(cast(Any, source)).seed(seed).shuffle().repeat()
+@dataclass(frozen=True)
+class _Examples:
+    """Records that become examples some at a time: tokenizers like many texts."""
+
+    source: Source[Any]
+    encode: Callable[[list[Any]], list[Example]]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int]) -> list[Example]:
+        return self.encode([self.source[index] for index in indices])
 
 
 def shuffled_rows(size: int, seed: int) -> Callable[[int], int]:
     """The row of a source of `size` records at each index of `list_batches`' order."""
-    rows: Any = _shuffled(range(size), seed)  # repeats, so every index has a row
-    return lambda index: int(rows[index])
+    return Endless(range(size), seed).row
 
 
 def rows_between(
@@ -85,7 +132,7 @@ class _Dealt:
 
     def __init__(
         self,
-        source: Source[Example],
+        source: _Examples,
         layout: Layout,
         *,
         shard: int,
@@ -96,18 +143,19 @@ class _Dealt:
         self._source, self._layout, self._pool = source, layout, pool
         self._next, *waiting = state or [shard]
         self._step = count
-        self._reading: collections.deque[tuple[int, Future[Example]]]
+        # Index of a record, and a group of which it is the n-th.
+        self._reading: collections.deque[tuple[int, Future[list[Example]], int]]
         self._reading = collections.deque()
-        again = [(index, self._read(index)) for index in waiting]
-        self._waiting = [(index, future.result()) for index, future in again]
-
-    def _read(self, index: int) -> Future[Example]:
-        return self._pool.submit(self._source.__getitem__, index)
+        again = source.read(waiting) if waiting else []
+        self._waiting = list(zip(waiting, again, strict=True))
 
     def _read_ahead(self) -> None:
         while len(self._reading) < AHEAD and self._next < len(self._source):
-            self._reading.append((self._next, self._read(self._next)))
-            self._next += self._step
+            end = min(self._next + _GROUP * self._step, len(self._source))
+            indices = range(self._next, end, self._step)
+            group = self._pool.submit(self._source.read, indices)
+            self._reading += [(index, group, n) for n, index in enumerate(indices)]
+            self._next = indices[-1] + self._step
 
     def _wait(self) -> None:
         """Lets examples wait until there are enough to choose from."""
@@ -119,8 +167,8 @@ class _Dealt:
             self._read_ahead()
             if not self._reading:
                 break
-            index, future = self._reading.popleft()
-            self._waiting.append((index, future.result()))
+            index, group, place = self._reading.popleft()
+            self._waiting.append((index, group.result()[place]))
             tokens += self._waiting[-1][1].total
 
     def take(self) -> tuple[list[Example], Choice]:
@@ -146,7 +194,7 @@ class _Packed(grain.IterDataset):
 
     def __init__(
         self,
-        source: Source[Example],
+        source: _Examples,
         layout: Layout,
         *,
         shards: Shards,
@@ -232,7 +280,7 @@ def _deal_anew(
 
 
 def _steps(
-    source: Source[Example],
+    source: _Examples,
     layout: Layout,
     *,
     shards: Shards,
@@ -279,12 +327,15 @@ def make_layout(
 
 def _text_encoder(
     tokenizer: Tokenizer, length: int
-) -> Callable[[ClickExample], Example]:
-    def encode(click: ClickExample) -> Example:
-        document = Document("", click.title, click.summary)
-        [prefix] = tokenizer.queries([click.query])
-        [tokens] = tokenizer.documents([document])
-        return text_example(tokenizer.segment(prefix, tokens, length))
+) -> Callable[[list[ClickExample]], list[Example]]:
+    def encode(clicks: list[ClickExample]) -> list[Example]:
+        documents = [Document("", one.title, one.summary) for one in clicks]
+        read = zip(
+            tokenizer.queries([one.query for one in clicks]),
+            tokenizer.documents(documents),
+            strict=True,
+        )
+        return [text_example(tokenizer.segment(*one, length)) for one in read]
 
     return encode
 
@@ -303,9 +354,8 @@ def text_batches(
     Leaves are numpy arrays with a leading dimension of micro-batches, `[A, R, T]`; of a
     global batch they hold this process's rows.
     """
-    encode = _text_encoder(tokenizer, length)
     return _steps(
-        _ordered(clicks, lambda click, _: encode(click), seed),
+        _Examples(Endless(clicks, seed), _text_encoder(tokenizer, length)),
         make_layout(batch, size=0, length=length, shards=shards.count),
         shards=shards,
         micro=batch.accumulate,
@@ -325,11 +375,37 @@ def every_text(
 
     A process may end one batch before another.
     """
-    encode = _text_encoder(tokenizer, length)
+    examples = _Examples(clicks, _text_encoder(tokenizer, length))
     layout = make_layout(batch, size=0, length=length, shards=shards.count)
-    dataset = grain.MapDataset.source(cast(Any, clicks)).map(encode)
-    packed = _Packed(cast(Any, dataset), layout, shards=shards, pad=tokenizer.pad)
+    packed = _Packed(examples, layout, shards=shards, pad=tokenizer.pad)
     return iter(packed), join([empty_batch(layout, tokenizer.pad)] * len(shards.local))
+
+
+# A list, its teacher scores if it has some, and which of its documents are read.
+_Drawn = tuple[RankedList, np.ndarray | None, np.ndarray]
+
+
+def _encode_lists(encoder: ListEncoder, lists: list[_Drawn]) -> list[Example]:
+    texts = [(record.query, record.documents[places]) for record, _, places in lists]
+    parts: list[tuple[Any, Any]]
+    if encoder.passages.most > 1:
+        parts = [*encoder.parts(texts)]
+    else:
+        parts = [(segments, None) for segments in encoder.many(texts)]
+    examples = []
+    for (record, scores, places), (segments, counts) in zip(lists, parts, strict=True):
+        labels = record.labels[places]
+        example = Example(
+            segments,
+            labels,
+            labels * 0 if scores is None else scores[places],
+            common_prefix(segments) if encoder.shared else 0,
+            record.positions[places] if len(record.positions) else None,
+            record.weights[places] if len(record.weights) else None,
+            counts,
+        )
+        examples.append(example)
+    return examples
 
 
 def list_batches(
@@ -355,27 +431,11 @@ def list_batches(
     """
     source: Source[Any] = lists if targets is None else _Scored(lists, targets)
 
-    def encode(
+    def draw(
         item: RankedList | tuple[RankedList, np.ndarray], generator: np.random.Generator
-    ) -> Example:
+    ) -> _Drawn:
         record, scores = item if isinstance(item, tuple) else (item, None)
-        places = draw_documents(record.labels, batch.list_size, generator)
-        texts = [(record.query, record.documents[places])]
-        counts = None
-        if encoder.passages.most > 1:
-            [(segments, counts)] = encoder.parts(texts)
-        else:
-            [segments] = encoder.many(texts)
-        labels = record.labels[places]
-        return Example(
-            segments,
-            labels,
-            labels * 0 if scores is None else scores[places],
-            common_prefix(segments) if encoder.shared else 0,
-            record.positions[places] if len(record.positions) else None,
-            record.weights[places] if len(record.weights) else None,
-            counts,
-        )
+        return record, scores, draw_documents(record.labels, batch.list_size, generator)
 
     layout = make_layout(
         batch,
@@ -386,7 +446,7 @@ def list_batches(
     )
     layout = replace(layout, impressions=impressions)
     return _steps(
-        _ordered(source, encode, seed),
+        _Examples(Endless(source, seed, draw), partial(_encode_lists, encoder)),
         share(layout) if encoder.shared else layout,
         shards=shards,
         micro=batch.accumulate,
@@ -412,33 +472,24 @@ def triple_batches(
       shards: which part of the batches this process makes.
     """
 
-    def encode(triple: Triple) -> Example:
-        [prefix] = tokenizer.queries([triple.query])
-        [text] = tokenizer.documents([Document("1", "", triple.document)])
-        score = np.array([triple.score], np.float32)
-        return Example([tokenizer.segment(prefix, text, length)], score * 0, score)
+    def encode(some: list[Triple]) -> list[Example]:
+        queries = tokenizer.queries([one.query for one in some])
+        texts = [Document("1", "", one.document) for one in some]
+        examples = []
+        read = zip(some, queries, tokenizer.documents(texts), strict=True)
+        for triple, query, text in read:
+            score = np.array([triple.score], np.float32)
+            segments = [tokenizer.segment(query, text, length)]
+            examples.append(Example(segments, score * 0, score))
+        return examples
 
     return _steps(
-        _Mapped(triples, encode),
+        _Examples(triples, encode),
         make_layout(batch, size=1, length=length, shards=shards.count),
         shards=shards,
         micro=batch.accumulate,
         pad=tokenizer.pad,
     )
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """A source, each record changed when it is read."""
-
-    source: Source[Any]
-    change: Callable[[Any], Example]
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Example:
-        return self.change(self.source[index])
 
 
 @dataclass(frozen=True)

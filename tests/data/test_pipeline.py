@@ -2,6 +2,7 @@ import collections
 import itertools
 import json
 
+import grain
 import jax
 import numpy as np
 import pytest
@@ -214,6 +215,21 @@ def test_every_epoch_has_an_order_of_its_own():
     epochs = [[row(40 * epoch + i) for i in range(40)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.parametrize("size", [1, 7, 300])
+def test_records_and_draws_are_those_of_grain(size):
+    """Runs that were begun with grain's own data set go on as they were."""
+
+    def draw(record, generator):
+        return record, generator.integers(10**9), generator.permutation(5).tolist()
+
+    ours = pipeline.Endless(range(size), 11, draw)
+    theirs = grain.MapDataset.source(range(size)).seed(11).shuffle().repeat()
+    drawn = theirs.random_map(draw)
+    for index in (*range(min(3 * size, 40)), 5 * size - 1):
+        assert ours[index] == drawn[index]
+        assert pipeline.shuffled_rows(size, 11)(index) == theirs[index]
 
 
 def test_an_epoch_shows_every_list_once(encoder):
