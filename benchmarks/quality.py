@@ -121,9 +121,28 @@ def main() -> None:
     parser.add_argument(
         "--attention_dropout",
         type=float,
-        help="of theirs; ours has none; default: the checkpoint's",
+        help="of theirs (ours: teacher.attention_dropout); default: the checkpoint's",
     )
+    parser.add_argument("--stage", help="our folder, where it is not the family's name")
+    parser.add_argument("--runs", type=pathlib.Path, help="folder for theirs, as TREC")
     flags = parser.parse_args()
+    results = {}
+    for name in flags.families:
+        found = results[name] = compare(name, flags.stage or name, flags)
+        low, high = found["difference"]
+        own, theirs = found["seconds"].values()
+        print(
+            f"{name:14} ours {found['ours']:.4f}  sentence-transformers "
+            f"{found['sentence_transformers']:.4f}  "
+            f"95 % of the difference [{low:+.4f}, {high:+.4f}]  "
+            f"p {found['p_value']:.3f}  {own:.0f} s, {theirs:.0f} s",
+            flush=True,
+        )
+    print(json.dumps({"measure": flags.measure, "families": results}))
+
+
+def compare(family: str, folder: str, flags: argparse.Namespace) -> dict[str, Any]:
+    """Trains theirs as the stage in `folder` was trained, and tests the difference."""
     changed = {}
     if flags.attention_dropout is not None:
         changed["attention_probs_dropout_prob"] = flags.attention_dropout
@@ -131,46 +150,38 @@ def main() -> None:
     corpus = datasets.load_corpus(prepared / "corpus")
     train_lists = datasets.load_lists(prepared / "lists", "train")
     test = datasets.load_lists(prepared / "lists", "test")
+    make, target = FAMILIES[family]
+    own, size = _ours(flags.workdir / folder)
+    stage = json.loads((flags.workdir / folder / "manifest.json").read_text())
+    stage = stage["settings"]
+    torch.manual_seed(stage["seed"])
+    model = CrossEncoder(
+        flags.model,
+        num_labels=1,
+        max_length=stage["length"],
+        device="cpu",
+        config_kwargs=changed,
+    )
+    seconds = train(model, make(model), target, train_lists, corpus, stage, size)
+    theirs = run_of(test, corpus, score(model, test, corpus))
+    if flags.runs:
+        formats.write_run(flags.runs / f"{folder}.trec", theirs, tag="theirs")
+    ours: dict[str, dict[str, float]] = {}
+    for one in formats.read_run(flags.workdir / "evaluate" / f"{folder}.trec"):
+        ours.setdefault(one.query_id, {})[one.document_id] = one.score
     qrels = qrels_of(test)
-    results = {}
-    for name in flags.families:
-        make, target = FAMILIES[name]
-        own, size = _ours(flags.workdir / name)
-        manifest = json.loads((flags.workdir / name / "manifest.json").read_text())
-        stage = manifest["settings"]
-        torch.manual_seed(stage["seed"])
-        model = CrossEncoder(
-            flags.model,
-            num_labels=1,
-            max_length=stage["length"],
-            device="cpu",
-            config_kwargs=changed,
-        )
-        seconds = train(model, make(model), target, train_lists, corpus, stage, size)
-        theirs = run_of(test, corpus, score(model, test, corpus))
-        ours: dict[str, dict[str, float]] = {}
-        for one in formats.read_run(flags.workdir / "evaluate" / f"{name}.trec"):
-            ours.setdefault(one.query_id, {})[one.document_id] = one.score
-        a, b = (
-            ranking.evaluate(qrels, run, (flags.measure,))[flags.measure]
-            for run in (ours, theirs)
-        )
-        low, high = significance.randomisation_interval(a.values, b.values)
-        results[name] = {
-            "ours": a.mean,
-            "sentence_transformers": b.mean,
-            "difference": [low, high],
-            "p_value": significance.randomisation_test(a.values, b.values),
-            "seconds": {"ours": own, "sentence_transformers": seconds},
-            "lists_a_step": size,
-        }
-        print(
-            f"{name:14} ours {a.mean:.4f}  sentence-transformers {b.mean:.4f}  "
-            f"95 % of the difference [{low:+.4f}, {high:+.4f}]  "
-            f"p {results[name]['p_value']:.3f}  {own:.0f} s, {seconds:.0f} s",
-            flush=True,
-        )
-    print(json.dumps({"measure": flags.measure, "families": results}))
+    a, b = (
+        ranking.evaluate(qrels, run, (flags.measure,))[flags.measure]
+        for run in (ours, theirs)
+    )
+    return {
+        "ours": a.mean,
+        "sentence_transformers": b.mean,
+        "difference": significance.randomisation_interval(a.values, b.values),
+        "p_value": significance.randomisation_test(a.values, b.values),
+        "seconds": {"ours": own, "sentence_transformers": seconds},
+        "lists_a_step": size,
+    }
 
 
 def _ours(folder: pathlib.Path) -> tuple[float, float]:

@@ -77,12 +77,15 @@ def read(folder: pathlib.Path, grid: Grid) -> Collection:
                 run.setdefault(query, []).append((document, float(score)))
     usable = {query for query in grades if len(run.get(query, ())) == grid.candidates}
     ids = sorted(usable, key=lambda one: hashlib.sha256(one.encode()).hexdigest())
-    cuts = np.cumsum([grid.test, grid.dev, grid.unlabelled])
+    cuts = np.cumsum([*grid.cuts, grid.unlabelled])
     if len(ids) <= cuts[-1]:
         raise SystemExit(
             f"{folder}: {len(ids):,} queries have {grid.candidates} candidates, and "
-            f"more than {cuts[-1]:,} are needed; take a smaller size (--size)"
+            f"more than {cuts[-1]:,} are needed; name a larger collection (--data)"
         )
+    parts = dict(zip(SPLITS, np.split(np.arange(len(ids)), cuts), strict=True))
+    parts["test"] = parts["test"][: grid.test]
+    parts["dev"] = parts["dev"][: grid.dev]
     return Collection(
         ids=ids,
         documents=[[d for d, _ in run[q]] for q in ids],
@@ -90,7 +93,7 @@ def read(folder: pathlib.Path, grid: Grid) -> Collection:
         ideal=np.float32([ideal_dcg(grades[q].values()) for q in ids]),
         bm25=np.float32([[score for _, score in run[q]] for q in ids]),
         texts=[(queries[q], [corpus[d] for d, _ in run[q]]) for q in ids],
-        parts=dict(zip(SPLITS, np.split(np.arange(len(ids)), cuts), strict=True)),
+        parts=parts,
     )
 
 
@@ -158,84 +161,87 @@ def tokenise(data: Collection, folder: pathlib.Path, length: int) -> dict[str, A
     return {"tokens": tokens, "lengths": lengths, "starts": starts}
 
 
-def write_folder(data: Collection, folder: pathlib.Path, queries: int) -> None:
-    """The split as a BEIR folder for the product's own pipeline, with a click log.
+def write_folder(data: Collection, folder: pathlib.Path, queries: int) -> pathlib.Path:
+    """The split as a BEIR folder for the product's own stages, with click logs.
 
     Train holds the labelled lists, the log the judged pairs of the unlabelled ones and
-    of what labels are left over; test has `queries` queries. `clicks_shuffled.jsonl`
-    has the same documents in the same order under queries that were dealt anew.
+    of the labels that are left over.
 
     Args:
       data: queries and documents.
       folder: to be made; left alone where it is whole.
-      queries: of test and of dev.
+      queries: of test and of dev, the first.
     """
     if (folder / "whole").exists():
-        return
-    for name in ("qrels", "runs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    corpus = {
-        document: pair
-        for ids, (_, pairs) in zip(data.documents, data.texts, strict=True)
-        for document, pair in zip(ids, pairs, strict=True)
-    }
-    _write_lines(
-        folder / "corpus.jsonl",
-        [
-            {"_id": d, "title": title, "text": text}
-            for d, (title, text) in corpus.items()
-        ],
-    )
+        return folder
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
     rows = {
         "train": data.parts["labelled"][:200],
         "dev": data.parts["dev"][:queries],
         "test": data.parts["test"][:queries],
     }
-    used = [row for part in rows.values() for row in part]
-    _write_lines(
-        folder / "queries.jsonl",
-        [{"_id": data.ids[row], "text": data.texts[row][0]} for row in used],
-    )
+    write_texts(data, np.concatenate(list(rows.values())), folder)
     for split, part in rows.items():
-        judged, run = ["query-id\tcorpus-id\tscore\n"], []
+        judged = ["query-id\tcorpus-id\tscore\n"]
         for row in part:
-            for at, document in enumerate(data.documents[row]):
-                if data.grades[row, at]:
-                    grade = int(data.grades[row, at])
-                    judged.append(f"{data.ids[row]}\t{document}\t{grade}\n")
-                score = data.bm25[row, at]
-                run.append(f"{data.ids[row]} Q0 {document} {at + 1} {score} bm25\n")
+            for at in np.flatnonzero(data.grades[row]):
+                grade = int(data.grades[row, at])
+                judged.append(f"{data.ids[row]}\t{data.documents[row][at]}\t{grade}\n")
         (folder / "qrels" / f"{split}.tsv").write_text("".join(judged))
-        (folder / "runs" / f"bm25.{split}.trec").write_text("".join(run))
+        write_bm25(data, part, folder / "runs" / f"bm25.{split}.trec")
     _write_clicks(data, folder)
     (folder / "whole").touch()
+    return folder
+
+
+def write_texts(data: Collection, rows: np.ndarray, folder: pathlib.Path) -> None:
+    """Writes the queries of some rows, and the documents that they have to rank."""
+    folder.mkdir(parents=True, exist_ok=True)
+    corpus, queries = {}, []
+    for row in rows:
+        query, pairs = data.texts[row]
+        corpus |= dict(zip(data.documents[row], pairs, strict=True))
+        queries.append({"_id": data.ids[row], "text": query})
+    texts = [{"_id": d, "title": a, "text": b} for d, (a, b) in corpus.items()]
+    _write_lines(folder / "corpus.jsonl", texts)
+    _write_lines(folder / "queries.jsonl", queries)
+
+
+def write_bm25(data: Collection, rows: np.ndarray, path: pathlib.Path) -> None:
+    """Writes the candidates of some rows as a TREC run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        for row in rows:
+            ranked = zip(data.documents[row], data.bm25[row], strict=True)
+            for rank, (document, score) in enumerate(ranked, 1):
+                file.write(f"{data.ids[row]} Q0 {document} {rank} {score} bm25\n")
 
 
 def _write_clicks(data: Collection, folder: pathlib.Path) -> None:
-    rest = data.parts["labelled"][200:]
     clicks = []
-    for row in [*data.parts["unlabelled"], *rest]:
+    for row in [*data.parts["unlabelled"], *data.parts["labelled"][200:]]:
+        query, pairs = data.texts[row]
         for at in np.flatnonzero(data.grades[row]):
-            title, text = data.texts[row][1][at]
-            found = {
-                "query": data.texts[row][0],
-                "document_id": data.documents[row][at],
-            }
-            clicks.append({**found, "title": title, "summary": text})
+            document, (title, text) = data.documents[row][at], pairs[at]
+            clicks.append(
+                {
+                    "query": query,
+                    "document_id": document,
+                    "title": title,
+                    "summary": text,
+                }
+            )
     _write_lines(folder / "clicks.jsonl", clicks)
-    write_shuffled(folder)
 
 
 def write_shuffled(folder: pathlib.Path) -> None:
-    """Writes clicks_shuffled.jsonl: the same texts, no query beside its own document."""
+    """Writes clicks_shuffled.jsonl: the rows of clicks.jsonl under others' queries."""
     clicks = [json.loads(line) for line in _lines(folder / "clicks.jsonl")]
     order = np.random.default_rng(0).permutation(len(clicks))
-    # Along one cycle through all of them, so that none keeps its own query.
-    dealt = {int(a): int(b) for a, b in zip(order, np.roll(order, 1), strict=True)}
-    shuffled = [
-        {**one, "query": clicks[dealt[i]]["query"]} for i, one in enumerate(clicks)
-    ]
-    _write_lines(folder / "clicks_shuffled.jsonl", shuffled)
+    # Along one cycle through all rows, so that none keeps its own query.
+    asked = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    rows = [{**one, "query": clicks[asked[i]]["query"]} for i, one in enumerate(clicks)]
+    _write_lines(folder / "clicks_shuffled.jsonl", rows)
 
 
 def _write_lines(path: pathlib.Path, records: list[dict]) -> None:

@@ -75,6 +75,7 @@ def _network(model: Any, vocab_size: int):
 def from_scratch(settings: config.Encoder, vocab_size: int) -> Model:
     """An encoder whose parameters are all fresh."""
 
+    @jax.jit
     def fresh(key):
         return nnx.state(build.build(settings, vocab_size, "score", key=key), nnx.Param)
 
@@ -236,7 +237,9 @@ def train(task: Task, students: list[Student], steps: int):
     for number in range(1, steps + 1):
         rows = order[number - 1]
         params, state, value = step(params, state, members, rows, number, *data)
-        if number in (1, 10) or number % 100 == 0:
+        if number in (1, 10, steps) or number % 100 == 0:
+            if not np.isfinite(np.asarray(value)).all():
+                raise FloatingPointError(f"step {number}: losses {np.asarray(value)}")
             print(
                 f"  step {number}/{steps}, {time.monotonic() - start:.0f} s, "
                 f"mean loss {np.asarray(value).mean():.3f}",

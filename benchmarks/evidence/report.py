@@ -1,114 +1,73 @@
-"""Tables of what benchmarks/evidence.py found, by the tests of docs/protocol.md.
+"""Tables and figures of what was run, by the tests of docs/protocol.md.
 
-python benchmarks/evidence_report.py --data NQQED --out runs/evidence
+    python benchmarks/evidence/report.py --out runs/evidence --data NQQED
 
-Reads OUT/*.npz and OUT/teacher_*.npy; prints Markdown. No accelerator is needed.
+Reads what `python benchmarks/evidence` wrote, however much of it is there; prints
+Markdown and draws OUT/figures/*.png. No accelerator is needed.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
-from dataclasses import dataclass
+import sys
 
-import numpy as np
-from evidence import CANDIDATES, Collection, ndcg, read
-from scipy import stats
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
 
-from ranker.metrics import calibration
-from ranker.metrics.significance import holm
+import lists  # noqa: E402
+import numpy as np  # noqa: E402
+from contrasts import Contrast, across, contrast, tau, within  # noqa: E402
+from lists import Collection  # noqa: E402
+from sizes import SIZES  # noqa: E402
 
-MARGIN = 0.005  # of equivalence, in NDCG@10
-DRAWS = 2000  # of the bootstrap
-CONTRASTS = (("hybrid", "point"), ("hybrid", "margin"))
+from ranker.metrics.significance import holm  # noqa: E402
+from ranker.reporting.charts import Interval  # noqa: E402
+from ranker.reporting.figures import write_intervals  # noqa: E402
+
+PRIMARY = (("hybrid", "point"), ("hybrid", "margin"))
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Part:
-    """Students of one part: S seeds, Q test queries, K candidates."""
+    """Students of one part: S seeds, Q queries, K candidates."""
 
     dev: dict[str, np.ndarray]  # name -> [S, Q, K]
     test: dict[str, np.ndarray]  # empty where test was not scored
     rates: dict[str, float]
+    seconds: dict[str, float]  # of a student
+    parameters: int
 
 
-def load(path: pathlib.Path) -> Part:
-    """A file of benchmarks/evidence.py."""
-    found = np.load(path)
-    members = json.loads(str(found["members"]))
-    names = list(dict.fromkeys(name for name, *_ in members))
-    rows = {n: [i for i, one in enumerate(members) if one[0] == n] for n in names}
-    test = found["test"]
-    return Part(
-        {n: found["dev"][r] for n, r in rows.items()},
-        {n: test[r] for n, r in rows.items()} if test.size else {},
-        {name: rate for name, _, _, rate, _ in members},
-    )
+def load(folder: pathlib.Path) -> Part:
+    """The finished students of a part: of every name the seeds that all names have."""
+    found: dict[str, dict[str, dict[int, np.ndarray]]] = {"dev": {}, "test": {}}
+    rates, seconds, parameters = {}, {}, 0
+    for path in sorted(folder.glob("[0-9]*.npz")):
+        file = np.load(path)
+        members = json.loads(str(file["members"]))
+        parameters = int(file["parameters"]) if "parameters" in file else 0
+        for split, by_name in found.items():
+            if split not in file or not file[split].size:
+                continue
+            for (name, _, seed, _, _), scores in zip(members, file[split], strict=True):
+                by_name.setdefault(name, {})[seed] = scores
+        for name, _, _, rate, _ in members:
+            rates[name] = rate
+            seconds[name] = float(file["seconds"]) / len(members)
+    kept = {}
+    for split, by_name in found.items():
+        seeds = set.intersection(*map(set, by_name.values())) if by_name else set()
+        kept[split] = {
+            name: np.stack([scores[seed] for seed in sorted(seeds)])
+            for name, scores in by_name.items()
+            if seeds
+        }
+    return Part(kept["dev"], kept["test"], rates, seconds, parameters)
 
 
-def tau(scores: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Kendall's tau-b within each list, mean over queries, for each seed [S]."""
-    upper = np.triu_indices(CANDIDATES, 1)
-
-    def signs(x):
-        return np.sign(x[..., upper[0]] - x[..., upper[1]])
-
-    ours, theirs = signs(scores), signs(teacher)
-    size = np.sqrt((ours**2).sum(-1) * (theirs**2).sum(-1))
-    return ((ours * theirs).sum(-1) / np.maximum(size, 1e-9)).mean(-1)
-
-
-def within(scores: np.ndarray, grades: np.ndarray) -> np.ndarray:
-    """Pooled accuracy over pairs of one query with different grades, per seed [S]."""
-    right = np.sign(scores[..., :, None] - scores[..., None, :])
-    better = grades[:, :, None] > grades[:, None, :]
-    return ((right + 1) / 2 * better).sum((-1, -2, -3)) / better.sum()
-
-
-def across(scores, grades, dev, dev_grades) -> tuple[float, float]:
-    """Accuracy over pairs of different queries; calibration error, Platt fit on dev."""
-    queries = np.repeat(np.arange(len(grades)), CANDIDATES)
-    accuracy, _ = calibration.cross_query_accuracy(
-        scores.ravel(), grades.ravel(), queries
-    )
-    fitted = calibration.fit_platt(dev.ravel(), dev_grades.ravel() >= 1)
-    probabilities = fitted(scores.ravel())
-    error = calibration.expected_calibration_error(probabilities, grades.ravel() >= 1)
-    return accuracy, error
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """A paired difference over seeds and queries."""
-
-    difference: float
-    low: float
-    high: float
-    p: float  # sign-flip over seeds
-    equivalent: float  # p of two one-sided t tests over seeds, margin MARGIN
-
-
-def contrast(a: np.ndarray, b: np.ndarray, seed: int = 0) -> Contrast:
-    """Compares values [S, Q] of two arms that share seeds and queries."""
-    by_seed = (a - b).mean(1)
-    S, Q = a.shape
-    draw = np.random.default_rng(seed)
-    means = np.empty(DRAWS)
-    for i in range(DRAWS):
-        seeds, queries = draw.integers(S, size=S), draw.integers(Q, size=Q)
-        means[i] = (a - b)[seeds][:, queries].mean()
-    low, high = np.quantile(means, [0.025, 0.975])
-    signs = np.array(np.meshgrid(*[[1, -1]] * S)).reshape(S, -1).T
-    flipped = np.abs(signs @ by_seed) >= abs(by_seed.sum()) - 1e-15
-    error = by_seed.std(ddof=1) / np.sqrt(S)
-    lower = stats.t.sf((by_seed.mean() + MARGIN) / error, S - 1)
-    upper = stats.t.cdf((by_seed.mean() - MARGIN) / error, S - 1)
-    return Contrast(
-        float(by_seed.mean()),
-        float(low),
-        float(high),
-        float(flipped.mean()),
-        float(max(lower, upper)),
-    )
+def deviation(means: np.ndarray) -> float:
+    """Standard deviation over seeds; NaN of one."""
+    return float(means.std(ddof=1)) if len(means) > 1 else float("nan")
 
 
 def table(header: list[str], rows: list[list[str]]) -> None:
@@ -120,24 +79,44 @@ def table(header: list[str], rows: list[list[str]]) -> None:
     print()
 
 
-def systems(data: Collection, out: pathlib.Path) -> None:
-    """BM25, random order and the teachers."""
-    rows, test = [], data.parts["test"]
-    shuffled = np.random.default_rng(0).random((len(test), CANDIDATES))
-    given = {"random order": shuffled, "BM25": data.bm25[test]}
-    for path in sorted(out.glob("teacher_*.npy")):
-        given[path.stem.replace("teacher_", "teacher: ")] = np.load(path)[test]
-    for name, scores in given.items():
-        rows.append([name, f"{ndcg(scores, data, test).mean():.4f}"])
-    table(["system", "NDCG@10"], rows)
+def contrast_rows(found: dict[str, Contrast], primary: dict[str, float]):
+    """Rows of a table; Holm's correction is over the primary contrasts."""
+    corrected = holm(primary)
+    return [
+        [
+            name + (" (primary)" if name in primary else ""),
+            f"{one.difference:+.4f}",
+            f"{one.low:+.4f} to {one.high:+.4f}",
+            f"{one.p:.4f}",
+            f"{corrected[name]:.4f}" if name in corrected else "",
+            f"{one.equivalent:.4f}",
+        ]
+        for name, one in found.items()
+    ]
 
 
-def arms(data: Collection, part: Part, teacher: np.ndarray) -> None:
-    """One row an arm, then the contrasts."""
-    test, dev = data.parts["test"], data.parts["dev"]
+CONTRAST = ["contrast", "difference", "95 %", "p", "p (Holm)", "p (equivalence)"]
+
+
+def draw(path: pathlib.Path, found: dict[str, Contrast], label: str) -> None:
+    """A figure of differences; those whose interval leaves 0 out stand out."""
+    rows = [
+        Interval(name, one.difference, one.low, one.high, one.low * one.high > 0)
+        for name, one in found.items()
+    ]
+    write_intervals(path, rows, label)
+
+
+# --- parts ----------------------------------------------------------------------------
+
+
+def losses(data: Collection, part: Part, teacher: np.ndarray, figure) -> None:
+    """E1: a row an arm, the contrasts, and how far each arm is from BM25."""
     rows, values = [], {}
     for name, scores in part.test.items():
-        values[name] = ndcg(scores, data, test)
+        test = data.parts["test"][: scores.shape[1]]
+        dev = data.parts["dev"][: part.dev[name].shape[1]]
+        values[name] = data.ndcg(scores, test)
         means = values[name].mean(1)
         between = [
             across(one, data.grades[test], ours, data.grades[dev])
@@ -148,53 +127,215 @@ def arms(data: Collection, part: Part, teacher: np.ndarray) -> None:
             [
                 name,
                 f"{part.rates[name]:g}",
-                f"{means.mean():.4f} ({means.std(ddof=1):.4f})",
+                str(len(means)),
+                f"{means.mean():.4f} ({deviation(means):.4f})",
                 f"{tau(scores, teacher[test]).mean():.3f}",
-                f"{within(scores, data.grades[test]).mean():.4f}",
+                f"{within(scores, data.grades[test]):.4f}",
                 f"{cross:.4f}",
                 f"{error:.4f}",
             ]
         )
-    table(["arm", "rate", "NDCG@10 (sd)", "tau", "pairs within", "across", "ECE"], rows)
-    names = [*CONTRASTS, *((one, "labels") for one in values if one != "labels")]
+    header = ["arm", "rate", "seeds", "NDCG@10 (sd)", "tau", "pairs within", "across"]
+    table([*header, "ECE"], rows)
+    names = [one for one in PRIMARY if set(one) <= set(values)]
+    names += [(one, "labels") for one in values if one != "labels"]
     found = {f"{a} - {b}": contrast(values[a], values[b]) for a, b in names}
-    primary = {f"{a} - {b}": found[f"{a} - {b}"].p for a, b in CONTRASTS}
-    corrected = holm(primary)
-    table(
-        ["contrast", "difference", "95 %", "p", "p (Holm)", "p (equivalence)"],
-        [
-            [
-                name,
-                f"{one.difference:+.4f}",
-                f"{one.low:+.4f} to {one.high:+.4f}",
-                f"{one.p:.4f}",
-                f"{corrected[name]:.4f}" if name in corrected else "",
-                f"{one.equivalent:.4f}",
-            ]
-            for name, one in found.items()
-        ],
-    )
-    bm25 = ndcg(data.bm25[test], data, test)
-    gain = ndcg(teacher[test], data, test).mean() - bm25.mean()
-    for name in values:
-        above = contrast(values[name], np.broadcast_to(bm25, values[name].shape))
-        share = (values[name].mean() - bm25.mean()) / gain
+    primary = {f"{a} - {b}": found[f"{a} - {b}"].p for a, b in PRIMARY}
+    table(CONTRAST, contrast_rows(found, primary))
+    bm25 = data.ndcg(data.bm25[test], test)
+    gain = data.ndcg(teacher[test], test).mean() - bm25.mean()
+    above = {
+        f"{name} - BM25": contrast(one, np.broadcast_to(bm25, one.shape))
+        for name, one in values.items()
+    }
+    for name, one in above.items():
         print(
-            f"- {name}: {above.difference:+.4f} over BM25 ({above.low:+.4f} to "
-            f"{above.high:+.4f}), p {above.p:.4f}; {share:.0%} of the teacher's gain"
+            f"- {name}: {one.difference:+.4f} ({one.low:+.4f} to {one.high:+.4f}), "
+            f"p {one.p:.4f}; {one.difference / gain:.0%} of the teacher's gain"
         )
     print()
+    draw(figure, {**found, **above}, "difference in NDCG@10, 95 % intervals")
 
 
 def sizes(data: Collection, part: Part) -> None:
-    """E0 and E3: one row a name."""
-    split = "test" if part.test else "dev"
+    """E0: a row a kind of student, on dev."""
     rows = []
-    for name, scores in (part.test or part.dev).items():
-        means = ndcg(scores, data, data.parts[split]).mean(1)
-        spread = f"{means.std(ddof=1):.4f}" if len(means) > 1 else ""
-        rows.append([name, f"{means.mean():.4f}", spread])
-    table(["students", f"NDCG@10 on {split}", "sd over seeds"], rows)
+    for name, scores in part.dev.items():
+        dev = data.parts["dev"][: scores.shape[1]]
+        means = data.ndcg(scores, dev).mean(1)
+        spread = f"{deviation(means):.4f}"
+        rows.append([name, str(len(means)), f"{means.mean():.4f}", spread])
+    table(["students", "seeds", "NDCG@10 on dev", "sd over seeds"], rows)
+
+
+def labels(data: Collection, part: Part, figure: pathlib.Path) -> None:
+    """E3: students of labels beside the distilled one."""
+    values = {}
+    for name, scores in part.test.items():
+        values[name] = data.ndcg(scores, data.parts["test"][: scores.shape[1]])
+    rows = [[name, f"{one.mean():.4f}"] for name, one in values.items()]
+    table(["student", "NDCG@10"], rows)
+    distilled = values.pop("distilled")
+    found = {f"distilled - {n}": contrast(distilled, one) for n, one in values.items()}
+    table(CONTRAST, contrast_rows(found, {}))
+    draw(figure, found, "NDCG@10, distilled less labelled")
+
+
+def runs(out: pathlib.Path, pattern: str, qrels: pathlib.Path) -> np.ndarray:
+    """NDCG@10 [S, Q] of TREC runs, a seed each, on the judged queries in order."""
+    from ranker.data import formats, trec
+    from ranker.metrics import ranking
+
+    judged = trec.load_qrels(qrels).grades
+    found = []
+    for path in sorted(out.glob(pattern)):
+        run: dict[str, dict[str, float]] = {}
+        for one in formats.read_run(path):
+            run.setdefault(one.query_id, {})[one.document_id] = one.score
+        measured = ranking.evaluate(judged, run, ("NDCG@10",))["NDCG@10"]
+        values = dict(zip(measured.queries, measured.values, strict=True))
+        found.append([values[query] for query in sorted(judged)])
+    return np.float64(found)
+
+
+def pretraining(out: pathlib.Path, name: str, qrels: pathlib.Path) -> None:
+    """E2 of one decoder on one collection: its arms and their contrasts."""
+    values = {
+        arm: runs(out / name, f"{arm}-*/evaluate/sft.trec", qrels)
+        for arm in ("none", "shuffled", "clicks")
+    }
+    seeds = min(map(len, values.values()))
+    values = {arm: one[:seeds] for arm, one in values.items()}
+    bm25 = runs(out / name, "none-0/evaluate/bm25.trec", qrels)
+    if not seeds:
+        print("no seed has all three arms yet\n")
+        return
+    rows = [["BM25", "", f"{bm25.mean():.4f}"]]
+    rows += [[arm, str(seeds), f"{one.mean():.4f}"] for arm, one in values.items()]
+    table(["arm", "seeds", "NDCG@10"], rows)
+    names = [("clicks", "shuffled"), ("clicks", "none"), ("shuffled", "none")]
+    found = {f"{a} - {b}": contrast(values[a], values[b]) for a, b in names}
+    spread = np.broadcast_to(bm25, values["clicks"].shape)
+    found["clicks - BM25"] = contrast(values["clicks"], spread)
+    primary = {"clicks - shuffled": found["clicks - shuffled"].p}
+    table(CONTRAST, contrast_rows(found, primary))
+    draw(out / "figures" / f"{name}.png", found, f"difference in NDCG@10, {name}")
+
+
+def parity(out: pathlib.Path, qrels: pathlib.Path) -> None:
+    """E5: ours less sentence-transformers'."""
+    ours = runs(out / "e5", "ours-*.trec", qrels)
+    theirs = runs(out / "e5", "theirs/sft-*.trec", qrels)[: len(ours)]
+    spent = [
+        json.loads(path.read_text())["families"]["sft"]["seconds"]
+        for path in sorted((out / "e5").glob("parity-*.json"))
+    ]
+    rows = [
+        [name, str(len(values)), f"{values.mean():.4f}", f"{np.mean(seconds):.0f}"]
+        for name, values, seconds in (
+            ("ours", ours, [one["ours"] for one in spent]),
+            ("theirs", theirs, [one["sentence_transformers"] for one in spent]),
+        )
+    ]
+    table(["trained by", "seeds", "NDCG@10", "seconds of training"], rows)
+    found = {"ours - theirs": contrast(ours, theirs)}
+    table(CONTRAST, contrast_rows(found, {}))
+    draw(out / "figures" / "e5.png", found, "NDCG@10, ours less theirs")
+
+
+# --- E4: the order of systems ---------------------------------------------------------
+
+
+def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
+    """Name -> (scores [S, Q, K] on test, seconds, parameters) of what is there."""
+    test = data.parts["test"]
+    shuffled = np.random.default_rng(0).random(data.grades[test].shape)
+    found: dict[str, tuple] = {
+        "random order": (shuffled[None], 0.0, 0),
+        "BM25": (data.bm25[test][None], 0.0, 0),
+    }
+    names = {
+        "cosine": "MiniLM's cosine, untrained",
+        "minilm": "fine-tuned MiniLM",
+        "smollm": "fine-tuned SmolLM2, the teacher",
+    }
+    for name, says in names.items():
+        path = out / f"teacher_{name}.npy"
+        if path.exists():
+            scores = np.load(path)[test]
+            kept = int(np.isfinite(scores).all(1).sum())
+            cost = {"seconds": np.nan, "parameters": 0}
+            if path.with_suffix(".json").exists():
+                cost = json.loads(path.with_suffix(".json").read_text())
+            found[says] = (scores[None, :kept], *cost.values())
+    path = out / "e4-likelihood.npz"
+    if path.exists():
+        one = np.load(path)
+        found["SmolLM2 as it is, likelihood"] = (
+            one["test"][None],
+            float(one["seconds"]),
+            int(one["parameters"]),
+        )
+    for says, pattern in {
+        "SmolLM2 as it is, yes or no": "e4-yes_no",
+        "fine-tuned SmolLM2": "e2-smollm-nqqed/none-*",
+        "fine-tuned SmolLM2 after clicks": "e2-smollm-nqqed/clicks-*",
+    }.items():
+        folders = [
+            one for one in sorted(out.glob(pattern)) if (one / "seconds").exists()
+        ]
+        if folders:
+            spent = [json.loads((one / "seconds").read_text()) for one in folders]
+            scores = [
+                trec_scores(one / "evaluate" / "sft.trec", data) for one in folders
+            ]
+            seconds = float(np.mean([one["seconds"] for one in spent]))
+            found[says] = (np.stack(scores), seconds, spent[0]["parameters"])
+    folder = out / "e1-minilm"
+    if folder.exists():
+        part = load(folder)
+        for arm in ("labels", "hybrid"):
+            says = {"labels": "MiniLM's four layers on labels", "hybrid": "distilled"}[
+                arm
+            ]
+            if arm in part.test:
+                cost = part.seconds[arm]
+                found[says] = (part.test[arm], cost, part.parameters)
+    return found
+
+
+def trec_scores(path: pathlib.Path, data: Collection) -> np.ndarray:
+    """Scores [Q, K] of a TREC run, of the first test queries that it has."""
+    from ranker.data import formats
+
+    run = {(one.query_id, one.document_id): one.score for one in formats.read_run(path)}
+    rows = [r for r in data.parts["test"] if (data.ids[r], data.documents[r][0]) in run]
+    return np.float32([[run[data.ids[r], d] for d in data.documents[r]] for r in rows])
+
+
+def order(data: Collection, out: pathlib.Path) -> None:
+    """E4: every system's NDCG@10, its difference from BM25, and its cost."""
+    rows, levels = [], []
+    for name, (scores, seconds, parameters) in systems(data, out).items():
+        test = data.parts["test"][: scores.shape[1]]
+        values = data.ndcg(scores, test)
+        bm25 = np.broadcast_to(data.ndcg(data.bm25[test], test), values.shape)
+        above = contrast(values, bm25)
+        level = contrast(values, np.zeros_like(values))
+        rows.append(
+            [
+                name,
+                f"{len(scores)} x {len(test):,}",
+                f"{values.mean():.4f} ({level.low:.4f} to {level.high:.4f})",
+                f"{above.difference:+.4f} ({above.low:+.4f} to {above.high:+.4f})",
+                f"{seconds:.0f}" if seconds == seconds else "",
+                f"{parameters / 1e6:.1f} M" if parameters else "",
+            ]
+        )
+        levels.append(Interval(name, values.mean(), level.low, level.high, True))
+    header = ["system", "seeds x queries", "NDCG@10 (95 %)", "less BM25 (95 %)"]
+    table([*header, "seconds", "parameters"], rows)
+    write_intervals(out / "figures" / "e4.png", levels, "NDCG@10", zero=False)
 
 
 def main() -> None:
@@ -202,20 +343,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=pathlib.Path, required=True)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    add = parser.add_argument
+    add("--data", type=pathlib.Path, required=True, help="BEIR folder of nqqed")
+    add("--out", type=pathlib.Path, required=True)
+    add("--smoke", action="store_true", help="of a run with --smoke")
     args = parser.parse_args()
-    data = read(args.data)
-    print("### Systems\n")
-    systems(data, args.out)
-    for path in sorted(args.out.glob("*.npz")):
-        kind, _, teacher = path.stem.partition("_")
-        part = load(path)
-        print(f"### {path.stem}\n")
-        if kind == "loss":
-            arms(data, part, np.load(args.out / f"teacher_{teacher}.npy"))
+    out = args.out
+    # The split is the same at every size; a part has its first queries.
+    grid = SIZES["smoke" if args.smoke else "gpu"].nqqed
+    data = lists.read(args.data, grid)
+    print("### E4: the order of systems, nqqed\n")
+    order(data, out)
+    for folder in sorted(out.glob("e1-*")):
+        if folder.name.endswith("-rates") or not load(folder).test:
+            continue
+        name = folder.name.removeprefix("e1-")
+        print(f"### E1: which loss, {name}\n")
+        figure = out / "figures" / f"{folder.name}.png"
+        if name == "synthetic":
+            import pipelines
+
+            made = lists.prepared(out / "synthetic" / "prepare")
+            teacher = pipelines.synthetic_scores(out / "synthetic", made)
+            losses(made, load(folder), teacher, figure)
         else:
-            sizes(data, part)
+            losses(data, load(folder), np.load(out / f"teacher_{name}.npy"), figure)
+    for folder in sorted(out.glob("e0-*")):
+        print(f"### E0: {folder.name}\n")
+        sizes(data, load(folder))
+    if (out / "e3").exists() and load(out / "e3").test:
+        print("### E3: labels or a teacher\n")
+        labels(data, load(out / "e3"), out / "figures" / "e3.png")
+    for folder in sorted(out.glob("e2-*")):
+        _, model, name = folder.name.split("-")
+        print(f"### E2: {folder.name}\n")
+        qrels = out / "folders" / f"{name}-{model}" / "qrels" / "test.tsv"
+        pretraining(out, folder.name, qrels)
+    if list(out.glob("e5/parity-*.json")):
+        print("### E5: parity with sentence-transformers\n")
+        parity(out, out / "folders" / "parity" / "qrels" / "test.tsv")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Parts that train populations: E0 (depth), E1 (losses) and E3 (labels)."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,6 @@ import numpy as np
 import pipelines
 import population
 import teachers
-
 from lists import Collection
 from population import Student, Task
 from setting import Run
@@ -22,7 +22,7 @@ def pool(data: Collection, grid: Grid, arm: str) -> np.ndarray:
     """The lists that an arm learns from."""
     if arm == "labels":
         return data.parts["labelled"][: grid.labelled]
-    return data.parts["unlabelled"]
+    return data.parts["unlabelled"][: grid.scored]
 
 
 def rate_trials(data: Collection, grid: Grid) -> list[Student]:
@@ -47,7 +47,7 @@ def best_rates(folder: pathlib.Path, data: Collection) -> dict[str, float]:
 
 
 def seeded(data: Collection, grid: Grid, rates: dict[str, float]) -> list[Student]:
-    """Every arm with every seed; seed by seed, so that a part of them is a smaller E1."""
+    """Every arm with every seed; seed by seed, so that a part is a smaller E1."""
     return [
         Student(arm, arm, seed, rates[arm], pool(data, grid, arm))
         for seed in range(grid.seeds)
@@ -76,11 +76,99 @@ def e1_synthetic(run: Run) -> None:
     losses(run.out / "e1-synthetic", synthetic_task(run))
 
 
+def e1(run: Run, teacher: str) -> None:
+    """E1 on nqqed, with students of four of MiniLM's layers."""
+    task = teachers.student(run, teacher, run.sizes.kept("4"))
+    losses(run.out / f"e1-{teacher}", task)
+
+
+# --- E0: how shallow, and what helps --------------------------------------------------
+
+
+def trial(name: str, arm: str, rate: float, run: Run) -> list[Student]:
+    """Students of E0: seeds of their own, on the unlabelled lists."""
+    data, grid = run.nqqed, run.sizes.nqqed
+    return [
+        Student(name, arm, DEV_SEED + seed, rate, pool(data, grid, arm))
+        for seed in range(grid.trials)
+    ]
+
+
+def e0_layers(run: Run) -> None:
+    """Students of 2, 3, 4 and 6 layers by the hybrid, at every rate."""
+    for layers, kept in run.sizes.layers:
+        task = teachers.student(run, "minilm", kept)
+        each = [
+            one
+            for rate in run.sizes.nqqed.rates
+            for one in trial(f"{layers} layers, {rate:g}", "hybrid", rate, run)
+        ]
+        folder = run.out / f"e0-layers-{layers}"
+        population.run(folder, task, each, splits=("dev",))
+
+
+def e0_pairs(run: Run) -> None:
+    """Three layers that see one, two and four times as many pairs, of all lists."""
+    data, grid = run.nqqed, run.sizes.nqqed
+    task = teachers.student(run, "minilm", run.sizes.kept("3"))
+    every = np.concatenate([data.parts["unlabelled"], data.parts["labelled"]])
+    for times in (1, 2, 4):
+        each = [
+            dataclasses.replace(one, pool=every)
+            for one in trial(f"{times} x pairs", "hybrid", grid.rates[0], run)
+        ]
+        folder = run.out / f"e0-pairs-{times}"
+        population.run(folder, task, each, splits=("dev",), steps=times * grid.steps)
+
+
+def e0_warm(run: Run) -> None:
+    """Two and three layers that begin from the fine-tuned teacher's own weights."""
+    checkpoint = pipelines.warm_checkpoint(run)
+    for layers in ("2", "3"):
+        kept = run.sizes.kept(layers)
+        task = teachers.student(run, "minilm", kept, path=checkpoint)
+        name, rate = f"{layers} layers, warm", run.sizes.nqqed.rates[0]
+        folder = run.out / f"e0-warm-{layers}"
+        each = trial(name, "hybrid", rate, run)
+        population.run(folder, task, each, splits=("dev",))
+
+
+def e0_temper(run: Run) -> None:
+    """Four layers by KL at four temperatures, and by targets scaled in each list."""
+    task = teachers.student(run, "minilm", run.sizes.kept("4"))
+    rate = run.sizes.nqqed.rates[0]
+    each = [
+        one
+        for arm in ("kl_half", "kl", "kl_2", "kl_4", "point", "point_list")
+        for one in trial(arm, arm, rate, run)
+    ]
+    population.run(run.out / "e0-temper", task, each, splits=("dev",))
+
+
+# --- E3: labels -----------------------------------------------------------------------
+
+
+def e3(run: Run) -> None:
+    """Students of few to all labelled lists, beside the hybrid of the unlabelled."""
+    data, grid = run.nqqed, run.sizes.nqqed
+    task = teachers.student(run, "minilm", run.sizes.kept("4"))
+    labelled, rate = data.parts["labelled"], grid.rates[0]
+    sizes = [n for n in run.sizes.label_sizes if n < len(labelled)] + [len(labelled)]
+    each = []
+    for seed in range(grid.few_seeds):
+        for n in sizes:
+            name = f"{n} labelled lists"
+            each.append(Student(name, "labels", seed, rate, labelled[:n]))
+        scored = pool(data, grid, "hybrid")
+        each.append(Student("distilled", "hybrid", seed, rate, scored))
+    population.run(run.out / "e3", task, each)
+
+
 # --- the synthetic collection ---
 
 
 def synthetic_task(run: Run) -> Task:
-    """The quickstart's student and its teacher's scores, on the synthetic collection."""
+    """The quickstart's student and its teacher's scores."""
     workdir = pipelines.synthetic_teacher(run)
     grid, data = run.sizes.synthetic, lists.prepared(workdir / "prepare")
     tokenizer = workdir / "prepare" / "tokenizers" / "student"

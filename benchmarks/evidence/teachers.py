@@ -1,6 +1,8 @@
 """Teachers on nqqed: their raw scores of all pairs, each made once."""
 
 import dataclasses
+import json
+import time
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,14 @@ def scores(run: Run, name: str) -> np.ndarray:
     if path.exists():
         return np.load(path)
     make = {"cosine": cosine, "minilm": tuned_minilm, "smollm": tuned_smollm}[name]
+    start = time.monotonic()
     found = make(run)
+    checkpoint = run.args.smollm if name == "smollm" else run.args.minilm
+    cost = {
+        "seconds": time.monotonic() - start,
+        "parameters": pipelines.count(checkpoint),
+    }
+    path.with_suffix(".json").write_text(json.dumps(cost))
     np.save(path, found)
     return found
 
@@ -57,14 +66,12 @@ def tuned_minilm(run: Run) -> np.ndarray:
 
 
 def tuned_smollm(run: Run) -> np.ndarray:
-    """SmolLM2 after the listwise loss on the labelled lists, by the product's stages."""
+    """SmolLM2 after the listwise loss on the labelled lists, by the product."""
     pairs = pipelines.llm_teacher(run)
     data = run.nqqed
     found = np.full(data.grades.shape, np.nan, np.float32)
-    for name in ("unlabelled", "dev", "test"):
-        for row in data.parts[name]:
-            scores = [pairs[data.ids[row], one] for one in data.documents[row]]
-            found[row] = scores
+    for row in pipelines.asked(run):
+        found[row] = [pairs[data.ids[row], one] for one in data.documents[row]]
     return found
 
 
@@ -101,6 +108,7 @@ def cosine(run: Run) -> np.ndarray:
 
 
 def standardised(found: np.ndarray, data: Collection) -> jax.Array:
-    """A teacher's scores, standardised over the lists that it labels."""
+    """A teacher's scores, standardised over the lists that it labels; 0 where none."""
     known = found[data.parts["unlabelled"]]
-    return jnp.asarray((found - known.mean()) / known.std(), jnp.float32)
+    scaled = (found - np.nanmean(known)) / np.nanstd(known)
+    return jnp.asarray(np.nan_to_num(scaled), jnp.float32)

@@ -1,8 +1,11 @@
 """Figures as PNG files, by matplotlib."""
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
+
+from ranker.reporting.charts import Interval
 
 MISSING = (
     "matplotlib is not installed, so no PNG file is written; pip install "
@@ -56,5 +59,38 @@ def write_calibration(
         axes[at].hist(scores, bins=50, color=f"C{at}")
         axes[at].set_xlabel(f"scores of {name}")
         axes[at].set_ylabel("documents")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def write_intervals(
+    path: pathlib.Path, rows: Sequence[Interval], label: str, *, zero: bool = True
+) -> None:
+    """Draws values with their intervals, a row each, the first at the top.
+
+    Args:
+      path: PNG file.
+      rows: `strong` ones stand out.
+      label: of the axis.
+      zero: draws a line at zero, for differences.
+
+    Raises:
+      ImportError: without matplotlib.
+    """
+    from matplotlib.figure import Figure
+
+    height = 1.1 + 0.34 * len(rows)
+    figure = Figure(figsize=(7.5, height), dpi=140, layout="constrained")
+    axes = figure.subplots()
+    for at, one in enumerate(rows):
+        colour = "tab:blue" if one.strong else "0.5"
+        axes.plot([one.low, one.high], [at, at], color=colour, linewidth=2)
+        axes.plot(one.mean, at, "o", color=colour, markersize=6)
+    if zero:
+        axes.axvline(0.0, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(rows)), [one.name for one in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(label)
+    axes.grid(axis="x", alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

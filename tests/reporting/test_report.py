@@ -255,6 +255,21 @@ def test_a_png_of_many_points(tmp_path):
     assert path.stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_intervals_are_drawn_one_a_row(tmp_path, zero):
+    rows = [
+        charts.Interval("a", 0.2, 0.1, 0.3, True),
+        charts.Interval("b", 0.0, -0.1, 0.1, False),
+    ]
+    sizes = []
+    for number in (1, 2):
+        path = tmp_path / "new" / f"{number}.png"
+        figures.write_intervals(path, rows[:number], "difference", zero=zero)
+        header = path.read_bytes()[:24]
+        sizes.append(int.from_bytes(header[20:24], "big"))  # pixels, as PNG says
+    assert header.startswith(b"\x89PNG") and sizes[1] > sizes[0]
+
+
 def test_faults_of_scores_are_sentences():
     generator = np.random.default_rng(0)
     teacher = [generator.normal(size=9) for _ in range(9)]

@@ -1,0 +1,71 @@
+"""The driver of the evidence: every part runs, and its tables and figures come out."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+DRIVER = ROOT / "benchmarks" / "evidence"
+GROUPS = {
+    "losses": ("e1-synthetic", "e1-cosine"),
+    "depth": ("e0-layers", "e0-pairs", "e0-temper"),
+    "labels": ("e3", "e1-minilm"),
+    "parity": ("e5", "e0-warm"),
+    "as it is": ("e4-likelihood", "e4-yes_no"),
+    "a teacher of clicks": ("e2-smollm-nqqed", "e1-smollm"),
+    "templated questions": ("e2-smollm-medquad",),
+    "from scratch": ("e2-scratch-medquad",),
+}
+TABLES = {
+    "e0": "| students | seeds | NDCG@10 on dev |",
+    "e1": "| hybrid - point (primary) |",
+    "e2": "| clicks - shuffled (primary) |",
+    "e3": "| distilled - 4 labelled lists |",
+    "e4": "| SmolLM2 as it is, ",
+    "e5": "| ours - theirs |",
+}
+
+pytestmark = pytest.mark.slow
+
+
+def run(program, *flags):
+    """What a program of the driver prints."""
+    command = [sys.executable, program, *flags]
+    done = subprocess.run(map(str, command), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def states(out):
+    """Name of each part -> done, begun or missing."""
+    lines = run(DRIVER, "--out", out, "--smoke", "--status").splitlines()
+    rows = [[cell.strip() for cell in one.split("|")] for one in lines[2:] if one]
+    return {row[1]: row[2] for row in rows}
+
+
+@pytest.mark.parametrize("parts", GROUPS.values(), ids=GROUPS)
+def test_parts_run_and_their_tables_come_out(tmp_path, parts):
+    run(DRIVER, "--out", tmp_path, "--smoke", "--parts", *parts)
+    found = states(tmp_path)
+    assert [found[part] for part in parts] == ["done"] * len(parts)
+    data = tmp_path / "smoke" / "data"
+    flags = ("--out", tmp_path, "--data", data, "--smoke")
+    printed = run(DRIVER / "report.py", *flags)
+    for part in parts:
+        assert TABLES[part[:2]] in printed
+        figure = (
+            "e4" if part[:2] == "e4" else part[:2] if part in ("e3", "e5") else part
+        )
+        if part[:2] != "e0":
+            assert (tmp_path / "figures" / f"{figure}.png").stat().st_size > 5_000
+    if parts[0] == "e3":  # what is done is left alone
+        assert "[e3] done before" in run(DRIVER, *flags[:2], "--smoke", "--parts", "e3")
+
+
+def test_every_part_is_in_a_group(tmp_path):
+    assert set(states(tmp_path)) == {
+        part for parts in GROUPS.values() for part in parts
+    }
+    assert set(states(tmp_path).values()) == {"missing"}
