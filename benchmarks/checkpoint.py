@@ -25,7 +25,7 @@ from ranker.training.objectives import make_objective
 from ranker.training.scorer import device_batch
 from ranker.training.state import init_state, make_network
 from ranker.training.step import make_step
-from ranker.training.weights import complete
+from ranker.training.weights import complete_params
 
 LISTS, DOCUMENTS, LENGTH, VOCABULARY = 4, 4, 64, 30522
 
@@ -41,7 +41,7 @@ def main() -> None:
     model = config.Encoder(num_layers=4, embed_dim=256, num_heads=4, mlp_dim=1024)
     objective = make_objective(config.Distillation(), groups=1)
     network = make_network(model, VOCABULARY, "score", mesh)
-    params = complete({}, network, model, VOCABULARY, "score", seed=0)
+    params = complete_params({}, network, model, VOCABULARY, "score", seed=0)
     state = init_state(network, params, optax.adamw(1e-4), 0)
     step = make_step(network, objective, optax.adamw(1e-4), state)
     rows = LISTS * DOCUMENTS

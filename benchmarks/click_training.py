@@ -34,7 +34,7 @@ from ranker.config import loading
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.world import SearchWorld, grade
 from ranker.online import attraction, events, impressions, results, simulate
-from ranker.training.evaluate import evaluate
+from ranker.training.evaluate import evaluate_systems
 from ranker.training.train import train
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -73,7 +73,7 @@ def write_lists(
     log: pathlib.Path, path: pathlib.Path, settings: impressions.Settings
 ) -> dict[str, object]:
     """Lists with their clicks; returns the report."""
-    with events.read([log], fields=impressions.FIELDS) as read:
+    with events.read_log([log], fields=impressions.FIELDS) as read:
         summary, lists = impressions.analyse(read, settings)
         with path.open("w") as file:
             file.writelines(json.dumps(one) + "\n" for one in lists)
@@ -83,7 +83,7 @@ def write_lists(
 def fit_looks(log: pathlib.Path) -> tuple[float, ...]:
     """The chances of looking that a position-based model finds in the log."""
     settings = attraction.Settings(depth=DEPTH)
-    with events.read([log], fields=results.FIELDS) as read:
+    with events.read_log([log], fields=results.FIELDS) as read:
         summary, _ = attraction.analyse(read, settings)
     return tuple(attraction.as_file(summary)["propensities"])
 
@@ -146,7 +146,7 @@ def main() -> None:
     settings = dataclasses.replace(
         measured, systems=tuple(systems), reference=given.arms[0]
     )
-    found = evaluate(settings, given.workdir, replace=True)
+    found = evaluate_systems(settings, given.workdir, replace=True)
     for name, one in found["systems"].items():
         value = one["metrics"]["NDCG@10"]
         closed = (value - given.labels) / (given.teacher - given.labels)

@@ -48,18 +48,22 @@ def _estimators(values: np.ndarray, arm: np.ndarray, generator) -> dict[str, flo
     stay = np.stack([dwell, values[:, 0], 0 * ones, 0 * ones], axis=1)
     wins = generator.binomial(clicks, generator.beta(2, 2, len(values)))
     p = {
-        "PageCTR": estimates.compare(*_parts(values, arm)).p_value,
-        "PageCTR, CUPED": estimates.compare(*_parts(values, arm), cuped=True).p_value,
-        "UserCTR": estimates.compare(*_parts(user, arm)).p_value,
-        "UserCTR, CUPED": estimates.compare(*_parts(user, arm), cuped=True).p_value,
-        "dwell": estimates.compare(*_parts(stay, arm)).p_value,
-        "pages a user": estimates.compare(
+        "PageCTR": estimates.compare_arms(*_parts(values, arm)).p_value,
+        "PageCTR, CUPED": estimates.compare_arms(
+            *_parts(values, arm), cuped=True
+        ).p_value,
+        "UserCTR": estimates.compare_arms(*_parts(user, arm)).p_value,
+        "UserCTR, CUPED": estimates.compare_arms(
+            *_parts(user, arm), cuped=True
+        ).p_value,
+        "dwell": estimates.compare_arms(*_parts(stay, arm)).p_value,
+        "pages a user": estimates.compare_arms(
             *_parts(np.stack([values[:, 1], ones, values[:, 3], ones], axis=1), arm)
         ).p_value,
         "interleaving": preference.prefer(wins, clicks - wins, 0 * wins).p_value,
         "by pages (do not)": _by_pages(values, arm),
     }
-    low, high = estimates.compare(*_parts(values, arm)).lift_interval
+    low, high = estimates.compare_arms(*_parts(values, arm)).lift_interval
     p["lift interval leaves out 0"] = 0.0 if low > 0 or high < 0 else 1.0
     return p
 
@@ -68,7 +72,7 @@ def _peeks(values: np.ndarray, arm: np.ndarray, looks: int) -> tuple[float, floa
     """The smallest always-valid p, and the smallest plain one, over all looks."""
     total, running = len(values), []
     for n in np.linspace(200, total, looks).astype(int):
-        one = estimates.compare(*_parts(values[:n], arm[:n]))
+        one = estimates.compare_arms(*_parts(values[:n], arm[:n]))
         p, _ = estimates.always_valid(
             one.difference, one.standard_error, int(n), planned=5000
         )
@@ -87,7 +91,7 @@ def _power(runs: int, users: int) -> dict[str, dict[str, float]]:
             for seed in range(runs):
                 one = simulate.Crowd(users=users, before=0.8, lift=lift)
                 drawn, arm = simulate.draw_users(one, np.random.default_rng(seed))
-                effect = estimates.compare(*_parts(drawn, arm), cuped=cuped)
+                effect = estimates.compare_arms(*_parts(drawn, arm), cuped=cuped)
                 hits += effect.p_value < 0.05
             said = planning.power(whole, lift, users, level=0.95, cuped=cuped)
             found[f"+{lift:.0%}{', CUPED' if cuped else ''}"] = {

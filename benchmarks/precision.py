@@ -59,7 +59,7 @@ def main() -> None:
         stages["export"], stage="sft", onnx=onnx, calibration="none"
     )
     export.execute(export.plan(stage, prepared, given.workdir), replace=True)
-    promise = contract.load(given.workdir / stage.folder)
+    promise = contract.load_contract(given.workdir / stage.folder)
     for name, one in promise.precisions.items():
         said = "accepted" if one["accepted"] else "refused"
         print(

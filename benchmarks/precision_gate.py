@@ -71,7 +71,9 @@ def accepted(draw: Draw, n: int, loss: float, count: int) -> float:
     generator = np.random.default_rng(n)
     reference = np.zeros(n)
     found = [
-        precision.judge(reference, -draw(generator, n, loss), _MARGIN, seed).accepted
+        precision.loss_verdict(
+            reference, -draw(generator, n, loss), _MARGIN, seed
+        ).accepted
         for seed in range(count)
     ]
     return float(np.mean(found))

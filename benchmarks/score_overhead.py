@@ -100,7 +100,7 @@ def main() -> None:
                 splits=("unlabelled",),
                 chunk_pairs=options.chunk_pairs,
             )
-            manifest = teacher.score(job, workdir)
+            manifest = teacher.score_chunks(job, workdir)
             assert manifest is not None
             scoring = clock.seconds.pop("score_lists")
             listing = clock.seconds.pop("chunks")

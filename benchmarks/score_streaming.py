@@ -29,7 +29,7 @@ import numpy as np
 from ranker import config
 from ranker.manifests import Manifest
 from ranker.scoring import job as jobs
-from ranker.scoring.pairs import Content, WorldPairs
+from ranker.scoring.pairs import ChunkPairs, WorldPairs
 from ranker.scoring.proof import verify
 
 CANDIDATES = 100  # a query
@@ -84,7 +84,7 @@ def work(folder: pathlib.Path, pairs: int, index: int, count: int) -> None:
         chunk = job.chunks[number]
         queries, documents = source.ids(chunk)
         numbers = np.arange(chunk.first, chunk.first + chunk.pairs)
-        content = Content([], [], numbers, queries, documents)
+        content = ChunkPairs([], [], numbers, queries, documents)
         jobs.save_chunk(
             job,
             number,

@@ -125,11 +125,13 @@ def make_export(weights, folder, length):
             length=length,
         )
     frame = own_frame(load_tokenizer(folder), checkpoint.model, length)
-    about = golden.Described(
+    about = golden.ModelFacts(
         stage="benchmark", template="pair", model=checkpoint.model, frame=frame
     )
     golden.write_contract(folder, about, golden.texts([], None), scorer)
-    onnx_graph.write(folder / onnx_graph.FILE, checkpoint.model, dict(flat(state)))
+    onnx_graph.write_graph(
+        folder / onnx_graph.FILE, checkpoint.model, dict(flat(state))
+    )
 
 
 @contextlib.contextmanager

@@ -142,11 +142,13 @@ def offline(folder: pathlib.Path, port: int):
         info = json.load(answer)
     runtime = runtimes.open_runtime(folder, info["runtime"], info["model_dtype"])
     backend = load_tokenizer(folder).backend_tokenizer
-    encoder = PairEncoder(contract_frame(contract.load(folder)), backend)
+    encoder = PairEncoder(contract_frame(contract.load_contract(folder)), backend)
 
     def score(texts: list[str]) -> dict[int, float]:
         pairs = encoder.pairs([("cats", ("", text)) for text in texts])
-        return dict(enumerate(runtimes.score(runtime, pairs).astype(float).tolist()))
+        return dict(
+            enumerate(runtimes.score_pairs(runtime, pairs).astype(float).tolist())
+        )
 
     return score
 

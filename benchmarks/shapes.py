@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from ranker import config, sharding
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.data import pairs
 from ranker.data.packing import Example, Layout, common_prefix, pack
 from ranker.data.records import Document, RankedList
@@ -270,7 +270,7 @@ def mean_context(lengths: np.ndarray) -> float:
 class Packed:
     """Training batches of one micro-batch each, and what they hold."""
 
-    batches: list[Batch]  # numpy leaves, [1, R, ...]
+    batches: list[PackedBatch]  # numpy leaves, [1, R, ...]
     lists: int  # in all batches
     documents: int
     tokens: int  # real ones that are computed

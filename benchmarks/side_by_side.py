@@ -17,7 +17,7 @@ from shapes import mean_context
 
 from ranker import config, sharding
 from ranker.data import pipeline
-from ranker.data.pairs import ListEncoder, Source
+from ranker.data.pairs import Indexed, ListEncoder
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.models.huggingface import import_params, open_checkpoint
@@ -136,12 +136,12 @@ class Ours:
         taken, _ = import_params(
             checkpoint, "score", self.network.abstract, self.network.shardings
         )
-        self.params = weights.complete(
+        self.params = weights.complete_params(
             taken, self.network, self.model, vocab, "score", seed=0
         )
 
     def train_steps(
-        self, objective: config.Objective, batch: config.Batch, rate: float
+        self, objective: config.ObjectiveSettings, batch: config.Batch, rate: float
     ) -> Callable[[int], tuple[int, float]]:
         """What makes so many steps and returns (real tokens, seconds)."""
         made = objectives.make_objective(
@@ -238,7 +238,7 @@ def report(found: dict[str, Any], args: argparse.Namespace, **facts: Any) -> Non
     )
 
 
-def pairs_of(lists: Source[RankedList], corpus: Source[Document], size: int = 0):
+def pairs_of(lists: Indexed[RankedList], corpus: Indexed[Document], size: int = 0):
     """(query, document) texts of the first `size` documents of each list; 0: all."""
     found = []
     for number in range(len(lists)):

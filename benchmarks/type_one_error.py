@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from ranker.metrics import significance
-from ranker.metrics.significance import Finding, Pair
+from ranker.metrics.significance import Finding, PairedTotals
 
 QUERIES = (10, 20, 50)
 _FEW = 10  # queries whose swaps are all tried for `attainable`
@@ -28,25 +28,25 @@ _MARGIN = 0.5  # large beside the spread, or the tests are far from their level
 Row = dict[str, object]
 
 
-def means(generator: np.random.Generator, n: int, shift: float) -> Pair:
+def means(generator: np.random.Generator, n: int, shift: float) -> PairedTotals:
     """Two systems' values of n queries: queries differ, systems are alike but shift."""
     query = generator.beta(2, 2, n)
     a, b = (query + 0.2 * generator.normal(size=n) for _ in range(2))
-    return Pair((a + shift, b), (np.ones(n), np.ones(n)))
+    return PairedTotals((a + shift, b), (np.ones(n), np.ones(n)))
 
 
-def skewed(generator: np.random.Generator, n: int, shift: float) -> Pair:
+def skewed(generator: np.random.Generator, n: int, shift: float) -> PairedTotals:
     """Differences such as those of reciprocal ranks: most are 0, a few are large."""
     values = 1 / generator.geometric(0.4, (2, n))
-    return Pair((values[0] + shift, values[1]), (np.ones(n), np.ones(n)))
+    return PairedTotals((values[0] + shift, values[1]), (np.ones(n), np.ones(n)))
 
 
 def pairs_of(
     base: str, *, uneven: bool = False
-) -> Callable[[np.random.Generator, int, float], Pair]:
+) -> Callable[[np.random.Generator, int, float], PairedTotals]:
     """Two systems' pairs: 20 to 60 a query, or uneven: 1 to over 100."""
 
-    def draw(generator: np.random.Generator, n: int, shift: float) -> Pair:
+    def draw(generator: np.random.Generator, n: int, shift: float) -> PairedTotals:
         total = generator.integers(20, 61, n)
         if uneven:
             total = 1 + generator.negative_binomial(1, 0.04, n)
@@ -57,21 +57,23 @@ def pairs_of(
             right.append(generator.binomial(total, 1 / (1 + np.exp(-logit))) * 1.0)
         wrong = [total - one for one in right]
         if base == "OPA":
-            return Pair((right[0], right[1]), (total * 1.0, total * 1.0))
+            return PairedTotals((right[0], right[1]), (total * 1.0, total * 1.0))
         if base == "PNR":
-            return Pair((right[0], right[1]), (wrong[0], wrong[1]), model="odds")
+            return PairedTotals(
+                (right[0], right[1]), (wrong[0], wrong[1]), model="odds"
+            )
         known = [one > 0 for one in wrong]
         ratios = [
             np.divide(r, w, out=np.zeros(n), where=w > 0)
             for r, w in zip(right, wrong, strict=True)
         ]
         weights = known[0] * 1.0, known[1] * 1.0
-        return Pair((ratios[0], ratios[1]), weights, model="factor")
+        return PairedTotals((ratios[0], ratios[1]), weights, model="factor")
 
     return draw
 
 
-def truth(draw: Callable[..., Pair], shift: float) -> float:
+def truth(draw: Callable[..., PairedTotals], shift: float) -> float:
     """The difference over very many queries."""
     pair = draw(np.random.default_rng(99), 2_000_000, shift)
     first, second = (
@@ -107,7 +109,7 @@ def rates(found: list[Finding], true: float) -> dict[str, float]:
     }
 
 
-def attainable(draw: Callable[..., Pair], n: int, count: int) -> float:
+def attainable(draw: Callable[..., PairedTotals], n: int, count: int) -> float:
     """Mean over `count` pairs of the level that trying every swap can reach."""
     generator = np.random.default_rng(n)
     swaps = ((np.arange(2**n)[:, None] >> np.arange(n)) & 1).astype(float)

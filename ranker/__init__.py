@@ -4,12 +4,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ranker.serving.library import Model
+    from ranker.serving.library import LoadedRanker
 
 __version__ = "0.1.0"
 
 
-def load(path: "str | os.PathLike[str]", **options: Any) -> "Model":
+def load(path: "str | os.PathLike[str]", **options: Any) -> "LoadedRanker":
     """Loads a ranker: an export with its contract, or any checkpoint that ranks.
 
     The work is in `ranker.serving.library.load`, which names the options; it is

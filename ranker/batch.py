@@ -36,7 +36,7 @@ class Impressions:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Rows, and what is learned from them.
 
     Language modelling reads `loss_mask`. Ranking reads the last five: B lists of L

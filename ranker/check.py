@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check(given: Any) -> bool:
     from ranker.serving import checking, contract, readers
 
-    promise = contract.load(given.folder)
+    promise = contract.load_contract(given.folder)
     served = _read_scores(given.scores, len(promise.golden)) if given.scores else None
     print(
         f"{given.folder}: {len(promise.golden)} golden pairs of {promise.stage!r}, "
@@ -72,7 +72,7 @@ def _check(given: Any) -> bool:
         print("transformers: not checked, torch is not installed")
     if served is not None:
         reader = readers.best_reader(given.folder, promise)
-        result = checking.judge(
+        result = checking.judge_scores(
             reader, promise, None, served, tolerance=given.tolerance
         )
         equal &= _print(result, promise, name=str(given.scores))

@@ -99,7 +99,7 @@ def _as_prepared(stage: Any, workdir: pathlib.Path | None, *, said: bool) -> Any
         return stage
     from ranker import manifests  # here, so that --help need not wait for jax
 
-    found = manifests.read(workdir / manifests.PREPARE)
+    found = manifests.read_manifest(workdir / manifests.PREPARE)
     if found is None:
         return stage
     if not found.done or "config" not in found.facts:

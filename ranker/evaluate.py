@@ -28,9 +28,9 @@ input. The systems of a workdir are measured by --config FILE --workdir DIR inst
 
 
 def _call():
-    from ranker.training.evaluate import evaluate
+    from ranker.training.evaluate import evaluate_systems
 
-    return evaluate
+    return evaluate_systems
 
 
 class _Once(argparse.Action):
@@ -179,7 +179,9 @@ def _evaluate_files(arguments: list[str]) -> None:
         raise ConfigError(f"--{error}") from error
     outputs = inputs.Outputs(**taken(inputs.Outputs))
     evaluate_files(
-        inputs.Files(**given, qrels=qrels, runs=runs, rules=rules, outputs=outputs)
+        inputs.EvaluationFiles(
+            **given, qrels=qrels, runs=runs, rules=rules, outputs=outputs
+        )
     )
 
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         shapes = tuple(
             latency.parse_shape(one) for one in given.shapes.split(",") if one
         )
-        trial = latency.Trial(
+        trial = latency.LatencySettings(
             candidates=given.candidates,
             tokens=given.tokens,
             budget=given.budget_ms / 1e3,
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             workers=given.workers,
             shapes=shapes,
         )
-        found, rows = latency.measure(given.folder, trial), []
+        found, rows = latency.time_requests(given.folder, trial), []
         print(latency.heading(trial), flush=True)
         for row in found:
             print(latency.line(row), flush=True)

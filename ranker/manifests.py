@@ -231,23 +231,23 @@ class Decision:
 
 def decide(folder: pathlib.Path, manifest: Manifest) -> Decision:
     """What running a stage would do; changes nothing."""
-    found = load(folder)
+    found = load_manifest(folder)
     done = found is not None and found.done and found.key == manifest.key
     damage = find_output_damage(folder, found) if found and done else None
     return Decision(folder, manifest, found, damage)
 
 
-def load(folder: pathlib.Path) -> Manifest | None:
+def load_manifest(folder: pathlib.Path) -> Manifest | None:
     """The manifest in `folder`, or None where there is none; of the first process.
 
     Raises:
       StageError: when the file is not a manifest, or not as it was written.
     """
-    return processes.first(lambda: read(folder))
+    return processes.first(lambda: read_manifest(folder))
 
 
-def read(folder: pathlib.Path) -> Manifest | None:
-    """As `load`, by this process alone."""
+def read_manifest(folder: pathlib.Path) -> Manifest | None:
+    """As `load_manifest`, by this process alone."""
     path = folder / FILE
     if not path.is_file():
         return None
@@ -295,7 +295,7 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
-def require(
+def require_stage(
     workdir: pathlib.Path,
     name: str,
     *,
@@ -315,7 +315,7 @@ def require(
     Raises:
       StageError: when it is missing, unfinished or of another kind.
     """
-    found = (planned or {}).get(name) or load(workdir / name)
+    found = (planned or {}).get(name) or load_manifest(workdir / name)
     wanted = " or ".join(kinds)
     if found is None:
         others = sorted(
@@ -351,7 +351,7 @@ def is_done(folder: pathlib.Path, manifest: Manifest, *, replace: bool = False) 
       StageError: when other settings or inputs made what the folder holds, unless
         `replace`.
     """
-    found = load(folder)
+    found = load_manifest(folder)
     if found is None:
         return False
     if found.key == manifest.key:
@@ -454,7 +454,7 @@ def claim(
     with contextlib.ExitStack() as stack:
 
         def begin() -> bool:
-            found = load(folder)
+            found = load_manifest(folder)
             if found is not None and found.done and found.key == manifest.key:
                 if (damage := find_output_damage(folder, found)) is None:
                     return False
@@ -487,26 +487,30 @@ def complete(
     with claim(folder, manifest, replace=replace) as todo:
         if todo:
             return processes.first(write)
-        found = load(folder)
+        found = load_manifest(folder)
         assert found is not None
         return found
 
 
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by dotted name, such as optim.learning_rate."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         inner = isinstance(value, Mapping)
-        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        found |= (
+            flat_settings(value, f"{prefix}{name}.")
+            if inner
+            else {prefix + name: value}
+        )
     return found
 
 
 def changes(old: Manifest, new: Manifest) -> list[str]:
     """What differs between two manifests of one stage, as `field: old -> new`."""
-    before = {"kind": old.kind, **flat(old.settings), **old.inputs}
+    before = {"kind": old.kind, **flat_settings(old.settings), **old.inputs}
     # Through JSON, as the old ones went: tuples become lists.
     settings = json.loads(json.dumps(new.settings))
-    after = {"kind": new.kind, **flat(settings), **new.inputs}
+    after = {"kind": new.kind, **flat_settings(settings), **new.inputs}
     return [
         f"{name}: {before.get(name)} -> {after.get(name)}"
         for name in {**before, **after}

@@ -129,12 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "--topology v5e:4x4"
             )
         prepare_compiler(known.topology)
-        plan(settings, teacher, known)
+        plan_stage(settings, teacher, known)
 
     cli.sentences(run, where=known.json)
 
 
-def plan(
+def plan_stage(
     settings: config.Train | config.Score,
     teacher: config.Train | None,
     known: argparse.Namespace,
@@ -145,7 +145,7 @@ def plan(
 
     from ranker.chips import GIB
     from ranker.planning import chips, estimate, search
-    from ranker.planning.job import Texts, make_job
+    from ranker.planning.job import TextLengths, make_job
     from ranker.training.imports import check_imports
 
     named = [one for one in (settings, teacher) if one is not None]
@@ -154,7 +154,7 @@ def plan(
     # A program for chips that are not here cannot be read back from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    texts = Texts(known.text_tokens, known.prompt_tokens, known.documents)
+    texts = TextLengths(known.text_tokens, known.prompt_tokens, known.documents)
     slices = chips.find_slices(known.topology, known.num_slices)
     if known.search:
         ranked = search.search(
@@ -169,7 +169,7 @@ def plan(
         plans = [
             {
                 "flags": " ".join(one.candidate.flags),
-                **estimate.to_dict(one.job, slices, one.estimate),
+                **estimate.cost_as_dict(one.job, slices, one.estimate),
             }
             for one in ranked
         ]
@@ -186,12 +186,12 @@ def plan(
         job = make_job(settings, teacher, slices.devices, count, texts)
         mesh = " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items())
         print(f"[plan] compiles {job.kind} for {known.topology}, {mesh}", flush=True)
-        found = estimate.estimate(job, slices)
+        found = estimate.step_cost(job, slices)
         if found.memory.fits:
             found = dataclasses.replace(
                 found, evaluation=estimate.evaluation(job, slices)
             )
-        numbers = estimate.to_dict(job, slices, found)
+        numbers = estimate.cost_as_dict(job, slices, found)
         print(_text(numbers, slices))
         _write(known.json, numbers)
         fits = found.fits

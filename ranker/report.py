@@ -12,7 +12,7 @@ from ranker import cli
 def _write(given: argparse.Namespace) -> None:
     from ranker.reporting import report
 
-    report.write(given.workdir, output=given.output, against=given.against)
+    report.write_report(given.workdir, output=given.output, against=given.against)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -82,7 +82,7 @@ def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
     modules = _modules()
     wanted = prepare.plan(settings.data, settings.reading)
     first = manifests.decide(workdir / prepare.NAME, wanted)
-    print(f"[prepare] {describe(first)}")
+    print(f"[prepare] {decision_line(first)}")
     if first.found is None or "pieces" not in first.found.facts:
         for name in stages:
             print(f"[{name}] would run: its data has not been prepared")
@@ -94,7 +94,7 @@ def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
         one = modules[type(stage)].plan(stage, prepared, workdir, planned)
         decision = manifests.decide(one.folder, one.manifest)
         length = "" if decision.done else say_length(one)
-        print(f"[{name}] {describe(decision)}{length}")
+        print(f"[{name}] {decision_line(decision)}{length}")
         planned[name] = dataclasses.replace(one.manifest, done=True)
 
 
@@ -110,7 +110,7 @@ def say_length(one: Any) -> str:
         steps = epochs.count_steps(open_feed(one, trains=False), settings.loop.epochs)
     except errors.StageError:  # what it learns from is yet to be made
         return f"; how many steps {settings.loop.epochs:g} epochs are is known then"
-    return f"; {epochs.describe(settings.loop.epochs, steps)}"
+    return f"; {epochs.epochs_line(settings.loop.epochs, steps)}"
 
 
 def _checked(
@@ -131,7 +131,7 @@ def _checked(
     return stages
 
 
-def describe(decision) -> str:
+def decision_line(decision) -> str:
     """What a stage would do, and why, as one line.
 
     Args:

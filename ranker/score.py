@@ -26,10 +26,10 @@ def _call(prove: bool):
         from ranker.training import score as teacher
 
         if not prove:
-            return teacher.score
+            return teacher.score_chunks
 
         def verify(settings, workdir):
-            _show_proof(teacher.verify(settings, workdir))
+            _show_proof(teacher.verify_chunks(settings, workdir))
 
         return verify
 

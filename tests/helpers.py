@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ranker import config, sharding
-from ranker.batch import Batch, Rows
+from ranker.batch import PackedBatch, Rows
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
 
@@ -38,7 +38,7 @@ def batch_of(lists=8, size=2, micro=1, seed=0):
     real = np.arange(T) < lengths
     ends = np.arange(rows) * T + lengths[..., 0] - 1
     where = generator.random((micro, lists // micro, size)) < 0.8
-    return Batch(
+    return PackedBatch(
         rows=Rows(
             tokens=(generator.integers(1, V, shape) * real).astype(np.int32),
             segments=real.astype(np.int32),
@@ -89,7 +89,7 @@ def train(settings, objective, mesh_name, batches, optimiser=OPTIM):
     made = objectives.make_objective(objective, groups=sharding.num_shards(mesh))
     network = state.make_network(settings, V, made.head, mesh)
     tx = optim.make_optimizer(optimiser, 10, network.abstract)
-    params = weights.complete({}, network, settings, V, made.head, seed=0)
+    params = weights.complete_params({}, network, settings, V, made.head, seed=0)
     current = state.init_state(network, params, tx, 0)
     compiled = step.make_step(network, made, tx, current)
     metrics = []

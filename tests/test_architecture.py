@@ -240,6 +240,65 @@ def test_sizes_are_seen(tmp_path):
     ]
 
 
+# --- one word, one meaning ---
+
+# What several modules define under one name, and why. A constant in capitals and a type
+# variable are read with their module and stand outside the rule.
+SHARED = {
+    "main": "the command line of an entry",
+    "load": "the face of `ranker` (and of its library) and of `ranker.config`",
+    "plan": "a stage's manifest, without computing anything",
+    "execute": "a planned stage's work",
+    "Settings": "what a command of `ranker.online` is asked for",
+    "analyse": "a command of `ranker.online`: a log and its Settings to a report",
+    "attend": "a kernel of attention; `models.attention` chooses among them",
+    "write": "config.json of a decoder or an encoder; models.families holds both",
+    "old_spelling": "likewise, as transformers 4 reads it",
+    "render": "a page of reports as HTML",
+    "grids": "the tables of a report",
+}
+
+
+def _defined(tree):
+    """Public names that a module defines; not what it takes over under its own name."""
+    for node in tree.body:
+        match node:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                taken = isinstance(value, ast.Attribute) and value.attr == name
+                if not (name.isupper() or taken):
+                    yield name
+
+
+def _several(trees):
+    """Public names that more than one module defines, with the modules."""
+    found = {}
+    for module, tree in trees:
+        for name in _defined(tree):
+            if not name.startswith("_"):
+                found.setdefault(name, set()).add(module)
+    return {name: modules for name, modules in found.items() if len(modules) > 1}
+
+
+def test_a_public_name_has_one_meaning_in_all_modules():
+    trees = [(module, _tree(path)) for path, module in _modules()]
+    trees.append(("", _tree(PACKAGE / "__init__.py")))
+    found = _several(trees)
+    new = {name: sorted(found[name]) for name in found.keys() - SHARED.keys()}
+    assert not new, f"rename all but one: {new}"
+    assert not SHARED.keys() - found.keys(), "these are unique; unlist them"
+
+
+def test_a_name_in_two_modules_is_seen():
+    sources = {
+        "a": "class Job: pass\nFILE = 'a'\nRow = dict\n",
+        "b": "def Job(): pass\nFILE = 'b'\nRow = a.Row\n",
+    }
+    trees = [(module, ast.parse(source)) for module, source in sources.items()]
+    assert _several(trees) == {"Job": {"a", "b"}}
+
+
 # --- what tests may know ---
 
 # Tests hold what is public. These name what is not, and why.

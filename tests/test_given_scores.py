@@ -183,7 +183,7 @@ def test_a_run_distils_evaluates_and_exports(tmp_path, capsys):
     workdir = tmp_path / "run"
     stages = {one.parent.name for one in workdir.glob("*/manifest.json")}
     assert stages == {"prepare", "given", "distill", "evaluate", "export"}
-    manifest = manifests.load(workdir / "given")
+    manifest = manifests.load_manifest(workdir / "given")
     assert manifest.facts["pairs"] == COUNT
     values = [one["score"] for one in SCORES]
     found = [manifest.facts[name] for name in ("min", "mean", "max")]

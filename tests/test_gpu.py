@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from ranker import config, sharding
-from ranker.batch import Batch, Rows
+from ranker.batch import PackedBatch, Rows
 from ranker.models import attention
 from ranker.models.masks import Rule, make_mask
 from ranker.training import objectives, optim, state, step, weights
@@ -62,7 +62,7 @@ def test_attention_in_bfloat16_equals_the_reference(case):
     )
     segments, rule = segments_of(SEGMENTS), Rule(**seen, scale=H**-0.5)
     real = (segments > 0)[:, :, None, None]
-    assert attention.choose("gpu", q.shape, q.dtype, 0.0) == "cudnn"
+    assert attention.choose_kernel("gpu", q.shape, q.dtype, 0.0) == "cudnn"
 
     def ours(q, k, v):
         out = attention.attend(q, k, v, segments, rule, local=True)
@@ -111,7 +111,7 @@ def batch_of(packed):
         positions[row, part] = np.arange(length)
         ends.append(row * T + (start + length - 1))
     grades = np.array([[1.0, 0.0, 2.0]], np.float32)
-    return Batch(
+    return PackedBatch(
         rows=Rows(**arrays, positions=positions, types=np.zeros((rows, T), np.int32)),
         loss_mask=arrays["segments"] > 0,
         score_index=np.array([ends], np.int32),
@@ -125,7 +125,7 @@ def on(platform, model):
     mesh = sharding.make_mesh(config.Mesh(), jax.devices(platform)[:1])
     network = state.make_network(model, V, "score", mesh)
     # The random numbers of both platforms are the same.
-    return network, weights.complete({}, network, model, V, "score", seed=0)
+    return network, weights.complete_params({}, network, model, V, "score", seed=0)
 
 
 @pytest.mark.parametrize("model", [DECODER, ENCODER], ids=["decoder", "encoder"])

@@ -46,7 +46,7 @@ def test_a_replaced_stage_is_moved_aside_with_all_that_it_holds(tmp_path, capsys
     assert not manifests.is_done(folder, new, replace=True) and not folder.exists()
     aside = tmp_path / f"sft.{old.key}"
     assert (aside / "checkpoints" / "weights").read_text() == "hours of work"
-    assert manifests.load(aside) == dataclasses.replace(old, done=True)
+    assert manifests.load_manifest(aside) == dataclasses.replace(old, done=True)
     assert f"runs again (steps: 1 -> 2); the old one is {aside}" in (
         capsys.readouterr().out
     )
@@ -55,10 +55,10 @@ def test_a_replaced_stage_is_moved_aside_with_all_that_it_holds(tmp_path, capsys
 def test_manifests_are_sealed(tmp_path):
     manifests.Manifest(kind="sft", settings={"a": 1}, inputs={}).finish(tmp_path, x=0.5)
     path = tmp_path / "manifest.json"
-    assert manifests.load(tmp_path).facts == {"x": 0.5}
+    assert manifests.load_manifest(tmp_path).facts == {"x": 0.5}
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(StageError, match="its digest does not fit"):
-        manifests.load(tmp_path)
+        manifests.load_manifest(tmp_path)
 
 
 def made(kind="sft", **fields):
@@ -80,7 +80,7 @@ def test_a_key_is_of_kind_settings_and_inputs_alone():
 def test_what_a_stage_finds_out_at_its_end_holds(tmp_path):
     done = made(facts={"metrics": None, "vocab_size": 9}).finish(tmp_path, metrics=0.5)
     assert done.facts == {"metrics": 0.5, "vocab_size": 9}
-    assert manifests.load(tmp_path) == done and done.done
+    assert manifests.load_manifest(tmp_path) == done and done.done
 
 
 def test_facts_that_are_zero_are_kept_and_none_is_left_out():
@@ -116,12 +116,12 @@ def test_a_manifest_whose_key_is_another_is_refused(tmp_path):
     fields = dataclasses.asdict(made(settings={"steps": 1}))
     storage.write_sealed(tmp_path / manifests.FILE, {"key": made().key, **fields})
     with pytest.raises(StageError, match="its key does not fit its settings"):
-        manifests.load(tmp_path)
+        manifests.load_manifest(tmp_path)
 
 
 def test_a_stage_that_is_needed_is_finished_and_of_a_kind_that_serves(tmp_path):
     def need(name, *kinds, **more):
-        return manifests.require(tmp_path, name, kinds=kinds, by="score", **more)
+        return manifests.require_stage(tmp_path, name, kinds=kinds, by="score", **more)
 
     with pytest.raises(StageError, match="'sft' .*does not contain one; it has no st"):
         need("sft", "sft")
@@ -154,8 +154,10 @@ def test_a_stage_may_be_replaced_to_and_fro(tmp_path):
     for count, manifest in enumerate(both * 2):
         assert not manifests.is_done(folder, manifest, replace=True)
         manifest.finish(folder, count=count)
-    assert manifests.load(folder).facts == {"count": 3}
-    assert manifests.load(tmp_path / f"sft.{both[0].key}").facts == {"count": 2}
+    assert manifests.load_manifest(folder).facts == {"count": 3}
+    assert manifests.load_manifest(tmp_path / f"sft.{both[0].key}").facts == {
+        "count": 2
+    }
 
 
 def test_a_damaged_stage_is_made_again(tmp_path, capsys):
@@ -170,20 +172,20 @@ def test_a_damaged_stage_is_made_again(tmp_path, capsys):
     (folder / "weights").write_text("evil")
     assert "weights" in manifests.decide(folder, made()).damage
     with manifests.claim(folder, made(), replace=False) as todo:
-        assert todo and not manifests.load(folder).done
+        assert todo and not manifests.load_manifest(folder).done
     assert "[sft] is damaged, and made again" in capsys.readouterr().out
 
 
 def test_settings_are_flat_by_dotted_name():
     nested = {"optim": {"learning_rate": 0.1, "muon": {"b1": 1}}, "seed": 0}
     flat = {"optim.learning_rate": 0.1, "optim.muon.b1": 1, "seed": 0}
-    assert manifests.flat(nested) == flat
+    assert manifests.flat_settings(nested) == flat
 
 
 def test_changes_are_told_by_field_and_the_telling_ones_first(tmp_path):
     settings = {"seed": 0, "optim": {"b": (1, 2)}, "model": {"layers": 2}, "steps": 1}
     made(settings=settings, inputs={"cpt": "a"}).finish(tmp_path)
-    old = manifests.load(tmp_path)
+    old = manifests.load_manifest(tmp_path)
     assert manifests.changes(old, made(settings=settings, inputs={"cpt": "a"})) == []
     new = {"seed": 1, "optim": {"b": (1, 3)}, "model": {"layers": 3}, "steps": 2}
     changes = manifests.changes(old, made("cpt", settings=new, inputs={"cpt": "b"}))

@@ -156,7 +156,7 @@ def results(workdir):
     """What a whole run has come to: NDCG of each system, and the teacher's scores."""
     systems = json.loads((workdir / "summary.json").read_text())["systems"]
     assert (workdir / "export" / "model.safetensors").is_file()
-    facts = manifests.read(workdir / "distill").facts
+    facts = manifests.read_manifest(workdir / "distill").facts
     kept = workdir / "distill" / "checkpoints" / f"step_{facts['checkpoint']}.json"
     assert kept.is_file()  # a finished stage names what is there
     return {name: one["metrics"]["NDCG@5"] for name, one in systems.items()}

@@ -53,7 +53,7 @@ def test_the_product_is_the_same_and_its_gradient_is_not_rounded():
         module = nnx.Module()
         module.q = layers.weight(nnx.Rngs(0), (1, 16, 8), ("layers", None, None))
         module.q_bias = layers.zeros((1, 8), ("layers", None))
-        ready = layers.gathered(module, jnp.bfloat16, exact=exact)
+        ready = layers.make_ready(module, jnp.bfloat16, exact=exact)
 
         def function(x, w, bias):
             ours = ready({"q": w, "q_bias": bias})

@@ -44,7 +44,7 @@ def test_specs_by_the_table():
     }
     for name, axes in EXPECTED.items():
         assert specs[name] == PartitionSpec(*axes), name
-    params = weights.complete({}, network, DECODER, V, "score", seed=0)
+    params = weights.complete_params({}, network, DECODER, V, "score", seed=0)
     for path, leaf in nnx.to_flat_state(params):
         name = ".".join(map(str, path))
         assert leaf.get_value().sharding.spec == specs[name], name
@@ -64,7 +64,7 @@ def test_moments_lie_like_their_parameters():
     tx = optim.make_optimizer(
         config.Optim(learning_rate=1e-3, warmup=1), 10, network.abstract
     )
-    params = weights.complete({}, network, DECODER, V, "score", seed=0)
+    params = weights.complete_params({}, network, DECODER, V, "score", seed=0)
     fresh = state.init_state(network, params, tx, 0)
     moments = optax.tree.get(fresh.opt_state, "mu")
     for (path, a), (_, b) in zip(
@@ -77,7 +77,7 @@ def test_same_parameters_on_every_mesh():
     leaves = [
         jax.tree.leaves(
             jax.device_get(
-                weights.complete(
+                weights.complete_params(
                     {}, network_of(DECODER, n), DECODER, V, "score", seed=3
                 )
             )
@@ -108,7 +108,7 @@ def test_eight_devices_give_the_numbers_of_one(name):
 
 def test_scoring_moves_no_hidden_states_between_devices():
     network = network_of(ENCODER, "data8")
-    params = weights.complete({}, network, ENCODER, V, "score", seed=0)
+    params = weights.complete_params({}, network, ENCODER, V, "score", seed=0)
     batch = jax.tree.map(lambda x: x[0], batch_of())
     with jax.set_mesh(network.mesh):
         placed = device_batch(batch, network, leading=0)

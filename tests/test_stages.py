@@ -23,11 +23,11 @@ from ranker.serving.batching import Limits
 from ranker.training import inputs
 from ranker.training import train as loop
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.evaluate import evaluate
+from ranker.training.evaluate import evaluate_systems
 from ranker.training.export import export
 from ranker.training.failure import load_failure
 from ranker.training.inputs import scored_lists
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 from ranker.training.train import train
 from ranker.training.trained import load_trained
 
@@ -112,7 +112,7 @@ def test_the_whole_run_leaves_what_it_says(workdir):
     assert "| distill |" in table and "calibration error, platt" in table
     assert (workdir / "export" / "model.safetensors").is_file()
     for stage in ("cpt", "sft", "student_labels", "distill"):
-        manifest = manifests.load(workdir / stage)
+        manifest = manifests.load_manifest(workdir / stage)
         assert manifest.done and any("prepare/" in one for one in manifest.inputs)
         assert manifest.facts["tokenizer"] and manifest.facts["template"]
         lines = (workdir / stage / "metrics.jsonl").read_text().splitlines()
@@ -122,8 +122,8 @@ def test_the_whole_run_leaves_what_it_says(workdir):
         assert values[0]["step"] == 1 and "tokens_per_second" not in values[0]
         assert "tokens_per_second" in values[1]
     assert (
-        manifests.load(workdir / "sft").inputs["cpt"]
-        == manifests.load(workdir / "cpt").key
+        manifests.load_manifest(workdir / "sft").inputs["cpt"]
+        == manifests.load_manifest(workdir / "cpt").key
     )
 
 
@@ -141,7 +141,7 @@ def test_a_cascade_is_measured_as_it_is_served(workdir, tmp_path):
     shutil.copytree(workdir, copy)
     cascade = config.Cascade(first="student_labels", second="distill", keep=2)
     stage = dataclasses.replace(stages()["evaluate"], cascades=(cascade,))
-    summary = evaluate(stage, copy, replace=True)
+    summary = evaluate_systems(stage, copy, replace=True)
     name = "student_labels-2-distill"
     assert 0 <= summary["systems"][name]["metrics"]["NDCG@5"] <= 1
     first, second, both = (
@@ -187,16 +187,16 @@ def test_teacher_scores_are_raw_records(workdir):
     names = ["pair", "query_id", "document_id", "document", "score"]
     assert table.column_names == names
     assert table.num_rows == 90 and str(table["score"].type) == "float"
-    manifest = manifests.load(workdir / "scores")
+    manifest = manifests.load_manifest(workdir / "scores")
     assert manifest.facts["teacher"] == "sft" and manifest.facts["pairs"] == 90
     assert manifest.facts["teacher_facts"]["tokenizer"]
 
 
 def test_the_whole_run_can_be_reported(workdir, tmp_path):
-    page = reporting.write(workdir, output=tmp_path / "report.html").read_text()
+    page = reporting.write_report(workdir, output=tmp_path / "report.html").read_text()
     shutil.rmtree(workdir / "report")
     for stage in ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export"):
-        assert manifests.load(workdir / stage).key in page
+        assert manifests.load_manifest(workdir / stage).key in page
     assert "won most against" in page and "<polyline" in page
 
 
@@ -210,11 +210,11 @@ def test_query_fields_make_slices_and_are_checked(workdir, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     stage = dataclasses.replace(stages()["evaluate"], query_fields=str(path))
-    summary = evaluate(stage, copy, replace=True)
+    summary = evaluate_systems(stage, copy, replace=True)
     assert [one["queries"] for one in summary["slices"]] == [6, 6]
     missing = dataclasses.replace(stage, query_fields=str(tmp_path / "no.tsv"))
     with pytest.raises(DataError, match="no.tsv: no such file"):
-        evaluate(missing, copy, replace=True)
+        evaluate_systems(missing, copy, replace=True)
 
 
 def test_nothing_is_done_twice(workdir, capsys):
@@ -298,7 +298,7 @@ def test_a_dry_run_says_what_would_run_and_why(workdir, tmp_path, capsys):
 def test_a_dry_run_says_where_a_stage_goes_on(workdir, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
-    manifests.reopen(manifests.load(copy / "sft"), copy / "sft")
+    manifests.reopen(manifests.load_manifest(copy / "sft"), copy / "sft")
     victim = copy / "export" / "config.json"
     victim.write_text(victim.read_text() + " ")
     said = dry(tiny(), copy, capsys)
@@ -333,7 +333,7 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
             "needs a score stage",
         ),
         (
-            score,
+            score_chunks,
             dataclasses.replace(stages()["scores"], name="x", teacher="cpt"),
             "is a cpt",
         ),
@@ -343,7 +343,7 @@ def test_a_parent_of_the_wrong_kind_is_refused(workdir):
             "is a score",
         ),
         (
-            evaluate,
+            evaluate_systems,
             dataclasses.replace(
                 stages()["evaluate"], systems=("cpt",), reference="cpt"
             ),
@@ -369,7 +369,7 @@ def test_a_child_may_compute_otherwise_than_its_parent(workdir, tmp_path):
         ),
         copy,
     )
-    manifest = manifests.load(copy / "low")
+    manifest = manifests.load_manifest(copy / "low")
     assert manifest.done and manifest.settings["model"]["dtype"] == "bfloat16"
     other = dataclasses.replace(stage.model, mlp_dim=24)
     with pytest.raises(errors.StageError, match="different models: mlp_dim 16 -> 24"):
@@ -416,7 +416,7 @@ def test_a_scale_that_cannot_be_fitted_is_refused(workdir, monkeypatch):
 
 
 def test_dev_is_measured(workdir):
-    assert manifests.load(workdir / "sft").facts["metrics"]["dev_ndcg@5"] > 0
+    assert manifests.load_manifest(workdir / "sft").facts["metrics"]["dev_ndcg@5"] > 0
 
 
 def test_other_data_in_a_workdir_is_refused(workdir):
@@ -523,9 +523,9 @@ def test_a_stage_that_was_stopped_goes_on_to_the_same_result(
     monkeypatch.setattr(loop, "make_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(stopped, workdir)
-    assert not manifests.load(workdir / stopped.name).done
+    assert not manifests.load_manifest(workdir / stopped.name).done
     with pytest.raises(errors.StageError, match="has not finished"):
-        manifests.require(workdir, stopped.name, kinds=(name,), by="a test")
+        manifests.require_stage(workdir, stopped.name, kinds=(name,), by="a test")
     monkeypatch.setattr(loop, "make_step", make_step)
     train(stopped, workdir)
     a, b = (params_of(workdir, f"{name}_{x}") for x in "ab")

@@ -19,7 +19,7 @@ SPLIT = config.Mesh(data=2, tensor=4)
 
 def _scores(model, mesh):
     network = state.make_network(model, VOCABULARY, "score", mesh)
-    params = weights.complete({}, network, model, VOCABULARY, "score", seed=0)
+    params = weights.complete_params({}, network, model, VOCABULARY, "score", seed=0)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (8, 8)).astype(np.int32)
     ones = np.ones_like(tokens)
     places = np.broadcast_to(np.arange(8, dtype=np.int32), tokens.shape).copy()
@@ -77,7 +77,9 @@ def test_an_uneven_vocabulary_is_padded_where_it_is_multiplied(tied):
     for name, mesh in (("whole", config.Mesh(data=8)), ("split", SPLIT)):
         mesh = sharding.make_mesh(mesh)
         network = state.make_network(model, VOCABULARY, "language", mesh)
-        params = weights.complete({}, network, model, VOCABULARY, "language", seed=0)
+        params = weights.complete_params(
+            {}, network, model, VOCABULARY, "language", seed=0
+        )
         groups = sharding.num_shards(mesh)
         objective = objectives.make_objective(config.Language(), groups=groups)
 

@@ -64,8 +64,8 @@ def synthetic_teacher(run: Run) -> pathlib.Path:
     stages = quickstart(run).stages()
     for name in ("cpt", "sft"):
         train.train(stages[name], workdir, replace=True)
-    score.score(stages["scores"], workdir, replace=True)
-    evaluate.evaluate(measured(stages["evaluate"]), workdir, replace=True)
+    score.score_chunks(stages["scores"], workdir, replace=True)
+    evaluate.evaluate_systems(measured(stages["evaluate"]), workdir, replace=True)
     return workdir
 
 
@@ -169,7 +169,7 @@ def teach(settings: config.Pipeline, workdir: pathlib.Path) -> None:
         if name in stages:
             train.train(stages[name], workdir, replace=True)
     trained = time.monotonic() - start
-    evaluate.evaluate(measured(stages["evaluate"]), workdir, replace=True)
+    evaluate.evaluate_systems(measured(stages["evaluate"]), workdir, replace=True)
     note = {"trained": trained, "seconds": time.monotonic() - start}
     if isinstance(settings.teacher, config.Pretrained):
         note["parameters"] = count(pathlib.Path(settings.teacher.path))
@@ -227,7 +227,7 @@ def llm_teacher(run: Run) -> dict[tuple[str, str], float]:
     stage = made.stages()["scores"]
     assert isinstance(stage, config.Score)
     stage = dataclasses.replace(stage, name="all_pairs", input=str(folder), rows=16)
-    score.score(stage, workdir, replace=True)
+    score.score_chunks(stage, workdir, replace=True)
     return read_chunks(workdir / "all_pairs" / "chunks")
 
 
@@ -308,7 +308,7 @@ def parity(run: Run) -> None:
         stage = tune_minilm(run, seed)
         made = minilm(run).stages()["evaluate"]
         ours = dataclasses.replace(measured(made), systems=(stage.name,))
-        evaluate.evaluate(ours, workdir, replace=True)
+        evaluate.evaluate_systems(ours, workdir, replace=True)
         flags = [
             *("--workdir", workdir, "--model", run.args.minilm, "--families", "sft"),
             *("--stage", stage.name, "--runs", workdir / "theirs"),

@@ -62,7 +62,7 @@ from ranker.config.training import Loop as Loop
 from ranker.config.training import Lora as Lora
 from ranker.config.training import LoraTarget as LoraTarget
 from ranker.config.training import MarginLoss as MarginLoss
-from ranker.config.training import Objective as Objective
+from ranker.config.training import ObjectiveSettings as ObjectiveSettings
 from ranker.config.training import Optim as Optim
 from ranker.config.training import Optimiser as Optimiser
 from ranker.config.training import Rank as Rank

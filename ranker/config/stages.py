@@ -13,7 +13,7 @@ from ranker.config.training import (
     Language,
     Loop,
     Lora,
-    Objective,
+    ObjectiveSettings,
     Optim,
     Rank,
 )
@@ -35,7 +35,7 @@ class Train(Stage):
     name: str  # folder of this stage in the workdir
     parent: str = ""  # stage folder that the weights come from; empty: fresh weights
     model: Model
-    objective: Objective
+    objective: ObjectiveSettings
     # whose tokenizer and template; auto: decoders are teachers
     role: Literal["auto", "teacher", "student"] = "auto"
     scores: str = ""  # folder of teacher scores in the workdir (distillation)

@@ -329,7 +329,7 @@ def _check_mixture(
     )
 
 
-Objective = Language | Rank | Distillation
+ObjectiveSettings = Language | Rank | Distillation
 
 LoraTarget = Literal["q", "k", "v", "o", "gate", "up", "down"]
 LORA_TARGETS: tuple[LoraTarget, ...] = get_args(LoraTarget)

@@ -40,7 +40,7 @@ _CLICK_COLUMNS = [column.name for column in click_logs.SCHEMA]
 
 
 @dataclass(frozen=True)
-class Job:
+class WorkerSettings:
     """What the workers need to know.
 
     Attributes:
@@ -68,7 +68,7 @@ class Job:
     doubtful: int
 
 
-def run(job: Job, options: Sequence[str]) -> None:
+def run_pipeline(job: WorkerSettings, options: Sequence[str]) -> None:
     """Runs the pipeline to its end; it leaves files and `SUMMARY` in `job.output`.
 
     Args:
@@ -82,7 +82,7 @@ def run(job: Job, options: Sequence[str]) -> None:
     # Workers must find what was imported here under the same names.
     known = PipelineOptions(list(options), save_main_session=False)
     try:
-        result = build(beam.Pipeline(options=known), job).run()
+        result = build_pipeline(beam.Pipeline(options=known), job).run()
         state = str(result.wait_until_finish())
     except UserError:
         raise
@@ -98,7 +98,7 @@ def run(job: Job, options: Sequence[str]) -> None:
         )
 
 
-def build(pipeline: Any, job: Job) -> Any:
+def build_pipeline(pipeline: Any, job: WorkerSettings) -> Any:
     """The pipeline, with the rules and their outputs."""
     read = (
         pipeline
@@ -117,7 +117,7 @@ def build(pipeline: Any, job: Job) -> Any:
         | "ByQuery" >> beam.MapTuple(_by_query)
         | "Rank"
         >> beam.combiners.Top.PerKey(
-            job.rules.max_per_query, key=clicks.rank, reverse=True
+            job.rules.max_per_query, key=clicks.rank_clicked, reverse=True
         )
         | "Place" >> beam.MapTuple(functools.partial(_placed, job=job))
         | "Sort" >> beam.GroupByKey()
@@ -150,19 +150,19 @@ def _count() -> Any:
 class _Read(beam.DoFn):
     """Rows of a file: pairs, and "bare" ones that need the corpus."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: WorkerSettings):
         self._job = job
 
     def process(self, path: str) -> Iterator[Any]:
         """Yields pairs; tagged: bare, held, tallies, notes."""
         job = self._job
         found = open_path(path)
-        log = click_logs.Log([found], job.names)
+        log = click_logs.ClickLog([found], job.names)
         skipped = formats.Skipped(job.max_skipped)
         tallies: Counter[str] = Counter()
         held: set[str] = set()
         try:
-            for batch in click_logs.read_batches(
+            for batch in click_logs.read_log_batches(
                 log, on_error=job.on_error, skipped=skipped
             ):
                 for click in _clicks(batch):
@@ -182,7 +182,7 @@ class _Read(beam.DoFn):
         if click.position is not None:
             tallies[f"position/{click.position}/rows"] += 1
             tallies[f"position/{click.position}/clicked"] += click.clicked
-        click = clicks.weigh(click, self._job.rules)
+        click = clicks.weigh_row(click, self._job.rules)
         query = fold(click.query)
         reason = clicks.reason_to_drop(
             click, query, self._job.rules, self._job.held_out
@@ -210,7 +210,7 @@ def _clicks(batch: Any) -> Iterator[Click]:
 # --- documents ---
 
 
-def _join(pipeline: Any, job: Job, bare: Any) -> Any:
+def _join(pipeline: Any, job: WorkerSettings, bare: Any) -> Any:
     """Pairs of the rows that have no text; the corpus is read where there are any."""
     texts = (
         pipeline
@@ -262,7 +262,7 @@ class _Complete(beam.DoFn):
 
 
 def _merge_all(found: Iterable[clicks.Seen]) -> clicks.Seen:
-    return functools.reduce(clicks.merge, found)
+    return functools.reduce(clicks.merge_rows, found)
 
 
 def _add_all(tallies: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -277,9 +277,11 @@ def _by_query(pair: clicks.Pair, seen: clicks.Seen) -> Any:
     return query, (name, seen)
 
 
-def _placed(query: str, found: Sequence[tuple[str, clicks.Seen]], job: Job) -> Any:
+def _placed(
+    query: str, found: Sequence[tuple[str, clicks.Seen]], job: WorkerSettings
+) -> Any:
     """A query's examples by split and file: (split, number), (place, query, seen)."""
-    where = clicks.place(query)
+    where = clicks.query_place(query)
     dev = where[:16] < clicks.dev_bound(job.rules.dev_fraction)
     number = int(where[:8], 16) * job.shards >> 32
     return ("dev" if dev else "train", number), (where, query, [s for _, s in found])
@@ -289,7 +291,7 @@ def _placed(query: str, found: Sequence[tuple[str, clicks.Seen]], job: Job) -> A
 
 
 def _write(
-    key: tuple[str, int], queries: Iterable[Any], job: Job
+    key: tuple[str, int], queries: Iterable[Any], job: WorkerSettings
 ) -> tuple[dict[str, Any], dict[str, int]]:
     """Writes a file; returns what is to be known of it, and clicks a query.
 
@@ -375,19 +377,21 @@ def make_engine(
         place = FileSystems.join(output or str(folder.resolve()), uuid.uuid4().hex[:12])
         FileSystems.mkdirs(place)
         job = _job(source, settings, place, shards)
-        run(job, options)
+        run_pipeline(job, options)
         return source.take_clicks(ShardedClicks(place, folder / "taken"))
 
     return apply
 
 
-def _job(source: Files, settings: config.Text, output: str, shards: int) -> Job:
+def _job(
+    source: Files, settings: config.Text, output: str, shards: int
+) -> WorkerSettings:
     assert source.log is not None
     paths = source.log.paths
     data = source.settings
     size = sum(files.fingerprint(one)[1] for one in paths)
     lengths = [settings.teacher_length, settings.student_length]
-    return Job(
+    return WorkerSettings(
         log=tuple(map(str, paths)),
         names=source.log.names,
         corpus=tuple(str(one) for one in source.collection.corpus),

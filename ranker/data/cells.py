@@ -18,10 +18,10 @@ def rows(
       found: numbered lines; a quoted cell may reach over several.
       names: of the columns.
       mark: between cells.
-      always: see `split`.
+      always: see `split_cells`.
     """
     for number, line in found:
-        cells, whole = split(line, mark, always=always)
+        cells, whole = split_cells(line, mark, always=always)
         joined = 0  # lines, where a line break stands within a cell
         # Where not every cell is quoted, a quote that opens the last one is its own.
         while not whole and (always or len(cells) < len(names)) and joined < _LINES:
@@ -29,7 +29,7 @@ def rows(
             if more is None or len(line) > lines.MAX_LINE:
                 break
             line, joined = f"{line}\n{more}", joined + 1
-            cells, whole = split(line, mark, always=always)
+            cells, whole = split_cells(line, mark, always=always)
         if len(cells) != len(names):
             wanted = f"{len(names)} cells between {'tabs' if mark == chr(9) else mark}"
             yield number, FieldError("line", line, wanted)
@@ -37,7 +37,7 @@ def rows(
             yield number, dict(zip(names, cells, strict=True))
 
 
-def split(line: str, mark: str, *, always: bool) -> tuple[list[str], bool]:
+def split_cells(line: str, mark: str, *, always: bool) -> tuple[list[str], bool]:
     """Cells of a line, as a csv writer quotes them; False if a quoted one is open.
 
     Query logs hold quotation marks that mean themselves. A cell counts as quoted where

@@ -1,8 +1,8 @@
 """Click logs as they are exported: any columns, many files, several spellings.
 
 A log is JSON lines, TSV, CSV or Parquet; a file, a folder of parts or a pattern. Its
-rows come one by one (`read_clicks`), or as Arrow batches (`read_batches`), which for
-clean Parquet costs no work a row.
+rows come one by one (`read_clicks`), or as Arrow batches (`read_log_batches`), which
+for clean Parquet costs no work a row.
 """
 
 import datetime
@@ -52,7 +52,7 @@ _NAME = "a click log"
 
 
 @dataclass
-class Log:
+class ClickLog:
     """A click log's files, and what its columns are called.
 
     Attributes:
@@ -66,7 +66,7 @@ class Log:
     ignored: list[str] = field(default_factory=list)
 
 
-def open_log(path: Any, columns: Sequence[str] = ()) -> Log:
+def open_log(path: Any, columns: Sequence[str] = ()) -> ClickLog:
     """A click log by its path.
 
     Args:
@@ -86,11 +86,11 @@ def open_log(path: Any, columns: Sequence[str] = ()) -> Log:
                 f"of {', '.join(COLUMNS)}, such as document_id=did"
             )
         names[ours] = theirs
-    return Log(files.expand(path, _NAME), names)
+    return ClickLog(files.expand(path, _NAME), names)
 
 
 def read_clicks(
-    log: Log, *, on_error: OnError = "stop", skipped: Skipped | None = None
+    log: ClickLog, *, on_error: OnError = "stop", skipped: Skipped | None = None
 ) -> Iterator[Click]:
     """The rows of a log, in order.
 
@@ -101,8 +101,8 @@ def read_clicks(
         yield from records(path, _rows(path, log), _to_click, on_error, skipped)
 
 
-def read_batches(
-    log: Log, *, on_error: OnError = "stop", skipped: Skipped | None = None
+def read_log_batches(
+    log: ClickLog, *, on_error: OnError = "stop", skipped: Skipped | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a log as batches of `SCHEMA`, in order.
 
@@ -141,7 +141,9 @@ def to_batch(clicks: Sequence[Click]) -> pa.RecordBatch:
 # --- columns ---
 
 
-def _theirs(path: Any, log: Log, there: Sequence[str], what: str) -> dict[str, str]:
+def _theirs(
+    path: Any, log: ClickLog, there: Sequence[str], what: str
+) -> dict[str, str]:
     """Our name -> theirs, for the columns of one file.
 
     Raises:
@@ -184,7 +186,7 @@ def _theirs(path: Any, log: Log, there: Sequence[str], what: str) -> dict[str, s
 # --- rows ---
 
 
-def _rows(path: Any, log: Log) -> Iterator[tuple[int, Any]]:
+def _rows(path: Any, log: ClickLog) -> Iterator[tuple[int, Any]]:
     """Rows of a file: fields by our names, or what is wrong with a row."""
     kind = files.kind_of(path)
     if kind == "parquet":
@@ -210,12 +212,12 @@ def _rows(path: Any, log: Log) -> Iterator[tuple[int, Any]]:
         yield from _table_rows(path, log, kind)
 
 
-def _table_rows(path: Any, log: Log, kind: str) -> Iterator[tuple[int, Any]]:
+def _table_rows(path: Any, log: ClickLog, kind: str) -> Iterator[tuple[int, Any]]:
     """Rows of TSV or CSV, as texts."""
     found = lines.read_lines(path)
     number, header = next(found, (1, ""))
     mark = "\t" if kind == "tsv" else max(",;\t", key=header.count)
-    names, _ = cells.split(header, mark, always=True)
+    names, _ = cells.split_cells(header, mark, always=True)
     if len(set(names)) < len(names):
         raise DataError(f"{path}:{number}: a column is there twice: {shown(names)}")
     if len(names) == 1 and kind == "tsv" and re.search("[,;]", header):
@@ -329,7 +331,7 @@ _PARQUET_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
 )
 
 
-def _parquet_columns(path: Any, log: Log) -> dict[str, str]:
+def _parquet_columns(path: Any, log: ClickLog) -> dict[str, str]:
     """Our name -> theirs, of columns with types that a click can be made of."""
     schema = parquet.columns(path)
     theirs = _theirs(path, log, schema.names, "found the columns")
@@ -348,7 +350,7 @@ def _parquet_columns(path: Any, log: Log) -> dict[str, str]:
 
 
 def _parquet_batches(
-    path: Any, log: Log, on_error: OnError, skipped: Skipped | None
+    path: Any, log: ClickLog, on_error: OnError, skipped: Skipped | None
 ) -> Iterator[pa.RecordBatch]:
     theirs = _parquet_columns(path, log)
     names = list(theirs.values())

@@ -68,19 +68,19 @@ class ClickCounts:
         }
 
 
-def place(query: str) -> str:
+def query_place(query: str) -> str:
     """Where a folded query stands among all: 64 hexadecimal digits."""
     return hashlib.sha256(query.encode()).hexdigest()
 
 
 def dev_bound(fraction: float) -> str:
-    """Queries whose `place` begins lower than this are dev's."""
+    """Queries whose `query_place` begins lower than this are dev's."""
     return f"{min(int(-(-fraction * 2**64 // 1)), 2**64 - 1):016x}"
 
 
 def in_dev(query: str, fraction: float) -> bool:
     """Whether a query belongs to dev: the same answer everywhere, for ever."""
-    return place(fold(query))[:16] < dev_bound(fraction)
+    return query_place(fold(query))[:16] < dev_bound(fraction)
 
 
 def document_key(document_id: str, title: str, summary: str) -> str:
@@ -126,7 +126,7 @@ def is_bare(click: Click) -> bool:
 MOST = 10  # times that a click counts by its dwell, at most
 
 
-def weigh(click: Click, rules: config.ClickRules) -> Click:
+def weigh_row(click: Click, rules: config.ClickRules) -> Click:
     """Rule 5: the row with what it counts.
 
     >>> row = Click("q", "t", "", dwell=65.0, count=2)
@@ -146,12 +146,12 @@ def pair(click: Click, query: str, texts: Texts) -> tuple[Pair, Seen]:
     return (query, name), (click.query, spelt, click.count)
 
 
-def merge(one: Seen, other: Seen) -> Seen:
+def merge_rows(one: Seen, other: Seen) -> Seen:
     """Rule 6: two rows of one pair; neither the order nor the grouping matters."""
     return min(one[0], other[0]), min(one[1], other[1]), one[2] + other[2]
 
 
-def rank(found: tuple[str, Seen]) -> tuple[int, str]:
+def rank_clicked(found: tuple[str, Seen]) -> tuple[int, str]:
     """Rule 7: the order of a query's documents, the most clicked first."""
     name, (_, _, count) = found
     return -count, name
@@ -187,7 +187,7 @@ def clicks_to_examples(
     held: set[str] = set()
     for click in clicks:
         counts.rows += 1
-        click = weigh(click, rules)
+        click = weigh_row(click, rules)
         query = fold(click.query)
         reason = reason_to_drop(click, query, rules, held_out)
         found: Texts | None = (click.title, click.summary)
@@ -203,12 +203,12 @@ def clicks_to_examples(
             (_, name), seen = pair(click, query, found)
             counts.merged += name in documents
             known = documents.get(name)
-            documents[name] = merge(known, seen) if known else seen
+            documents[name] = merge_rows(known, seen) if known else seen
     counts.held_out_queries = len(held)
     splits: dict[str, list[ClickExample]] = {"train": [], "dev": []}
     bound = dev_bound(rules.dev_fraction)
-    for where, query in sorted((place(query), query) for query in queries):
-        most = sorted(queries[query].items(), key=rank)
+    for where, query in sorted((query_place(query), query) for query in queries):
+        most = sorted(queries[query].items(), key=rank_clicked)
         counts.dropped[CAPPED] += max(0, len(most) - rules.max_per_query)
         examples = splits["dev" if where[:16] < bound else "train"]
         examples += [to_example(seen) for _, seen in most[: rules.max_per_query]]

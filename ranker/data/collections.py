@@ -28,7 +28,7 @@ from ranker.data.records import Document
 from ranker.errors import ConfigError, DataError, shown
 from ranker.storage import open_path
 
-Qrels = dict[str, dict[str, int]]  # query -> document -> grade
+Judgements = dict[str, dict[str, int]]  # query -> document -> grade
 SPLITS = ("train", "dev", "test")
 IRDS = "irds:"
 _CORPORA = (
@@ -67,7 +67,7 @@ class Collection:
 
     documents: Callable[[dict[str, int]], Iterator[Document]]
     queries: dict[str, str]
-    qrels: dict[str, Qrels] = field(default_factory=dict)
+    qrels: dict[str, Judgements] = field(default_factory=dict)
     further: set[str] = field(default_factory=set)
     runs: dict[str, Any] = field(default_factory=dict)
     lists: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -246,7 +246,7 @@ class _Folder:
 
     def _qrels(
         self, paths: Iterable[Any], queries: Mapping[str, str], *, held_out: bool
-    ) -> Qrels:
+    ) -> Judgements:
         how = self.lenient
         if held_out:
             how = {
@@ -254,7 +254,7 @@ class _Folder:
                 "remedy": "correct it by hand: judgements that are held out are never "
                 "skipped",
             }
-        qrels: Qrels = {}
+        qrels: Judgements = {}
         for path in paths:
             for one in formats.read_judgements(path, queries=queries, **how):
                 grades = qrels.setdefault(one.query_id, {})
@@ -328,10 +328,10 @@ def _open_lists(settings: config.Data, path: Any, skipped: Skipped) -> Collectio
         # Held-out records are never skipped.
         lenient = settings.on_error if split in ("train", "") else "stop"
         lists = list_files.chain(those, on_error=lenient, skipped=skipped)
-        found[split] = list_files.merge(lists)
+        found[split] = list_files.merge_lists(lists)
     if settings.test == "dev" and not found["test"]:
         found["test"], found["dev"] = found["dev"], {}
-    found["train"] = list_files.merge(
+    found["train"] = list_files.merge_lists(
         itertools.chain(found["train"].values(), found.pop("").values())
     )
     _hold_out(found, settings.held_out)
@@ -340,7 +340,7 @@ def _open_lists(settings: config.Data, path: Any, skipped: Skipped) -> Collectio
     )
     # Of a query in several splits, the lists of test win: the others are leaks.
     for split in SPLITS:
-        grades: Qrels = {}
+        grades: Judgements = {}
         for one in found[split].values():
             collection.queries[one.id] = one.text
             collection.lists[one.id] = {

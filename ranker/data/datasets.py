@@ -30,7 +30,7 @@ from ranker.errors import DataError
 from ranker.storage import replacing
 
 T = TypeVar("T")
-Row = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them
+TfRecord = Mapping[str, Any]  # the fields of a record, as tf.train.Example holds them
 # One record a group, so that any is read alone; Snappy, since records are short; no
 # thread of its own, since handing over a short record costs more than packing it.
 _WRITER = "group_size:1,snappy,max_parallelism:1"
@@ -188,7 +188,9 @@ class Records(Generic[T]):
     for features of any kind takes several times as long, and accelerators would wait.
     """
 
-    def __init__(self, folder: pathlib.Path, split: str, decode: Callable[[Row], T]):
+    def __init__(
+        self, folder: pathlib.Path, split: str, decode: Callable[[TfRecord], T]
+    ):
         """Opens `folder`; a split that was written empty has no record."""
         self._arguments = (folder, split, decode)
         self._decode = decode
@@ -234,24 +236,24 @@ class Records(Generic[T]):
         return (self[index] for index in range(len(self)))
 
 
-def _text(row: Row, field: str) -> str:
+def _text(row: TfRecord, field: str) -> str:
     return row[field].bytes_list.value[0].decode()
 
 
-def _integers(row: Row, field: str, dtype: type[np.integer]) -> np.ndarray:
+def _integers(row: TfRecord, field: str, dtype: type[np.integer]) -> np.ndarray:
     # A slice is a list, which numpy reads twice as fast.
     return np.array(row[field].int64_list.value[:], dtype)
 
 
-def _floats(row: Row, field: str) -> np.ndarray:
+def _floats(row: TfRecord, field: str) -> np.ndarray:
     return np.array(row[field].float_list.value[:], np.float32)
 
 
-def _document(row: Row) -> Document:
+def _document(row: TfRecord) -> Document:
     return Document(_text(row, "id"), _text(row, "title"), _text(row, "text"))
 
 
-def _list(row: Row) -> RankedList:
+def _list(row: TfRecord) -> RankedList:
     return RankedList(
         query_id=_text(row, "query_id"),
         query=_text(row, "query"),
@@ -265,7 +267,7 @@ def _list(row: Row) -> RankedList:
     )
 
 
-def _click(row: Row) -> ClickExample:
+def _click(row: TfRecord) -> ClickExample:
     return ClickExample(
         _text(row, "query"),
         _text(row, "title"),

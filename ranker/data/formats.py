@@ -244,7 +244,9 @@ def headed(
       rows: the lines below it.
     """
     mark = "\t" if kind == "tsv" else max(",;\t", key=header.count)
-    found = [one.strip() for one in cells.split(header.lower(), mark, always=True)[0]]
+    found = [
+        one.strip() for one in cells.split_cells(header.lower(), mark, always=True)[0]
+    ]
     if len(set(found) & set(names)) < 2 or len(set(found)) < len(found):
         return None
     return cells.rows(rows, found, mark, always=kind == "csv" or header[:1] == '"')

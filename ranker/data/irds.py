@@ -8,7 +8,7 @@ the test split. What ir_datasets has on disk is read there.
 from collections.abc import Iterator
 from typing import Any
 
-from ranker.data.collections import SPLITS, Collection, Qrels
+from ranker.data.collections import SPLITS, Collection, Judgements
 from ranker.data.formats import to_document, to_query
 from ranker.data.records import Document
 from ranker.errors import ConfigError, DataError, FieldError
@@ -34,7 +34,7 @@ def open_irds(names: str) -> Collection:
     if "test" not in found:
         raise ConfigError(f"data.path {names!r} names no test split")
     queries: dict[str, str] = {}
-    qrels: dict[str, Qrels] = {}
+    qrels: dict[str, Judgements] = {}
     for split, dataset in found.items():
         for row in _rows(dataset, "queries"):
             query = to_query(row)

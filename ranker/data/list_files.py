@@ -388,7 +388,7 @@ def _document(value: Any) -> tuple[Document, float | None]:
 # --- many records ---
 
 
-def merge(found: Iterator[QueryList]) -> dict[str, QueryList]:
+def merge_lists(found: Iterator[QueryList]) -> dict[str, QueryList]:
     """Lists by query; one that comes again is one list of the documents of both."""
     merged: dict[str, QueryList] = {}
     for one in found:

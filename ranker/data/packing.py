@@ -1,4 +1,4 @@
-"""Segments into rows: lists of texts become one `Batch` of static shape.
+"""Segments into rows: lists of texts become one `PackedBatch` of static shape.
 
 A row of T tokens holds several texts, each a segment of its own, so that almost no
 token is padding. What one data shard holds of a micro-batch is filled on its own: it
@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ranker.batch import Batch, Impressions, Rows
+from ranker.batch import Impressions, PackedBatch, Rows
 from ranker.data.passages import numbers
 from ranker.data.text import Segment
 
@@ -117,7 +117,7 @@ def _best_fit(free: _Free, lengths: Sequence[int]) -> tuple[_Free, list[int]] | 
     return left, rows
 
 
-def choose(waiting: Sequence[Sequence[int]], layout: Layout) -> Choice:
+def choose_documents(waiting: Sequence[Sequence[int]], layout: Layout) -> Choice:
     """Fills a shard's rows: as many of the first as fit together, then what fits still.
 
     The first always goes, so none waits for ever.
@@ -173,7 +173,7 @@ def common_prefix(segments: Sequence[Segment]) -> int:
 
 
 def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
-    """As `choose`, for lists whose documents share a prefix.
+    """As `choose_documents`, for lists whose documents share a prefix.
 
     The first lists are laid one after the other; one that does not fit into what is
     left of a row continues in the next, after its prefix again. Then what is left of
@@ -285,7 +285,7 @@ def _unroll(
             return None
 
 
-def empty_batch(layout: Layout, pad: int) -> Batch:
+def empty_batch(layout: Layout, pad: int) -> PackedBatch:
     """A shard of padding: no text, no list; numpy leaves."""
     tokens = (layout.rows, layout.length)
     scores = (layout.lists, layout.size)
@@ -308,7 +308,7 @@ def empty_batch(layout: Layout, pad: int) -> Batch:
             np.zeros(scores, np.int32),  # type: ignore[arg-type]
             np.ones(scores, np.float32),  # type: ignore[arg-type]
         )
-    return Batch(**leaves)
+    return PackedBatch(**leaves)
 
 
 def pack(
@@ -318,7 +318,7 @@ def pack(
     *,
     pad: int,
     first_row: int = 0,
-) -> Batch:
+) -> PackedBatch:
     """The examples in their rows, as one shard of a batch.
 
     Args:
@@ -364,7 +364,7 @@ def pack(
 
 
 def _lay_passages(
-    batch: Batch, slot: int, counts: Sequence[int], places: Sequence[int]
+    batch: PackedBatch, slot: int, counts: Sequence[int], places: Sequence[int]
 ) -> None:
     """Writes where a list is scored whose documents have several segments each."""
     assert batch.passages is not None
@@ -409,7 +409,7 @@ class _Pieces:
         )
         return start
 
-    def lay(self, batch: Batch) -> None:
+    def lay(self, batch: PackedBatch) -> None:
         """Writes all tokens at once, each piece from its place on."""
         if not self.tokens:
             return
@@ -437,6 +437,6 @@ class _Pieces:
             leaf.reshape(-1)[at] = values  # type: ignore[index]
 
 
-def join(shards: Sequence[Batch]) -> Batch:
+def join(shards: Sequence[PackedBatch]) -> PackedBatch:
     """Shards one after the other."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *shards)

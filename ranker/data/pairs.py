@@ -13,13 +13,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from ranker import config
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.data import passages
 from ranker.data.packing import (
     Choice,
     Example,
     Layout,
-    choose,
+    choose_documents,
     choose_parts,
     choose_trees,
     common_prefix,
@@ -39,7 +39,7 @@ WAITING = 8  # shards' worth of tokens that wait, for packing to choose from
 Record = TypeVar("Record", covariant=True)
 
 
-class Source(Protocol[Record]):
+class Indexed(Protocol[Record]):
     """Records by index, as the data sets give them."""
 
     def __len__(self) -> int: ...
@@ -66,12 +66,12 @@ class ListEncoder:
 
     def __init__(
         self,
-        corpus: Source[Document],
+        corpus: Indexed[Document],
         tokenizer: Tokenizer,
         length: int,
         *,
         shared: bool = False,
-        tokens: Source[np.ndarray] | Mapping[int, np.ndarray] | None = None,
+        tokens: Indexed[np.ndarray] | Mapping[int, np.ndarray] | None = None,
         passages: config.Passages = config.ONE_PASSAGE,
     ):
         """Of documents by their row in the corpus.
@@ -148,7 +148,7 @@ class ListEncoder:
         read, counts = [], []
         for query, its in self._read(lists):
             room = max(self.length - len(query) - len(self._tail), 1)
-            each = [passages.cut(one, room, self.passages) for one in its]
+            each = [passages.cut_passages(one, room, self.passages) for one in its]
             read.append((query, sum(each, [])))
             counts.append([len(one) for one in each])
         return list(zip(self._lay(read), counts, strict=True))
@@ -271,12 +271,12 @@ def choose_any(waiting: Sequence[Example], layout: Layout) -> Choice:
     """Fills a shard's rows, with trees where prompts are shared."""
     if layout.shared:
         return choose_trees(waiting, layout)
-    return choose([one.lengths for one in waiting], layout)
+    return choose_documents([one.lengths for one in waiting], layout)
 
 
 def pair_batches(
     lists: Iterable[RankedList], encoder: ListEncoder, *, rows: int, shards: Shards
-) -> Iterator[tuple[Batch, np.ndarray]]:
+) -> Iterator[tuple[PackedBatch, np.ndarray]]:
     """Every (query, document) pair once, for scoring: each is a list of one document.
 
     Lists are dealt to the data shards in turn, and only those of this process are
@@ -346,7 +346,7 @@ def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
 
 def no_pairs(
     encoder: ListEncoder, *, rows: int, shards: Shards
-) -> tuple[Batch, np.ndarray]:
+) -> tuple[PackedBatch, np.ndarray]:
     """What `pair_batches` yields, of padding alone."""
     layout = _pair_layout(encoder, rows=rows, shards=shards)
     nothing: _Pairs = {shard: [] for shard in shards.local}
@@ -357,7 +357,9 @@ def no_pairs(
 _Pairs = dict[int, list[tuple[np.ndarray, Example]]]
 
 
-def _pack_pairs(waiting: _Pairs, layout: Layout, pad: int) -> tuple[Batch, np.ndarray]:
+def _pack_pairs(
+    waiting: _Pairs, layout: Layout, pad: int
+) -> tuple[PackedBatch, np.ndarray]:
     """Takes out of `waiting` what fills a batch."""
     parts, numbers = [], np.full((len(waiting), layout.lists), -1, np.int32)
     for place, (shard, pairs) in enumerate(waiting.items()):
@@ -377,7 +379,7 @@ def _take(pairs: _Taken, layout: Layout) -> tuple[_Taken, list[list[int]], _Take
     """What fills a shard's rows, its rows, and what waits on."""
     examples = [one for _, one in pairs]
     if not layout.shared:
-        choice = choose([one.lengths for one in examples], layout)
+        choice = choose_documents([one.lengths for one in examples], layout)
         gone = set(choice.places)
         taken = [pairs[i] for i in choice.places]
         return taken, choice.rows, [x for i, x in enumerate(pairs) if i not in gone]

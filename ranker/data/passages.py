@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from ranker import config
 
 
-def cut(document: Any, room: int, passages: config.Passages) -> list[Any]:
+def cut_passages(document: Any, room: int, passages: config.Passages) -> list[Any]:
     """The passages of a document, in order; at least one, at most `passages.most`.
 
     Each begins `room` tokens after the one before, less the overlap; at least half of a
@@ -31,7 +31,7 @@ def cut(document: Any, room: int, passages: config.Passages) -> list[Any]:
     return [document[begin : begin + room] for begin in begins]
 
 
-def pool(
+def pool_scores(
     scores: Float[np.ndarray, " n"], documents: Int[np.ndarray, " n"], how: str
 ) -> Float[np.ndarray, " d"]:
     """Scores of documents 0, 1, ... from those of their passages, float32.

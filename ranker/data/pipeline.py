@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from ranker import config
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.data.packing import (
     Choice,
     Example,
@@ -34,9 +34,9 @@ from ranker.data.pairs import (
     AHEAD,
     THREADS,
     WAITING,
+    Indexed,
     ListEncoder,
     Shards,
-    Source,
     choose_any,
     draw_documents,
     share,
@@ -59,7 +59,7 @@ class Endless:
 
     def __init__(
         self,
-        source: Source[Any],
+        source: Indexed[Any],
         seed: int,
         draw: Callable[[Any, np.random.Generator], Any] | None = None,
     ):
@@ -100,7 +100,7 @@ class Endless:
 class _Examples:
     """Records that become examples some at a time: tokenizers like many texts."""
 
-    source: Source[Any]
+    source: Indexed[Any]
     encode: Callable[[list[Any]], list[Example]]
 
     def __len__(self) -> int:
@@ -229,7 +229,7 @@ class _PackedIterator(grain.DatasetIterator):
             for shard in data.shards.local
         }
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> PackedBatch:
         layout, parts, empty = self._data.layout, [], True
         for shard, dealt in self._dealt.items():
             taken, choice = dealt.take()
@@ -341,7 +341,7 @@ def _text_encoder(
 
 
 def text_batches(
-    clicks: Source[ClickExample],
+    clicks: Indexed[ClickExample],
     tokenizer: Tokenizer,
     *,
     batch: config.Batch,
@@ -364,13 +364,13 @@ def text_batches(
 
 
 def every_text(
-    clicks: Source[ClickExample],
+    clicks: Indexed[ClickExample],
     tokenizer: Tokenizer,
     *,
     batch: config.Batch,
     length: int,
     shards: Shards,
-) -> tuple[grain.DatasetIterator, Batch]:
+) -> tuple[grain.DatasetIterator, PackedBatch]:
     """Batches `[R, T]` of each text once, and one of padding alone.
 
     A process may end one batch before another.
@@ -409,7 +409,7 @@ def _encode_lists(encoder: ListEncoder, lists: list[_Drawn]) -> list[Example]:
 
 
 def list_batches(
-    lists: Source[RankedList],
+    lists: Indexed[RankedList],
     encoder: ListEncoder,
     *,
     batch: config.Batch,
@@ -429,7 +429,7 @@ def list_batches(
       targets: teacher scores of every document of every list, in the order of `lists`.
       impressions: whether the batches have positions and weights: of lists of clicks.
     """
-    source: Source[Any] = lists if targets is None else _Scored(lists, targets)
+    source: Indexed[Any] = lists if targets is None else _Scored(lists, targets)
 
     def draw(
         item: RankedList | tuple[RankedList, np.ndarray], generator: np.random.Generator
@@ -455,7 +455,7 @@ def list_batches(
 
 
 def triple_batches(
-    triples: Source[Triple],
+    triples: Indexed[Triple],
     tokenizer: Tokenizer,
     *,
     batch: config.Batch,
@@ -496,7 +496,7 @@ def triple_batches(
 class _Scored:
     """Lists beside the teacher's scores of their documents."""
 
-    lists: Source[RankedList]
+    lists: Indexed[RankedList]
     scores: Sequence[np.ndarray]
 
     def __len__(self) -> int:

@@ -144,7 +144,7 @@ def prepare(
                 lambda: _prepare(data, settings, folder, manifest, engine)
             )
             return Prepared(folder, made, settings)
-        found = manifests.load(folder)
+        found = manifests.load_manifest(folder)
         assert found is not None
         return Prepared(folder, found, settings)
 
@@ -208,7 +208,7 @@ def _prepare(
             facts = _write(data, prepared, source, make)
     finally:
         shutil.rmtree(folder / _WORK, ignore_errors=True)
-    for line in summary.lines(facts["report"]):
+    for line in summary.report_lines(facts["report"]):
         print(f"[{NAME}] {line}", flush=True)
     return manifest.finish(folder, **facts, files=manifests.outputs(folder))
 

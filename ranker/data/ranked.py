@@ -24,7 +24,7 @@ from ranker.data.words import fold
 from ranker.errors import DataError
 from ranker.storage import open_path
 
-Scored = tuple[np.ndarray, np.ndarray]  # rows of the corpus and scores, best first
+ScoredRows = tuple[np.ndarray, np.ndarray]  # rows of the corpus and scores, best first
 SPLITS = ("train", "unlabelled", "dev", "test")
 GIVEN_WITH_DATA = "data"  # `given_scores` that the collection itself has
 BM25 = "bm25"  # a source of negatives
@@ -149,7 +149,7 @@ class ListMaker:
         self.searched = 0
         self.outside_window = self.drawn_at_random = 0  # negatives of train
         self.from_sources: dict[str, int] = {}
-        self._runs: dict[str, dict[str, Scored] | None] = {}
+        self._runs: dict[str, dict[str, ScoredRows] | None] = {}
         self._index: Bm25 | None = None
         self.given = read_given(settings, collection, members, rows)
 
@@ -179,7 +179,7 @@ class ListMaker:
 
     # --- candidates ---
 
-    def _candidates(self, split: str, names: Sequence[str]) -> Iterator[Scored]:
+    def _candidates(self, split: str, names: Sequence[str]) -> Iterator[ScoredRows]:
         """The first stage of each query."""
         source = "train" if split == "unlabelled" else split
         given = self.given.scores if split in ("train", "unlabelled") else None
@@ -215,7 +215,7 @@ class ListMaker:
             yield self._cut(name, scored)
 
     def _count_unscored(
-        self, name: str, candidates: Scored | None, scores: Mapping[str, float]
+        self, name: str, candidates: ScoredRows | None, scores: Mapping[str, float]
     ) -> None:
         """Adds the candidates of a run that have no score from outside."""
         if candidates is None:
@@ -229,7 +229,7 @@ class ListMaker:
                 if len(report["first"]) < _NAMED:
                     report["first"].append(f"{name} {document}")
 
-    def _cut(self, name: str, scored: Scored) -> Scored:
+    def _cut(self, name: str, scored: ScoredRows) -> ScoredRows:
         """The first candidates, without the query's own document."""
         rows, scores = scored
         if self._drops_own(name):
@@ -244,7 +244,7 @@ class ListMaker:
             return name in self.rows
         return how == "auto" and name in self.own
 
-    def _of_dict(self, scores: Mapping[str, float]) -> Scored:
+    def _of_dict(self, scores: Mapping[str, float]) -> ScoredRows:
         """Candidates by id, those with text, best first."""
         pairs = [
             (self.rows[one], score) for one, score in scores.items() if one in self.rows
@@ -253,14 +253,14 @@ class ListMaker:
         rows = np.array([row for row, _ in pairs], np.int64)
         return rows, np.array([score for _, score in pairs], np.float32)
 
-    def _run(self, split: str) -> dict[str, Scored] | None:
+    def _run(self, split: str) -> dict[str, ScoredRows] | None:
         """First-stage candidates of a split by query; None: no run file."""
         if split not in self._runs:
             path = self.collection.runs.get(split)
             self._runs[split] = None if path is None else self._read_run(path)
         return self._runs[split]
 
-    def _read_run(self, path: Any) -> dict[str, Scored]:
+    def _read_run(self, path: Any) -> dict[str, ScoredRows]:
         found: dict[str, list[tuple[int, float]]] = {}
         candidates = formats.read_candidates(
             path,
@@ -283,7 +283,7 @@ class ListMaker:
             )
         return result
 
-    def _search(self, split: str, names: Sequence[str]) -> Iterable[Scored]:
+    def _search(self, split: str, names: Sequence[str]) -> Iterable[ScoredRows]:
         if not names:
             return ()
         if self._index is None:
@@ -296,7 +296,7 @@ class ListMaker:
 
     # --- lists ---
 
-    def _list(self, name: str, split: str, found: Scored) -> RankedList:
+    def _list(self, name: str, split: str, found: ScoredRows) -> RankedList:
         rows, scores = found
         judged = self._judged(name, split)
         grades = {
@@ -329,7 +329,7 @@ class ListMaker:
 
     def _in_window(
         self, rows: np.ndarray, scores: np.ndarray, grades: Mapping[int, int]
-    ) -> Scored:
+    ) -> ScoredRows:
         """Candidates without those that nobody judged outside the ranks asked for."""
         window, ranks = self.settings.negatives, np.arange(len(rows))
         inside = (ranks >= window.first) & (ranks < (window.last or len(rows)))
@@ -343,7 +343,7 @@ class ListMaker:
         rows: np.ndarray,
         scores: np.ndarray,
         grades: Mapping[int, int],
-    ) -> Scored:
+    ) -> ScoredRows:
         """Candidates and, after them, those of further sources."""
         settings = self.settings.negatives
         for source, found in self._further.items():
@@ -358,9 +358,9 @@ class ListMaker:
         return rows, scores
 
     @functools.cached_property
-    def _further(self) -> dict[str, Mapping[str, Scored]]:
+    def _further(self) -> dict[str, Mapping[str, ScoredRows]]:
         """What `data.negatives.sources` hold, by source."""
-        result: dict[str, Mapping[str, Scored]] = {}
+        result: dict[str, Mapping[str, ScoredRows]] = {}
         names = self.members.names["train"]
         folder = open_path(self.settings.path)
         for pattern in self.settings.negatives.sources:
@@ -408,7 +408,9 @@ class ListMaker:
         found = self.given.scores.get(name, {})
         return np.array([found[self.corpus[int(row)].id] for row in rows], np.float32)
 
-    def _count(self, counts: SplitCounts, record: RankedList, found: Scored) -> None:
+    def _count(
+        self, counts: SplitCounts, record: RankedList, found: ScoredRows
+    ) -> None:
         grades = record.judged_grades.tolist()
         counts.judged += len(grades)
         for grade in grades:
@@ -468,7 +470,7 @@ class ListMaker:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenScores:
     """Scores of a teacher from outside, and what is wrong with them."""
 
     scores: dict[str, dict[str, float]] | None  # query -> document; None: not asked for
@@ -480,14 +482,14 @@ def read_given(
     collection: Collection,
     members: Members,
     rows: Mapping[str, int],
-) -> Given:
+) -> GivenScores:
     """The scores that `settings.given_scores` names.
 
     Raises:
       DataError: for a file that holds none, or none of the queries that may be used.
     """
     if not settings.given_scores:
-        return Given(None, {})
+        return GivenScores(None, {})
     if settings.given_scores == GIVEN_WITH_DATA:
         found, report = collection.teacher, {}
     else:
@@ -523,7 +525,7 @@ def read_given(
         "queries_not_used": _some_ids(unused),
         "candidates_without_a_score": _some_ids(_unscored(collection, usable)),
     }
-    return Given(usable, report)
+    return GivenScores(usable, report)
 
 
 def _unscored(

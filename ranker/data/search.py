@@ -25,12 +25,12 @@ _TRIED = 20  # queries that tell how long one takes
 _PART = 5000  # queries that a worker is given at a time
 _EVERY = 30.0  # seconds between lines of progress
 
-Found = tuple[np.ndarray, np.ndarray]
+TopRows = tuple[np.ndarray, np.ndarray]
 
 
 def search_all(
     index: Bm25, queries: Sequence[str], k: int, name: str, *, processes: int = 0
-) -> Iterator[Found]:
+) -> Iterator[TopRows]:
     """The `k` best rows and scores of each query, in order.
 
     Args:
@@ -59,7 +59,7 @@ def search_all(
 
 def _shared(
     index: Bm25, queries: Sequence[str], k: int, name: str, processes: int
-) -> Iterator[Found]:
+) -> Iterator[TopRows]:
     with tempfile.TemporaryDirectory() as place:
         folder = pathlib.Path(place)
         index.save(folder / "index")
@@ -109,7 +109,7 @@ def _start(
     )
 
 
-def _results(path: pathlib.Path) -> Iterator[Found]:
+def _results(path: pathlib.Path) -> Iterator[TopRows]:
     with np.load(path) as found:
         rows, scores, ends = found["rows"], found["scores"], found["ends"]
     path.unlink()

@@ -77,7 +77,7 @@ class ShardedClicks:
         """Copies the files from where the workers wrote them.
 
         Args:
-          output: folder of `beam.Job`.
+          output: folder of `beam.WorkerSettings`.
           folder: local, that they are copied to.
 
         Raises:

@@ -84,7 +84,7 @@ class Files:
         """
         self.settings = settings
         self.skipped = Skipped(settings.max_skipped)
-        self.log: click_logs.Log | None = None
+        self.log: click_logs.ClickLog | None = None
         if settings.click_log:
             path = open_path(settings.click_log)
             self.log = click_logs.open_log(path, settings.click_columns)
@@ -132,7 +132,7 @@ class Files:
         """See `Source`."""
         if self.log is None:
             return click_logs.batches(self.maker.positives())
-        return click_logs.read_batches(
+        return click_logs.read_log_batches(
             self.log, on_error=self.settings.on_error, skipped=self.skipped
         )
 

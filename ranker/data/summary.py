@@ -32,7 +32,7 @@ def histogram(values: Sequence[float], *, bins: int = BINS) -> dict[str, Any]:
     }
 
 
-def lines(report: Mapping[str, Any]) -> Iterator[str]:
+def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """The report in lines for a reader."""
     yield f"documents: {report['documents']:,}"
     for name, one in report["splits"].items():

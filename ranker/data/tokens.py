@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ranker.data.pairs import Source
+from ranker.data.pairs import Indexed
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer
 
@@ -66,7 +66,7 @@ def find_store(folder: pathlib.Path, key: str) -> TokenStore | None:
 
 
 def make_store(
-    folder: pathlib.Path, key: str, corpus: Source[Document], tokenizer: Tokenizer
+    folder: pathlib.Path, key: str, corpus: Indexed[Document], tokenizer: Tokenizer
 ) -> TokenStore:
     """The ids under `folder`; they are made where they are missing.
 
@@ -94,7 +94,7 @@ def make_store(
     return TokenStore(folder / key)
 
 
-def _tokenise(corpus: Source[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
+def _tokenise(corpus: Indexed[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
     for first in range(0, len(corpus), _AT_ONCE):
         rows = range(first, min(first + _AT_ONCE, len(corpus)))
         yield from tokenizer.documents([corpus[row] for row in rows])

@@ -73,10 +73,10 @@ class Piped:
         return io.BytesIO(self._data)
 
 
-Source = pathlib.Path | Piped
+FileOrPipe = pathlib.Path | Piped
 
 
-def open_source(path: pathlib.Path) -> Source:
+def open_file_or_pipe(path: pathlib.Path) -> FileOrPipe:
     """A file, or what standard input ("-"), a pipe or a device holds, read once.
 
     Raises:
@@ -96,7 +96,7 @@ def open_source(path: pathlib.Path) -> Source:
 class LoadedQrels:
     """Judgements, and what is odd about their file."""
 
-    path: Source
+    path: FileOrPipe
     grades: dict[str, dict[str, float]]  # query -> document -> grade, whole ones as int
     notes: list[str] = field(default_factory=list)  # sentences for the user
 
@@ -105,12 +105,12 @@ class LoadedQrels:
 class LoadedRun:
     """A run, and what is odd about its file."""
 
-    path: Source
+    path: FileOrPipe
     scores: dict[str, dict[str, float]]  # query -> document -> score
     notes: list[str] = field(default_factory=list)  # sentences for the user
 
 
-def load_qrels(path: Source) -> LoadedQrels:
+def load_qrels(path: FileOrPipe) -> LoadedQrels:
     """Grades by query and document, from TREC's 4 columns or BEIR's 3 with a header.
 
     Grades may be fractions. The same line twice is taken once, with a note.
@@ -152,7 +152,7 @@ def _check_score(name: str, value: object) -> float:
     return check_number(name, value, low=-math.inf, high=math.inf)
 
 
-def load_run(path: Source) -> LoadedRun:
+def load_run(path: FileOrPipe) -> LoadedRun:
     """Scores by query and document, from a TREC run file or MS MARCO's 3 columns.
 
     Of three columns (query, document, rank) the score is the rank, negated.
@@ -176,7 +176,7 @@ def load_run(path: Source) -> LoadedRun:
     return LoadedRun(path, scores, _oddities(path, columns))
 
 
-def _read_run(path: Source) -> Iterator[Candidate]:
+def _read_run(path: FileOrPipe) -> Iterator[Candidate]:
     return formats.read_run(
         path,  # type: ignore[arg-type]
         remedy=_REMEDY,
@@ -184,7 +184,7 @@ def _read_run(path: Source) -> Iterator[Candidate]:
     )
 
 
-def _read_ranked(path: Source) -> Iterator[Candidate]:
+def _read_ranked(path: FileOrPipe) -> Iterator[Candidate]:
     """Lines of query, document and rank."""
     seen: set[tuple[str, str]] = set()
     for number, line in lines.read_lines(path):
@@ -202,7 +202,7 @@ def _read_ranked(path: Source) -> Iterator[Candidate]:
         yield Candidate(query, document, rank, float(-rank))
 
 
-def _width(path: Source) -> int:
+def _width(path: FileOrPipe) -> int:
     """Columns of the first line; 0 without one."""
     for _, line in lines.read_lines(path):
         return len(line.split())
@@ -220,7 +220,7 @@ class _Columns:
     scores: np.ndarray
 
 
-def _regular_run(path: Source) -> _Columns | None:
+def _regular_run(path: FileOrPipe) -> _Columns | None:
     """Queries, documents, ranks and scores by line; None for a file to look into."""
     with lines.open_file(path) as file:
         try:
@@ -307,7 +307,7 @@ def _as_run(columns: _Columns) -> dict[str, dict[str, float]] | None:
     return run
 
 
-def _oddities(path: Source, columns: _Columns) -> list[str]:
+def _oddities(path: FileOrPipe, columns: _Columns) -> list[str]:
     """Suspicious but legal input, reported as notes."""
     same = np.diff(columns.queries) == 0
     down = (np.diff(columns.ranks) > 0) & same
@@ -327,7 +327,7 @@ def _oddities(path: Source, columns: _Columns) -> list[str]:
     return []
 
 
-def _mistaken(path: Source, *widths: int) -> str:
+def _mistaken(path: FileOrPipe, *widths: int) -> str:
     """A guess, where the file looks like one of the other kind."""
     for _, line in lines.read_lines(path):
         if line.lstrip()[:1] in ("{", "[", "#"):
@@ -339,7 +339,7 @@ def _mistaken(path: Source, *widths: int) -> str:
     return ""
 
 
-def line_of(path: Source, query: str) -> int:
+def line_of(path: FileOrPipe, query: str) -> int:
     """Number of the first line whose first column is `query`; 0 without one."""
     for number, line in lines.read_lines(path):
         if line.split(None, 1)[0] == query:
@@ -350,7 +350,7 @@ def line_of(path: Source, query: str) -> int:
 # --- fields of queries ---
 
 
-def load_fields(path: Source) -> dict[str, dict[str, str | float]]:
+def load_fields(path: FileOrPipe) -> dict[str, dict[str, str | float]]:
     """Values by field and query, from a TSV with a header or from JSON lines.
 
     In a TSV the first column is the query's id; in JSON it is called query_id, _id or
@@ -377,11 +377,11 @@ def load_fields(path: Source) -> dict[str, dict[str, str | float]]:
     return fields
 
 
-def _kind(path: Source) -> str:
+def _kind(path: FileOrPipe) -> str:
     return pathlib.Path(path.name.removesuffix(".gz")).suffix
 
 
-def _json_rows(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _json_rows(path: FileOrPipe) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for number, line in lines.read_lines(path):
         try:
             row = json.loads(line)
@@ -398,14 +398,14 @@ def _json_rows(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
         yield number, str(row.pop(found[0])), row
 
 
-def _json_fields(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _json_fields(path: FileOrPipe) -> Iterator[tuple[int, str, dict[str, Any]]]:
     for number, query, row in _json_rows(path):
         row.pop("text", None)  # the query itself, in a BEIR file
         nested = row.pop("metadata", None)
         yield number, query, {**row, **(nested if isinstance(nested, dict) else {})}
 
 
-def _tsv_fields(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
+def _tsv_fields(path: FileOrPipe) -> Iterator[tuple[int, str, dict[str, Any]]]:
     names: list[str] = []
     for number, line in lines.read_lines(path):
         cells = line.split("\t")
@@ -425,7 +425,7 @@ def _tsv_fields(path: Source) -> Iterator[tuple[int, str, dict[str, Any]]]:
             yield number, cells[0], dict(zip(names[1:], cells[1:], strict=True))
 
 
-def load_queries(path: Source) -> dict[str, str]:
+def load_queries(path: FileOrPipe) -> dict[str, str]:
     """Texts by query, from BEIR's queries.jsonl or lines of id, tab and text.
 
     Raises:

@@ -79,7 +79,7 @@ def _ranges(*categories: str) -> str:
     return "".join(f"{chr(low)}-{chr(high)}" for low, high in result)
 
 
-def split(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, stop words among them.
 
     >>> split("The Cats' \u82f9\u679c\u624b")
@@ -131,7 +131,7 @@ def make_analyzer(language: str) -> Callable[[str], list[str]]:
       ConfigError: for a language that Snowball lacks, or where PyStemmer is missing.
     """
     if not language:
-        return split
+        return split_words
     try:
         import Stemmer
     except ImportError as error:
@@ -148,7 +148,7 @@ def make_analyzer(language: str) -> Callable[[str], list[str]]:
 
     def analyze(text: str) -> list[str]:
         # Stop words are recognised before they are stemmed.
-        found = split(text)
+        found = split_words(text)
         return [
             word if word in STOP_WORDS else stemmed
             for word, stemmed in zip(found, stem(found), strict=True)

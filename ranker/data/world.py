@@ -90,7 +90,7 @@ class Meaning:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class DocumentMeaning:
     """What a document says: its meaning, and what it mentions beside it."""
 
     about: Meaning
@@ -98,7 +98,7 @@ class Content:
     unlike: Meaning  # named, but not what the document is about
 
 
-def grade(query: Meaning, document: Content) -> int:
+def grade(query: Meaning, document: DocumentMeaning) -> int:
     """Relevance of a document to a query, 0-4, by the rule of the module."""
     about = document.about
     if query.topic != about.topic:
@@ -139,7 +139,7 @@ class SearchWorld:
 
     # --- documents ---
 
-    def _content(self, row: int) -> Content:
+    def _content(self, row: int) -> DocumentMeaning:
         """What document `row` says, in 0..num_documents - 1."""
         topic, slot = divmod(row, self.settings.documents_per_topic)
         draw = _Draw(self.settings.seed, _DOCUMENT, row)
@@ -152,7 +152,7 @@ class SearchWorld:
         unlike = Meaning(
             self._unlike_topic(topic, slot), draw.below(self.settings.num_aspects), kind
         )
-        return Content(Meaning(topic, aspect, kind), touches, unlike)
+        return DocumentMeaning(Meaning(topic, aspect, kind), touches, unlike)
 
     def _unlike_topic(self, topic: int, slot: int) -> int:
         """Topic that documents in this slot of `topic` name without being about it."""

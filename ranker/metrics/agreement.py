@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-Scores = Float[np.ndarray, " L"]
+ListScores = Float[np.ndarray, " L"]
 
 _AT_AN_END = 1e-3  # of the range; scores this near to the lowest or highest are clipped
 _MANY_TIES = 0.1  # share of pairs
@@ -36,7 +36,9 @@ class Agreement:
     student_saturation: float  # share of scores at an end of their range, beyond two
 
 
-def agreement(teacher: Sequence[Scores], student: Sequence[Scores]) -> Agreement:
+def agreement(
+    teacher: Sequence[ListScores], student: Sequence[ListScores]
+) -> Agreement:
     """Compares two models that scored the same lists.
 
     Args:
@@ -74,7 +76,7 @@ def agreement(teacher: Sequence[Scores], student: Sequence[Scores]) -> Agreement
 
 
 def correlations(
-    teacher: Sequence[Scores], student: Sequence[Scores]
+    teacher: Sequence[ListScores], student: Sequence[ListScores]
 ) -> tuple[Float[np.ndarray, " Q"], Float[np.ndarray, " Q"]]:
     """Kendall's tau-b and Spearman's rho of each list; NaN where one scores all equal.
 
@@ -94,7 +96,7 @@ def in_both(
     teacher: Mapping[str, Mapping[str, float]],
     student: Mapping[str, Mapping[str, float]],
     queries: Sequence[str],
-) -> tuple[list[Scores], list[Scores]]:
+) -> tuple[list[ListScores], list[ListScores]]:
     """Scores of the documents that both runs have for each of the queries.
 
     >>> in_both({"q": {"a": 1.0, "b": 2.0}}, {"q": {"b": 0.5, "c": 9.0}}, ["q"])
@@ -109,7 +111,7 @@ def in_both(
     return of_teacher, of_student
 
 
-def fit_affine(x: Scores, y: Scores) -> tuple[float, float]:
+def fit_affine(x: ListScores, y: ListScores) -> tuple[float, float]:
     """Least squares of y = slope * x + intercept; slope 0 where all x are equal.
 
     >>> fit_affine(np.array([0.0, 1.0, 2.0]), np.array([1.0, 3.0, 5.0]))
@@ -122,7 +124,7 @@ def fit_affine(x: Scores, y: Scores) -> tuple[float, float]:
     return slope, float(y.mean()) - slope * float(x.mean())
 
 
-def saturation(scores: Scores) -> float:
+def saturation(scores: ListScores) -> float:
     """Share of the scores within 0.1 % of the range from its ends, beyond any heap.
 
     Near 0 for raw scores; a sigmoid or a clip on the way heaps them up at the ends. As
@@ -144,13 +146,13 @@ def saturation(scores: Scores) -> float:
     return beyond / len(scores)
 
 
-def _r_squared(y: Scores, line: Scores) -> float:
+def _r_squared(y: ListScores, line: ListScores) -> float:
     if np.ptp(y) == 0:  # the mean of equal numbers may differ from them by rounding
         return float("nan")
     return 1 - float(np.sum((y - line) ** 2)) / float(np.sum((y - y.mean()) ** 2))
 
 
-def _ties(lists: Sequence[Scores]) -> float:
+def _ties(lists: Sequence[ListScores]) -> float:
     tied = total = 0
     for scores in lists:
         counts = np.unique(scores, return_counts=True)[1]

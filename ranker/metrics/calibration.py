@@ -55,7 +55,7 @@ class Isotonic:
 Calibration = Platt | Isotonic
 
 
-def fit(
+def fit_calibration(
     method: Method, scores: Float[np.ndarray, " N"], relevant: Bool[np.ndarray, " N"]
 ) -> Calibration:
     """Fits a calibration by its name.
@@ -85,7 +85,7 @@ def fit_platt(
     step halving (Lin, Lin and Weng, 2007).
 
     Raises:
-      ValueError: see `fit`.
+      ValueError: see `fit_calibration`.
     """
     scores, relevant = _checked(scores, relevant)
     ones = int(relevant.sum())
@@ -126,7 +126,7 @@ def fit_isotonic(
     over it and a straight line between blocks (Zadrozny and Elkan, 2002).
 
     Raises:
-      ValueError: see `fit`.
+      ValueError: see `fit_calibration`.
     """
     scores, relevant = _checked(scores, relevant)
     values, places = np.unique(scores, return_inverse=True)
@@ -213,14 +213,14 @@ def cross_fitted(
     fit. A calibration that is measured on its own fit looks better than it is.
 
     Args:
-      method: see `fit`.
+      method: see `fit_calibration`.
       scores: raw scores.
       relevant: True for the relevant documents.
       queries: number of each document's query.
       folds: how many; at most the number of queries.
 
     Raises:
-      ValueError: see `fit`; and for fewer than two queries.
+      ValueError: see `fit_calibration`; and for fewer than two queries.
     """
     scores, relevant = _checked(scores, relevant)
     names, places = np.unique(queries, return_inverse=True)
@@ -231,7 +231,9 @@ def cross_fitted(
     found = np.empty(len(scores))
     for one in range(folds):
         inside = fold == one
-        found[inside] = fit(method, scores[~inside], relevant[~inside])(scores[inside])
+        found[inside] = fit_calibration(method, scores[~inside], relevant[~inside])(
+            scores[inside]
+        )
     return found
 
 

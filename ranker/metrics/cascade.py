@@ -1,14 +1,12 @@
 """Two rankers in turn: a cheap one sees all candidates, a good one the best of them."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from jaxtyping import Float
 
-Run = Mapping[str, Mapping[str, float]]
+from ranker.metrics.ranking import Run
 
 
-def merge(
+def cascade_scores(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], keep: int
 ) -> Float[np.ndarray, " n"]:
     """Scores of a cascade over one list: its order, in one number a document.
@@ -36,11 +34,13 @@ def merge(
 
 
 def merge_runs(first: Run, second: Run, keep: int) -> dict[str, dict[str, float]]:
-    """`merge` of every query that both runs have."""
+    """`cascade_scores` of every query that both runs have."""
     merged = {}
     for query in second:
         names = list(second[query])
         cheap = np.array([first[query][name] for name in names], np.float64)
         good = np.array([second[query][name] for name in names], np.float64)
-        merged[query] = dict(zip(names, merge(cheap, good, keep).tolist(), strict=True))
+        merged[query] = dict(
+            zip(names, cascade_scores(cheap, good, keep).tolist(), strict=True)
+        )
     return merged

@@ -30,13 +30,13 @@ from ranker.metrics.measures import (
 )
 from ranker.metrics.ranking import RULES, Rules
 from ranker.metrics.significance import FEW
-from ranker.metrics.slices import NO_VALUE, Fields, cut
+from ranker.metrics.slices import NO_VALUE, QueryFields, slice_queries
 
-__all__ = ["NO_VALUE", "Fields", "compare", "cut"]
+__all__ = ["NO_VALUE", "QueryFields", "compare", "slice_queries"]
 
 _NOTED = 0.01  # share of queries, pairs or tied documents that is worth a note
 _EQUAL = 1e-12  # difference below which two values are tied
-_MODELS: dict[str, significance.Model] = {"PNR": "odds", "PNR-macro": "factor"}
+_MODELS: dict[str, significance.EffectModel] = {"PNR": "odds", "PNR-macro": "factor"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +266,7 @@ def compare(
     reference: str,
     rules: Rules = RULES,
     tests: Inference = INFERENCE,
-    fields: Fields | None = None,
+    fields: QueryFields | None = None,
 ) -> Comparison:
     """Measures every run, and compares each with the reference.
 
@@ -292,7 +292,7 @@ def compare(
     notes = check_judgements(qrels, parsed, rules)
     queries = list(qrels)
     groups = {
-        name: cut(name, {query: values.get(query) for query in queries})
+        name: slice_queries(name, {query: values.get(query) for query in queries})
         for name, values in (fields or {}).items()
     }
     ranked = {name: _rank(name, qrels, run, rules) for name, run in runs.items()}
@@ -393,7 +393,7 @@ def _differences(
         for one in outcomes
     ]
     both = [(results[name][one], results[reference][one]) for name, one in keys]
-    models: list[significance.Model] = [
+    models: list[significance.EffectModel] = [
         _MODELS.get(parse_measure(one).base, "shift") for _, one in keys
     ]
     tried = dict(zip(keys, _tests(both, models, tests), strict=True))
@@ -413,12 +413,12 @@ def _differences(
         differences[name][one] = (
             None
             if test is None
-            else describe(test, corrected[one][name], *query_gaps(*pair))
+            else described_test(test, corrected[one][name], *query_gaps(*pair))
         )
     return differences
 
 
-def describe(
+def described_test(
     test: significance.Finding, p_holm: float, spread: np.ndarray, gaps: np.ndarray
 ) -> Difference:
     """A test with what stands beside it.
@@ -447,7 +447,7 @@ def describe(
 
 
 def query_gaps(mine: Outcome, other: Outcome) -> tuple[np.ndarray, np.ndarray]:
-    """`spread` and `gaps` of `describe`, over the queries of both."""
+    """`spread` and `gaps` of `described_test`, over the queries of both."""
     queries = shared_queries(mine, other)
     spread = [pseudo_values(one, queries).mean(axis=0) for one in (mine, other)]
     values, others = mine.values(queries), other.values(queries)
@@ -484,12 +484,12 @@ def pseudo_values(outcome: Outcome, queries: Sequence[str]) -> Float[np.ndarray,
 
 def _tests(
     both: Sequence[tuple[Outcome, Outcome]],
-    models: Sequence[significance.Model],
+    models: Sequence[significance.EffectModel],
     tests: Inference,
 ) -> list[significance.Finding | None]:
     """A test of each; None under two queries. Equal queries share their draws."""
     found: list[significance.Finding | None] = [None] * len(both)
-    groups: dict[tuple[int, bytes], list[tuple[int, significance.Pair]]] = {}
+    groups: dict[tuple[int, bytes], list[tuple[int, significance.PairedTotals]]] = {}
     for at, (mine, other) in enumerate(both):
         queries = shared_queries(mine, other)
         if len(mine.seeds) > 1 or len(other.seeds) > 1:
@@ -501,7 +501,7 @@ def _tests(
         active = (one.weights != 0) | (two.weights != 0)
         active |= (one.totals != 0) | (two.totals != 0)
         if active.sum() > 1:
-            pair = significance.Pair(
+            pair = significance.PairedTotals(
                 (one.totals[active], two.totals[active]),
                 (one.weights[active], two.weights[active]),
                 model=models[at],

@@ -10,7 +10,7 @@ from ranker.metrics.comparison import (
     INFERENCE,
     Comparison,
     Inference,
-    describe,
+    described_test,
     difference_summary,
     finite,
     pseudo_values,
@@ -58,7 +58,7 @@ def macro(
             test = tried[measure].get(name)
             p = {n: t.p_value for n, t in tried[measure].items() if t}
             corrected = significance.holm(p)
-            differences[measure] = test and describe(
+            differences[measure] = test and described_test(
                 test, corrected[name], *_gaps(found, name, measure)
             )
         systems[name] = {
@@ -109,7 +109,7 @@ def _test(
     if seeds:
         return _seeds_test(rows, tests)
     joined = [[np.concatenate(parts) for parts in x] for x in (totals, weights)]
-    pair = significance.Pair(
+    pair = significance.PairedTotals(
         (joined[0][0], joined[0][1]),
         (joined[1][0], joined[1][1]),
         np.concatenate(blocks),

@@ -552,9 +552,9 @@ def _is_complete(ranked: Ranked, one: Measure) -> bool:
     return ranked.rules.complete_pairs if one.complete is None else one.complete
 
 
-Values = Callable[[Ranked, Measure], np.ndarray]
+QueryValues = Callable[[Ranked, Measure], np.ndarray]
 
-_MEANS: dict[str, Values] = {
+_MEANS: dict[str, QueryValues] = {
     "NDCG": lambda ranked, m: ndcg(ranked, m.k, gains=m.gains),
     "NDCG-exp": lambda ranked, m: ndcg_exponential(ranked, m.k),
     "MRR": lambda ranked, m: reciprocal_rank(ranked, m.k),

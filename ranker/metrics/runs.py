@@ -35,7 +35,7 @@ class List(Protocol):
         ...
 
 
-class Records(Protocol):
+class ListRecords(Protocol):
     """Anything of a length whose records are read by number."""
 
     def __len__(self) -> int:
@@ -47,11 +47,11 @@ class Records(Protocol):
         ...
 
 
-def _lists(lists: Records) -> Iterator[List]:
+def _lists(lists: ListRecords) -> Iterator[List]:
     return (lists[at] for at in range(len(lists)))
 
 
-def qrels_of(lists: Records) -> dict[str, dict[str, int]]:
+def qrels_of(lists: ListRecords) -> dict[str, dict[str, int]]:
     """Grades by query and document, of every list's query."""
     return {
         one.query_id: {
@@ -63,7 +63,7 @@ def qrels_of(lists: Records) -> dict[str, dict[str, int]]:
 
 
 def run_of(
-    lists: Records, corpus: Records, scores: Float[np.ndarray, " P"]
+    lists: ListRecords, corpus: ListRecords, scores: Float[np.ndarray, " P"]
 ) -> dict[str, dict[str, float]]:
     """Scores by query and document.
 
@@ -85,7 +85,7 @@ def run_of(
 
 
 def mean_ndcg(
-    lists: Records, corpus: Records, scores: Float[np.ndarray, " P"]
+    lists: ListRecords, corpus: ListRecords, scores: Float[np.ndarray, " P"]
 ) -> float:
     """Mean NDCG@5 of the candidates ordered by `scores`; see `run_of`."""
     found = ranking.evaluate(
@@ -142,7 +142,7 @@ def judged_scores(
     return scores, grades
 
 
-def across_queries(
+def comparable_scores(
     qrels: ranking.Qrels, runs: Mapping[str, ranking.Run], *, relevance: float = 1
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """How comparable each system's scores are between queries, as JSON takes it.

@@ -34,11 +34,11 @@ _SMALLEST_SCALE = 1e-3
 _POWERS = (-1.0, 0.3)  # with them intervals cover 93 to 97 %, by simulation
 
 
-Model = Literal["shift", "odds", "factor"]
+EffectModel = Literal["shift", "odds", "factor"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedTotals:
     """Totals and weights of two systems on the same n queries.
 
     `blocks` numbers the collection of each query; the statistic is then the mean over
@@ -50,7 +50,7 @@ class Pair:
     blocks: Int[np.ndarray, " n"] | None = None
     # How one system may differ from the other: by a constant added to each value; as
     # the ratio of two parts of one whole (PNR); or by a factor (PNR-macro's ratios).
-    model: Model = "shift"
+    model: EffectModel = "shift"
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Finding:
     p_equivalence: float  # the larger of two one-sided tests; NaN without a margin
 
 
-def means(a: Float[np.ndarray, " Q"], b: Float[np.ndarray, " Q"]) -> Pair:
+def paired_means(
+    a: Float[np.ndarray, " Q"], b: Float[np.ndarray, " Q"]
+) -> PairedTotals:
     """A pair for the difference of two means; queries with a NaN take no part.
 
     Raises:
@@ -82,7 +84,7 @@ def means(a: Float[np.ndarray, " Q"], b: Float[np.ndarray, " Q"]) -> Pair:
             f"a paired test needs at least 2 queries, found {int(both.sum())}"
         )
     ones = np.ones(int(both.sum()))
-    return Pair((a[both], b[both]), (ones, ones))
+    return PairedTotals((a[both], b[both]), (ones, ones))
 
 
 def randomisation_test(
@@ -108,7 +110,7 @@ def randomisation_test(
     Raises:
       ValueError: for different shapes, or under 2 queries in both.
     """
-    (found,) = paired_tests([means(a, b)], permutations=permutations, seed=seed)
+    (found,) = paired_tests([paired_means(a, b)], permutations=permutations, seed=seed)
     return found.p_value
 
 
@@ -128,13 +130,13 @@ def randomisation_interval(
       ValueError: for different shapes, or under 2 queries in both.
     """
     (found,) = paired_tests(
-        [means(a, b)], permutations=permutations, seed=seed, alpha=alpha
+        [paired_means(a, b)], permutations=permutations, seed=seed, alpha=alpha
     )
     return found.low, found.high
 
 
 def paired_tests(
-    pairs: Sequence[Pair],
+    pairs: Sequence[PairedTotals],
     *,
     permutations: int = 10_000,
     seed: int = 0,
@@ -215,14 +217,16 @@ def _agreeing(
     return low, high
 
 
-def _flipped(pair: Pair, bits: Float[np.ndarray, "N n"]) -> Float[np.ndarray, "4 N"]:
+def _flipped(
+    pair: PairedTotals, bits: Float[np.ndarray, "N n"]
+) -> Float[np.ndarray, "4 N"]:
     """Sums over the swapped queries: totals and weights of the first, of the second."""
     columns = [x[i] for i in (0, 1) for x in (pair.totals, pair.weights)]
     return (bits @ np.stack(columns, axis=1)).T
 
 
 def _modelled(
-    pair: Pair,
+    pair: PairedTotals,
     flipped: Float[np.ndarray, "4 N"],
     plain: tuple[Float[np.ndarray, " 2"], float],
     alpha: float,
@@ -247,7 +251,7 @@ def _modelled(
 
 
 def _odds_draws(
-    pair: Pair, flipped: Float[np.ndarray, "4 N"], delta: float
+    pair: PairedTotals, flipped: Float[np.ndarray, "4 N"], delta: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both numbers of a draw for a ratio of two parts of one whole, such as PNR.
 
@@ -272,7 +276,7 @@ def _odds_draws(
 
 
 def _factor_draws(
-    pair: Pair, flipped: Float[np.ndarray, "4 N"]
+    pair: PairedTotals, flipped: Float[np.ndarray, "4 N"]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both numbers of a draw where one system's values are a multiple of the other's.
 
@@ -292,7 +296,7 @@ def _factor_draws(
 
 
 def _factor_interval(
-    pair: Pair, flipped: Float[np.ndarray, "4 N"], alpha: float, exact: bool
+    pair: PairedTotals, flipped: Float[np.ndarray, "4 N"], alpha: float, exact: bool
 ) -> Float[np.ndarray, " 2"]:
     """The differences that belong to the factors that `_factor_draws` does not reject.
 
@@ -320,7 +324,7 @@ def _factor_interval(
     return np.array(ends)
 
 
-def _power(pair: Pair) -> float:
+def _power(pair: PairedTotals) -> float:
     """With which an end of the difference is as far, in its standard error, as c is.
 
     Standard errors are of the delta method: of R1 - R2, and of R1 - c * R2 at the seen
@@ -340,7 +344,7 @@ def _power(pair: Pair) -> float:
 
 
 def _odds_interval(
-    pair: Pair,
+    pair: PairedTotals,
     flipped: Float[np.ndarray, "4 N"],
     start: Float[np.ndarray, " 2"],
     alpha: float,
@@ -362,7 +366,7 @@ def _odds_interval(
 
 
 def _odds_equivalence(
-    pair: Pair, flipped: Float[np.ndarray, "4 N"], margin: float, exact: bool
+    pair: PairedTotals, flipped: Float[np.ndarray, "4 N"], margin: float, exact: bool
 ) -> float:
     """The larger p of two one-sided tests of a ratio; see `_odds_draws`."""
     seen = float(_observed([pair])[0])
@@ -374,7 +378,7 @@ def _odds_equivalence(
     return float(max(found))
 
 
-def _blocks(pairs: Sequence[Pair]) -> list[np.ndarray]:
+def _blocks(pairs: Sequence[PairedTotals]) -> list[np.ndarray]:
     blocks = pairs[0].blocks
     if blocks is None:
         return [np.ones(len(pairs[0].totals[0]), bool)]
@@ -386,7 +390,7 @@ def _ratio(totals: np.ndarray, weights: np.ndarray) -> np.ndarray:
         return totals / weights
 
 
-def _observed(pairs: Sequence[Pair]) -> np.ndarray:
+def _observed(pairs: Sequence[PairedTotals]) -> np.ndarray:
     """The difference of each pair; 0 where both are unbounded."""
     found = np.zeros(len(pairs))
     blocks = _blocks(pairs)
@@ -403,7 +407,7 @@ def _observed(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def swapped(
-    pairs: Sequence[Pair], bits: Float[np.ndarray, "N n"]
+    pairs: Sequence[PairedTotals], bits: Float[np.ndarray, "N n"]
 ) -> tuple[Float[np.ndarray, "N C"], Float[np.ndarray, "N C"]]:
     """A and b of every draw and pair, see the module; a bit of 1 swaps a query."""
     a = np.zeros((len(bits), len(pairs)))

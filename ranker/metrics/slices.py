@@ -11,10 +11,10 @@ _THIRDS = ("low", "middle", "high")
 _BY_FREQUENCY = ("tail", "torso", "head")
 NO_VALUE = "no value"
 
-Fields = Mapping[str, Mapping[str, str | float]]  # field -> query -> value
+QueryFields = Mapping[str, Mapping[str, str | float]]  # field -> query -> value
 
 
-def cut(
+def slice_queries(
     field: str, values: Mapping[str, str | float | None]
 ) -> dict[str, Sequence[str]]:
     """Cuts queries into slices by their values of a field.

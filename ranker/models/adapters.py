@@ -71,7 +71,7 @@ def stacked(layers: nnx.Module) -> dict[str, Array]:
     }
 
 
-def make_drop(layers: nnx.Module, key: Array | None) -> dropout.Drop | None:
+def make_adapter_drop(layers: nnx.Module, key: Array | None) -> dropout.Drop | None:
     """What adapters of stacked layers leave out of what they read; None: nothing."""
     found = nnx.state(layers, Factor)
     rates = [
@@ -164,7 +164,7 @@ def _of_master(matrix: Master, rows: Float[Array, "M I"]) -> Float[Array, "M O"]
     return product(rows, matrix.value)
 
 
-def merge(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:
+def merge_adapters(params: dict[str, Array], lora: config.Lora) -> dict[str, Array]:
     """The parameters of the same function without adapters, float32.
 
     Args:

@@ -1,7 +1,7 @@
 """Attention within segments: which key a query sees, and the kernel that computes it.
 
-`choose` picks the kernel by platform and shape, and nothing else does, but for weights
-that are left out and a bias on the logits, for which `xla` alone has a place:
+`choose_kernel` picks the kernel by platform and shape, and nothing else does, but for
+weights that are left out and a bias on the logits, for which `xla` alone has a place:
 
     tiles   TPU: only the blocks that texts reach; see tiles.py
     splash  TPU, rows of one such block: JAX's own, never holds the [T, T] logits
@@ -77,7 +77,9 @@ def attend(
     """
     platform = sharding.platform()
     shared, plain = prefixes is not None, drop is not None or bias is not None
-    kernel = "xla" if plain else choose(platform, q.shape, q.dtype, rule.cap, shared)
+    kernel = (
+        "xla" if plain else choose_kernel(platform, q.shape, q.dtype, rule.cap, shared)
+    )
     one: Callable[..., Array] = KERNELS[kernel]
     if plain:
         one = partial(xla, drop=drop, bias=bias)
@@ -121,7 +123,7 @@ def attend(
     return checkpoint_name(out, NAME)
 
 
-def choose(
+def choose_kernel(
     platform: str,
     shape: tuple[Any, ...],
     dtype: Any,

@@ -9,14 +9,14 @@ from ranker import config
 from ranker.models import adapters, layers
 from ranker.models.heads import LanguageModel, Ranker
 
-Head = Literal["language", "score"]
+HeadKind = Literal["language", "score"]
 POSITION_BIAS = "position_bias"  # name of the parameter
 
 
 def build(
     settings: config.Decoder | config.Encoder,
     vocab_size: int,
-    head: Head,
+    head: HeadKind,
     *,
     key: jax.Array,
     lora: config.Lora = config.NO_LORA,
@@ -51,7 +51,7 @@ def build(
 def abstract(
     settings: config.Decoder | config.Encoder,
     vocab_size: int,
-    head: Head,
+    head: HeadKind,
     lora: config.Lora = config.NO_LORA,
     position_bias: int = 0,
 ) -> LanguageModel | Ranker:

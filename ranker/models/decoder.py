@@ -83,7 +83,7 @@ def decoder_layer(
     local: bool | Bool[Array, ""],
     turns: tuple[layers.Angles, layers.Angles],
     drop: Drop | None,
-    read: layers.Read | None,
+    read: layers.ReadHidden | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention, then a gated MLP, each on the normalised stream.
 
@@ -152,7 +152,7 @@ def _rotate(
     return jnp.concatenate([turned, z[..., rotary_dim:]], axis=-1)
 
 
-class Decoder(nnx.Module):
+class DecoderStack(nnx.Module):
     """Tokens to hidden states; heads are in heads.py."""
 
     def __init__(
@@ -174,7 +174,7 @@ class Decoder(nnx.Module):
         self,
         rows: Rows,
         *,
-        read: layers.Read | None = None,
+        read: layers.ReadHidden | None = None,
         key: Array | None = None,
     ) -> Float[Array, "R T D"]:
         """Hidden states after the last norm.
@@ -195,7 +195,7 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(c.embed_scale, dtype)
         x = constrain(x, "batch", None, None)
         turns, near = self._turns(rows.positions)
-        ready = layers.gathered(self.layers, dtype, exact=exact)
+        ready = layers.make_ready(self.layers, dtype, exact=exact)
 
         def body(x, layer, read):
             w, local, still, key = layer
@@ -209,7 +209,7 @@ class Decoder(nnx.Module):
                 turned = jax.tree.map(
                     partial(jnp.where, still), _unturned(turned), turned
                 )
-            drop = adapters.make_drop(self.layers, key)
+            drop = adapters.make_adapter_drop(self.layers, key)
             return decoder_layer(
                 c, w, x, rows, local=local, turns=turned, drop=drop, read=read
             )
@@ -219,7 +219,7 @@ class Decoder(nnx.Module):
         still = layers.listed(c.unrotated_layers, c.num_layers)
         still = still if c.unrotated_layers else None
         keys = None
-        if key is not None and adapters.make_drop(self.layers, key):
+        if key is not None and adapters.make_adapter_drop(self.layers, key):
             keys = jax.random.split(key, c.num_layers)
         x = layers.stack(body, x, (stacked, local, still, keys), c.remat, read)
         return rms_norm(x, self.norm[...], c.norm_eps)

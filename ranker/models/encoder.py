@@ -69,7 +69,7 @@ def encoder_layer(
     biases: Float[Array, "buckets N"] | None,
     key: Array | None,
     drop: dropout.Drop | None,
-    read: layers.Read | None,
+    read: layers.ReadHidden | None,
 ) -> Float[Array, "R T D"]:
     """One layer: attention and MLP, each added to what it reads.
 
@@ -116,7 +116,7 @@ def encoder_layer(
     return constrain(x, "batch", None, None)
 
 
-class Encoder(nnx.Module):
+class EncoderStack(nnx.Module):
     """Tokens to hidden states; heads are in heads.py."""
 
     def __init__(self, c: config.Encoder, vocab_size: int, *, rngs: nnx.Rngs):
@@ -171,7 +171,7 @@ class Encoder(nnx.Module):
         self,
         rows: Rows,
         *,
-        read: layers.Read | None = None,
+        read: layers.ReadHidden | None = None,
         key: Array | None = None,
     ) -> Float[Array, "R T D"]:
         """Hidden states of the last layer.
@@ -187,7 +187,7 @@ class Encoder(nnx.Module):
         x = self._embed(rows, None if keys is None else keys[-1])
         angles, near_angles = _angles(c, rows)
         exact = sums_exactly(c.reduce_dtype, dtype)
-        ready = layers.gathered(self.layers, dtype, exact=exact)
+        ready = layers.make_ready(self.layers, dtype, exact=exact)
 
         def body(x, layer, read):
             w, local, bare, biases, key = layer
@@ -207,7 +207,7 @@ class Encoder(nnx.Module):
                 bare=bare,
                 biases=biases,
                 key=key,
-                drop=adapters.make_drop(self.layers, key),
+                drop=adapters.make_adapter_drop(self.layers, key),
                 read=read,
             )
 

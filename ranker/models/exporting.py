@@ -24,7 +24,7 @@ from ranker.models.families import (
 )
 from ranker.models.fields import Json
 from ranker.models.params import flat
-from ranker.models.tables import SAME, Entry, Model
+from ranker.models.tables import SAME, Entry, Transformer
 from ranker.storage import replacing, write_json
 
 SHARD_BYTES = 5_000_000_000  # of one safetensors file that is written
@@ -36,7 +36,7 @@ _WIDTHS = {"float32": (np.float32, "F32"), "bfloat16": (ml_dtypes.bfloat16, "BF1
 
 
 @dataclass(frozen=True)
-class Source:
+class LazyTensor:
     """A tensor to be written, made when it is asked for."""
 
     shape: tuple[int, ...]
@@ -49,7 +49,7 @@ class Source:
         )
 
 
-def to_sources(model: Model, params: Any, head: str) -> dict[str, Source]:
+def to_sources(model: Transformer, params: Any, head: str) -> dict[str, LazyTensor]:
     """Our parameters as Hugging Face tensors, none of them made yet."""
     ours = dict(flat(params))
     vocab_size = ours["body.embedding"].shape[0]
@@ -65,7 +65,7 @@ def to_sources(model: Model, params: Any, head: str) -> dict[str, Source]:
     return {name: _source(each) for name, each in parts.items()}
 
 
-def _source(parts: list[tuple[Entry, Any, int | None]]) -> Source:
+def _source(parts: list[tuple[Entry, Any, int | None]]) -> LazyTensor:
     def made() -> Iterator[np.ndarray]:
         for entry, value, layer in parts:
             if layer is None and entry.transform is SAME and value.ndim > 1:
@@ -79,7 +79,7 @@ def _source(parts: list[tuple[Entry, Any, int | None]]) -> Source:
                 part = rows_of(value, layer, layer + 1)[0]
                 yield entry.transform.to_source(part)
 
-    return Source(parts[0][0].source_shape, made)
+    return LazyTensor(parts[0][0].source_shape, made)
 
 
 def rows_of(value: Any, start: int, stop: int) -> np.ndarray:
@@ -104,7 +104,7 @@ def rows_of(value: Any, start: int, stop: int) -> np.ndarray:
 
 
 def save_sources(
-    folder: pathlib.Path, sources: dict[str, Source], dtype: config.DType
+    folder: pathlib.Path, sources: dict[str, LazyTensor], dtype: config.DType
 ) -> None:
     """One safetensors file, or several with an index where it would be large.
 
@@ -133,7 +133,7 @@ def save_sources(
 
 
 def save_file(
-    path: pathlib.Path, sources: dict[str, Source], dtype: config.DType
+    path: pathlib.Path, sources: dict[str, LazyTensor], dtype: config.DType
 ) -> None:
     """A safetensors file: the length of a JSON header, the header, then all numbers."""
     kind, label = _WIDTHS[dtype]
@@ -171,7 +171,7 @@ _CROSS_ENCODER = {
 
 def export_huggingface(
     folder: pathlib.Path,
-    model: Model,
+    model: Transformer,
     params: Any,
     *,
     head: str,
@@ -256,7 +256,7 @@ _MODULES = {
 }
 
 
-def _needs_modules(model: Model, family: Family, rows: int, length: int) -> bool:
+def _needs_modules(model: Transformer, family: Family, rows: int, length: int) -> bool:
     """Whether transformers has no class of the family with the model's head."""
     differing = _differing(model, _full(model, rows, length, "score"))
     if differing and not set(differing) <= set(_HEAD_FIELDS):
@@ -286,7 +286,7 @@ def _needs_modules(model: Model, family: Family, rows: int, length: int) -> bool
 _NORM_EPS = 1e-5
 
 
-def _plain_head(model: Model, rows: int, length: int) -> Model:
+def _plain_head(model: Transformer, rows: int, length: int) -> Transformer:
     """The model with the head that its family has."""
     again, _ = read_config("config.json", _full(model, rows, length, "score"))
     fields = {name: getattr(again, name, None) for name in _HEAD_FIELDS}
@@ -295,8 +295,11 @@ def _plain_head(model: Model, rows: int, length: int) -> Model:
 
 
 def save_modules(
-    folder: pathlib.Path, model: Model, sources: dict[str, Source], family: Family
-) -> dict[str, Source]:
+    folder: pathlib.Path,
+    model: Transformer,
+    sources: dict[str, LazyTensor],
+    family: Family,
+) -> dict[str, LazyTensor]:
     """Writes pooling and dense layers as modules; returns the body's tensors."""
     mode = {"embedding_dimension": model.embed_dim}
     mode |= {"pooling_mode": _POOLINGS[model.pooling], "include_prompt": True}
@@ -327,11 +330,11 @@ def save_modules(
     return {n.removeprefix(root): s for n, s in sources.items() if n.startswith(root)}
 
 
-Module = tuple[str, Json, dict[str, Source]]  # kind, settings, tensors
+Module = tuple[str, Json, dict[str, LazyTensor]]  # kind, settings, tensors
 
 
 def _head_layers(
-    model: Model, sources: dict[str, Source], family: Family
+    model: Transformer, sources: dict[str, LazyTensor], family: Family
 ) -> list[Module]:
     """The layers after the pooling: perhaps a pooler and a norm, and the score."""
     width, names, made = model.embed_dim, family.head, []
@@ -347,7 +350,7 @@ def _head_layers(
     if model.head_activation != "none":
         dense(names.pooler, width, _ACTIVATIONS[model.head_activation])
     if isinstance(model, config.Encoder) and model.head_norm:
-        zeros = Source((width,), lambda: iter([np.zeros(width, np.float32)]))
+        zeros = LazyTensor((width,), lambda: iter([np.zeros(width, np.float32)]))
         tensors = {"norm.weight": sources[f"{names.norm}.weight"], "norm.bias": zeros}
         made.append(("LayerNorm", {"dimension": width}, tensors))
     dense(names.dense, 1, _IDENTITY)
@@ -355,13 +358,13 @@ def _head_layers(
 
 
 def _grade_layers(
-    model: config.Decoder, sources: dict[str, Source], family: Family
+    model: config.Decoder, sources: dict[str, LazyTensor], family: Family
 ) -> list[Module]:
     """The expected grade: logits and their softmax, then the grades as weights."""
     logits, count = sources[f"{family.head.dense}.weight"], model.grades
     scale = np.float32(model.logit_scale)
-    weight = Source(logits.shape, lambda: (part * scale for part in logits.parts()))
-    grades = Source((1, count), lambda: iter([np.arange(count, dtype=np.float32)]))
+    weight = LazyTensor(logits.shape, lambda: (part * scale for part in logits.parts()))
+    grades = LazyTensor((1, count), lambda: iter([np.arange(count, dtype=np.float32)]))
     sizes = (model.embed_dim, count)
     return [
         _dense(sizes, _SOFTMAX, {"linear.weight": weight}),
@@ -370,7 +373,7 @@ def _grade_layers(
 
 
 def _dense(
-    sizes: tuple[int, int], activation: str, tensors: dict[str, Source]
+    sizes: tuple[int, int], activation: str, tensors: dict[str, LazyTensor]
 ) -> Module:
     described = {
         "in_features": sizes[0],
@@ -390,7 +393,7 @@ def _ends(module: Module) -> Module:
 
 
 def _describe(
-    model: Model, rows: int, length: int, head: str, family: Family
+    model: Transformer, rows: int, length: int, head: str, family: Family
 ) -> tuple[Json, list[str]]:
     """The whole config.json, in the spellings of today and of older readers, and notes.
 
@@ -405,7 +408,7 @@ def _describe(
     return full | old, notes
 
 
-def _full(model: Model, rows: int, length: int, head: str) -> Json:
+def _full(model: Transformer, rows: int, length: int, head: str) -> Json:
     """The config.json with all fields of transformers' class."""
     from transformers import AutoConfig
 
@@ -414,7 +417,7 @@ def _full(model: Model, rows: int, length: int, head: str) -> Json:
     return AutoConfig.for_model(model.family, **fields).to_dict()
 
 
-def _check_family(model: Model, full: Json) -> None:
+def _check_family(model: Transformer, full: Json) -> None:
     """Refuses to write a config.json that would be read as another model."""
     differing = _differing(model, full)
     if differing:
@@ -425,7 +428,7 @@ def _check_family(model: Model, full: Json) -> None:
         )
 
 
-def _differing(model: Model, full: Json) -> dict[str, tuple[Any, Any]]:
+def _differing(model: Transformer, full: Json) -> dict[str, tuple[Any, Any]]:
     """Fields that would be read otherwise than they are, and how."""
     again, _ = read_config("config.json", full)
     ours = config.to_dict(model)
@@ -467,7 +470,7 @@ def _copy_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
             write_json(path, described)
 
 
-def _amend_tokenizer(path: pathlib.Path, length: int, model: Model) -> Json:
+def _amend_tokenizer(path: pathlib.Path, length: int, model: Transformer) -> Json:
     """Stock tokenizers must cut and pad where we do, and give the types we read."""
     described = json.loads(path.read_text()) if path.is_file() else {}
     described["model_max_length"] = length
@@ -523,7 +526,7 @@ def _ids(described: Json, tokens: dict[str, int]) -> Json:
 
 
 def _check_padding(
-    tokenizer: pathlib.Path, model: Model, head: str, tokens: dict[str, int]
+    tokenizer: pathlib.Path, model: Transformer, head: str, tokens: dict[str, int]
 ) -> None:
     pad = tokens.get("pad_token_id")
     if pad is None and head == "score":

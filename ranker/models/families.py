@@ -13,7 +13,7 @@ from ranker import config
 from ranker.errors import ModelError
 from ranker.models import decoders, encoders
 from ranker.models.fields import Fields, Json
-from ranker.models.tables import HeadNames, Model, Table, head_table
+from ranker.models.tables import HeadNames, Table, Transformer, head_table
 
 _DECODER_HEAD = HeadNames(dense="score")
 _BERT_HEAD = HeadNames(pooler="{root}pooler.dense", dense="classifier")
@@ -36,7 +36,7 @@ class Family:
 
     name: str  # model_type
     architecture: str  # transformers' classes: NAMEForSequenceClassification, ...
-    read: Callable[[Any], Model]  # config.json, in today's spelling, to the model
+    read: Callable[[Any], Transformer]  # config.json, in today's spelling, to the model
     write: Callable[[Any, int], Json]  # model and length to config.json
     # What transformers 4 and servers read in its place, and what they cannot be told;
     # given the model and its whole config.json.
@@ -238,7 +238,7 @@ def family_of(path: str, kind: Any) -> Family:
     )
 
 
-def read_config(path: str, c: Json) -> tuple[Model, Fields]:
+def read_config(path: str, c: Json) -> tuple[Transformer, Fields]:
     """The model that a config.json, with its defaults filled in, describes.
 
     Args:
@@ -261,7 +261,7 @@ def read_config(path: str, c: Json) -> tuple[Model, Fields]:
 
 
 def table_of(
-    model: Model, vocab_size: int, head: str, names: HeadNames | None = None
+    model: Transformer, vocab_size: int, head: str, names: HeadNames | None = None
 ) -> Table:
     """The table of a model with `head`, "language" or "score".
 
@@ -295,7 +295,7 @@ def architecture(family: Family, head: str) -> str:
     return f"{family.architecture}{kind}"
 
 
-def write_config(c: Model, vocab_size: int, length: int, head: str) -> Json:
+def write_config(c: Transformer, vocab_size: int, length: int, head: str) -> Json:
     """The config.json of a model, as transformers 5 spells what its family needs.
 
     Args:

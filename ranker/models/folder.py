@@ -113,7 +113,7 @@ def resolve_folder(path: str, revision: str = "") -> pathlib.Path:
     return pathlib.Path(fetched)
 
 
-def read_json(path: pathlib.Path) -> Any:
+def read_model_json(path: pathlib.Path) -> Any:
     """A JSON file.
 
     Raises:
@@ -148,7 +148,7 @@ def read_folder(folder: pathlib.Path) -> Described:
             f"{folder} holds adapters alone; merge them into the model that they were "
             "trained on (peft's merge_and_unload) and save that"
         )
-    whole = read_json(path)
+    whole = read_model_json(path)
     if not isinstance(whole, dict):
         raise ModelError(f"{path}: is not an object; expected a Hugging Face folder")
     written = today(str(path), _text_part(whole))
@@ -315,7 +315,7 @@ def _list_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             raise ModelError(_say_no_weights(folder))
         return {"": whole}
     try:
-        listed: dict[str, str] = read_json(index)["weight_map"]
+        listed: dict[str, str] = read_model_json(index)["weight_map"]
         wrong = [
             name
             for name in listed.values()
@@ -354,7 +354,7 @@ def _inside(folder: pathlib.Path, name: str) -> pathlib.Path:
 
 
 @dataclass(frozen=True)
-class Head:
+class ModuleHead:
     """How sentence-transformers scores with a folder's model, where it says so."""
 
     tensors: Tensors  # under the names below
@@ -370,7 +370,7 @@ class Head:
     digest: str = ""  # of the modules' tensors
 
 
-NO_HEAD = Head({})
+NO_HEAD = ModuleHead({})
 # Names of a head's tensors that come from modules of their own.
 _MODULES = HeadNames("modules.pooler", "modules.norm", "modules.score")
 _ACTIVATIONS = {"GELU": "gelu", "Tanh": "tanh", "ReLU": "relu"}
@@ -378,7 +378,7 @@ _POOLINGS = {"cls": "cls", "lasttoken": "last", "mean": "mean"}
 _NORM_EPS = 1e-5  # of sentence-transformers' LayerNorm module, which stores none
 
 
-def read_head(folder: pathlib.Path) -> Head:
+def read_head(folder: pathlib.Path) -> ModuleHead:
     """The head that modules.json describes; without one, nothing.
 
     Read are a pooling and a dense layer to one score, and in between a dense layer with
@@ -393,7 +393,7 @@ def read_head(folder: pathlib.Path) -> Head:
     try:
         modules = [
             (m["type"].split(".")[-1], _inside(folder, m["path"]))
-            for m in read_json(path)
+            for m in read_model_json(path)
         ]
         described = [
             (kind, where, _settings(where))
@@ -403,7 +403,7 @@ def read_head(folder: pathlib.Path) -> Head:
         last, _, fields = described[-1]
         if last == "LogitScore":
             tokens = (fields["true_token_id"], fields.get("false_token_id"))
-            return Head(
+            return ModuleHead(
                 {}, tokens=tuple(token for token in tokens if token is not None)
             )
         if last == "Transformer" or fields.get("module_output_name") != "scores":
@@ -416,7 +416,7 @@ def read_head(folder: pathlib.Path) -> Head:
 def _settings(where: pathlib.Path) -> Json:
     # Modules without settings, such as Normalize, come without a folder.
     described = where / "config.json"
-    return read_json(described) if described.is_file() else {}
+    return read_model_json(described) if described.is_file() else {}
 
 
 def _readable_pooling(path: pathlib.Path, settings: Json) -> str:
@@ -430,7 +430,7 @@ def _readable_pooling(path: pathlib.Path, settings: Json) -> str:
 
 def _read_modules(
     path: pathlib.Path, modules: list[tuple[str, pathlib.Path, Json]]
-) -> Head:
+) -> ModuleHead:
     kinds = [kind for kind, _, _ in modules]
     dense = ["Transformer", "Pooling", "Dense"]
     if kinds not in (dense, [*dense, "Dense"], [*dense, "LayerNorm", "Dense"]):
@@ -476,7 +476,7 @@ def _read_modules(
         norm = take(modules[3][1], "norm.", _MODULES.norm)
         tensors |= _fold(tensors, norm.pop(f"{_MODULES.norm}.bias", None))
         tensors |= norm
-    return Head(
+    return ModuleHead(
         tensors=tensors,
         names=_MODULES,
         pooling=_POOLINGS[pooling],
@@ -492,7 +492,7 @@ def _read_modules(
 
 def _read_grades(
     path: pathlib.Path, modules: list[tuple[str, pathlib.Path, Json]], pooling: str
-) -> Head:
+) -> ModuleHead:
     """A head whose score is the expected grade under a softmax of logits."""
     found = [find_tensors(where) for _, where, _ in modules[2:]]
     logits = found[0][0].get("linear.weight")
@@ -511,7 +511,7 @@ def _read_grades(
             f"{weights.ravel()[:8].tolist()}, and what can be read is grades from 0 "
             f"to {count - 1}"
         )
-    return Head(
+    return ModuleHead(
         tensors={f"{_MODULES.dense}.weight": logits},
         names=_MODULES,
         pooling=_POOLINGS[pooling],

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ranker import config, sharding
 from ranker.batch import Rows
 from ranker.models import dropout, layers
-from ranker.models.decoder import Decoder
-from ranker.models.encoder import Encoder
+from ranker.models.decoder import DecoderStack
+from ranker.models.encoder import EncoderStack
 from ranker.models.masks import Rule, make_mask
 from ranker.models.norms import layer_norm
 from ranker.sharding import constrain, gathered
@@ -26,7 +26,7 @@ class LanguageModel(nnx.Module):
 
     def __init__(self, c: config.Decoder, vocab_size: int, *, rngs: nnx.Rngs):
         """Fresh parameters; with tied embeddings the head has none of its own."""
-        self.body = Decoder(c, vocab_size, rngs=rngs, multiplied=c.tie_embeddings)
+        self.body = DecoderStack(c, vocab_size, rngs=rngs, multiplied=c.tie_embeddings)
         self.vocab_size = vocab_size
         self.tied, self.cap = c.tie_embeddings, c.logit_cap
         self.scale = c.logit_scale
@@ -173,11 +173,11 @@ class Ranker(nnx.Module):
         """Fresh parameters."""
         self.pooling = c.pooling
         if isinstance(c, config.Encoder):
-            self.body = Encoder(c, vocab_size, rngs=rngs)
+            self.body = EncoderStack(c, vocab_size, rngs=rngs)
             self.head = PoolerHead(c, rngs=rngs)
             self.given = "" if c.causal else "cls"
         else:
-            self.body = Decoder(c, vocab_size, rngs=rngs)
+            self.body = DecoderStack(c, vocab_size, rngs=rngs)
             kind = GradeHead if c.grades else DenseHead
             kind = kind if c.head_activation == "none" else PoolerHead
             self.head = kind(c, rngs=rngs)

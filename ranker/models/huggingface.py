@@ -24,8 +24,8 @@ from ranker.models.families import FAMILIES, Family, read_config, table_of
 from ranker.models.fields import check_rest
 from ranker.models.folder import (
     Described,
-    Head,
     Held,
+    ModuleHead,
     Tensor,
     Tensors,
     find_tensors,
@@ -34,7 +34,7 @@ from ranker.models.folder import (
     resolve_folder,
 )
 from ranker.models.params import flat
-from ranker.models.tables import Entry, HeadNames, Index, Model
+from ranker.models.tables import Entry, HeadNames, Index, Transformer
 
 __all__ = ["ModelError", "export_huggingface", "flat", "open_checkpoint"]
 
@@ -46,7 +46,7 @@ class Checkpoint:
     """A Hugging Face folder whose weights can be read."""
 
     folder: pathlib.Path
-    model: Model
+    model: Transformer
     vocab_size: int  # rows of the embeddings
     num_layers: int  # of the source
     kept: tuple[int, ...]  # layers of the source, one for each of the model's
@@ -143,7 +143,7 @@ def open_checkpoint(
     )
 
 
-def _model_of(found: Described) -> tuple[Model, list[str]]:
+def _model_of(found: Described) -> tuple[Transformer, list[str]]:
     """The model that a config.json describes, and notes on its fields."""
     model, seen = read_config(str(found.path), found.fields)
     harmless = FAMILIES[model.family].harmless
@@ -159,7 +159,9 @@ _BIASED = (
 )
 
 
-def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNames]:
+def _with_head(
+    model: Transformer, family: Family, head: ModuleHead
+) -> tuple[Transformer, HeadNames]:
     """The model with the head that modules.json describes, if it does."""
     if head.names is None:
         return model, family.head
@@ -185,7 +187,9 @@ def _with_head(model: Model, family: Family, head: Head) -> tuple[Model, HeadNam
     return dataclasses.replace(model, **changes), head.names
 
 
-def _adapted(model: Model, settings: config.Pretrained, kept: tuple[int, ...]) -> Model:
+def _adapted(
+    model: Transformer, settings: config.Pretrained, kept: tuple[int, ...]
+) -> Transformer:
     """The model with the settings' dtype, dropout, pooling and layers."""
     changes: dict[str, Any] = dict(
         dtype=settings.dtype, remat=settings.remat, reduce_dtype=settings.reduce_dtype
@@ -275,14 +279,14 @@ class _Scorer:
     """What a checkpoint scores by: its head, a difference of labels, or its words."""
 
     folder: pathlib.Path
-    model: Model
+    model: Transformer
     tensors: Tensors
     names: HeadNames
     settings: config.Pretrained
-    head: Head
+    head: ModuleHead
     template_tokens: tuple[str, ...]
 
-    def found(self) -> tuple[Model, Tensors, list[str], tuple[int, ...]]:
+    def found(self) -> tuple[Transformer, Tensors, list[str], tuple[int, ...]]:
         """The model, its tensors with those that score, notes, and ids of words."""
         model, tensors, notes = _own_words(self.model, self.tensors)
         ids, grades = self._tokens()
@@ -321,8 +325,8 @@ class _Scorer:
         return (), False
 
     def _from_words(
-        self, model: Model, tensors: Tensors, ids: tuple[int, ...], grades: bool
-    ) -> tuple[Model, Tensors, str]:
+        self, model: Transformer, tensors: Tensors, ids: tuple[int, ...], grades: bool
+    ) -> tuple[Transformer, Tensors, str]:
         """The score's weights are rows of the words' logits."""
         model = _check_logits(self.folder, model, ids, grades)
         name = "lm_head.weight"
@@ -352,7 +356,9 @@ class _Scorer:
             note = f"the score is the logit of token {said}"
         return model, {f"{self.names.dense}.weight": Held(weight)}, note
 
-    def _without_bias(self, model: Model, tensors: Tensors) -> tuple[Tensors, list]:
+    def _without_bias(
+        self, model: Transformer, tensors: Tensors
+    ) -> tuple[Tensors, list]:
         """Zeros for a bias that a head without one leaves out."""
         weight = f"{self.names.dense}.weight"
         if isinstance(model, config.Decoder) or weight not in tensors:
@@ -385,7 +391,9 @@ class _Scorer:
         )
 
 
-def _own_words(model: Model, tensors: Tensors) -> tuple[Model, Tensors, list[str]]:
+def _own_words(
+    model: Transformer, tensors: Tensors
+) -> tuple[Transformer, Tensors, list[str]]:
     """A decoder with the head that its file has, whatever tie_word_embeddings says.
 
     transformers does not tie two tensors that are both there and differ.
@@ -441,7 +449,7 @@ def _token_ids(
 
 
 def _check_logits(
-    folder: pathlib.Path, model: Model, ids: tuple[int, ...], grades: bool
+    folder: pathlib.Path, model: Transformer, ids: tuple[int, ...], grades: bool
 ) -> config.Decoder:
     if isinstance(model, config.Encoder):
         raise ModelError(

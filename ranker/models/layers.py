@@ -42,7 +42,7 @@ def _param(value: Array, axes: Sequence[str | None]) -> nnx.Param:
 _VECTORS = ("_bias", "_norm")  # ends of names of what is no matrix
 
 
-def gathered(
+def make_ready(
     module: nnx.Module, dtype: DTypeLike, *, exact: bool = False
 ) -> Callable[[dict], dict]:
     """A function that readies one layer's parameters, of those stacked in `module`.
@@ -230,7 +230,7 @@ def lean(function: Callable, choice: config.Remat) -> Callable:
     return jax.checkpoint(function) if choice == "none" else function
 
 
-Read = Callable[[Array], Array]  # of [R, T, ...] what is asked for: [B, L, ...]
+ReadHidden = Callable[[Array], Array]  # of [R, T, ...] what is asked for: [B, L, ...]
 
 
 def stack(
@@ -238,7 +238,7 @@ def stack(
     x: Float[Array, "R T D"],
     stacked: Any,
     choice: config.Remat,
-    read: Read | None,
+    read: ReadHidden | None,
 ) -> Array:
     """Layers one after the other; of the last, only what is asked for.
 

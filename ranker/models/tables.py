@@ -13,9 +13,9 @@ import numpy as np
 
 from ranker import config
 
-Model = config.Decoder | config.Encoder
+Transformer = config.Decoder | config.Encoder
 Index = tuple[slice, ...]  # part of an array, every start and stop given
-Read = Callable[[Index], np.ndarray]  # part of a source tensor
+ReadPart = Callable[[Index], np.ndarray]  # part of a source tensor
 
 
 # --- tensors ---
@@ -26,7 +26,7 @@ class Transform:
     """Our array of one layer to the source's, and a part of the source's to ours."""
 
     to_source: Callable[[np.ndarray], np.ndarray]
-    from_source: Callable[[Read, Index, tuple[int, ...]], np.ndarray]  # our shape
+    from_source: Callable[[ReadPart, Index, tuple[int, ...]], np.ndarray]  # our shape
 
 
 def _scaled(part: slice, by: int) -> slice:
@@ -37,19 +37,19 @@ def _size(part: slice) -> int:
     return part.stop - part.start
 
 
-def _read_heads_out(read: Read, index: Index, shape: tuple[int, ...]) -> np.ndarray:
+def _read_heads_out(read: ReadPart, index: Index, shape: tuple[int, ...]) -> np.ndarray:
     d, n, h = index
     found = read((_scaled(n, shape[2]), d))  # [n * H, d]
     return found.T.reshape(_size(d), _size(n), shape[2])[:, :, h]
 
 
-def _read_heads_in(read: Read, index: Index, shape: tuple[int, ...]) -> np.ndarray:
+def _read_heads_in(read: ReadPart, index: Index, shape: tuple[int, ...]) -> np.ndarray:
     n, h, d = index
     found = read((d, _scaled(n, shape[1])))  # [d, n * H]
     return found.T.reshape(_size(n), shape[1], _size(d))[:, h]
 
 
-def _read_flat(read: Read, index: Index, shape: tuple[int, ...]) -> np.ndarray:
+def _read_flat(read: ReadPart, index: Index, shape: tuple[int, ...]) -> np.ndarray:
     n, h = index
     return read((_scaled(n, shape[1]),)).reshape(_size(n), shape[1])[:, h]
 
@@ -108,7 +108,7 @@ class Entry:
         shape = self.transform.to_source(empty).shape
         return (self.rows, *shape[1:]) if self.rows else shape
 
-    def read(self, read: Read, index: Index) -> np.ndarray:
+    def read(self, read: ReadPart, index: Index) -> np.ndarray:
         """The part `index` of ours, from a source tensor."""
 
         def shifted(where: Index) -> np.ndarray:
@@ -175,7 +175,7 @@ class HeadNames(NamedTuple):
     dense: str = "score"
 
 
-def head_table(c: Model, names: HeadNames) -> Table:
+def head_table(c: Transformer, names: HeadNames) -> Table:
     """The table of a score: a dense layer, mostly after a pooler."""
     D, made = c.embed_dim, Builder()
     encoder = isinstance(c, config.Encoder)

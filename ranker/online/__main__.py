@@ -21,7 +21,7 @@ and globs. Columns: time, user, page, event (page or click); and where there are
 session, query, arm, document_id, position, dwell, latency, team, propensity, score,
 triggered. docs/online.md describes them.
 """
-Summary = dict[str, Any]
+Report = dict[str, Any]
 
 
 # --- flags ---
@@ -54,7 +54,7 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:
-    from ranker.online.pages import Rules
+    from ranker.online.pages import PageRules
 
     texts = {
         "dwell_cap": "seconds that a dwell counts at most",
@@ -66,7 +66,7 @@ def _rules(parser: argparse.ArgumentParser) -> None:
         "censored": "clicks without a known dwell: leave-out, or cap",
     }
     group = parser.add_argument_group("rules")
-    for one in dataclasses.fields(Rules):
+    for one in dataclasses.fields(PageRules):
         group.add_argument(
             "--" + one.name.replace("_", "-"),
             type=type(one.default),
@@ -124,17 +124,17 @@ def _number(flag: str, text: str) -> float:
 
 
 def _make_rules(given: argparse.Namespace) -> Any:
-    from ranker.online.pages import Rules
+    from ranker.online.pages import PageRules
 
-    return Rules(
-        **{one.name: getattr(given, one.name) for one in dataclasses.fields(Rules)}
+    return PageRules(
+        **{one.name: getattr(given, one.name) for one in dataclasses.fields(PageRules)}
     )
 
 
 def _read(given: argparse.Namespace, fields: Sequence[str], more: Sequence[str] = ()):
     from ranker.online import events
 
-    return events.read(
+    return events.read_log(
         given.log,
         fields=fields,
         more=more,
@@ -206,7 +206,7 @@ def _ab_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _ab(given: argparse.Namespace) -> Summary:
+def _ab(given: argparse.Namespace) -> Report:
     from ranker.online import experiment, pages
 
     differing = frozenset()
@@ -269,7 +269,7 @@ def _interleave_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _interleave(given: argparse.Namespace) -> Summary:
+def _interleave(given: argparse.Namespace) -> Report:
     from ranker.online import preference
 
     settings = preference.Settings(
@@ -302,7 +302,7 @@ def _power_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _power(given: argparse.Namespace) -> Summary:
+def _power(given: argparse.Namespace) -> Report:
     from ranker.online import planning
 
     settings = planning.Settings(
@@ -329,7 +329,7 @@ def _aa_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _aa(given: argparse.Namespace) -> Summary:
+def _aa(given: argparse.Namespace) -> Report:
     from ranker.online import planning
 
     settings = planning.Settings(
@@ -340,7 +340,7 @@ def _aa(given: argparse.Namespace) -> Summary:
         rules=_make_rules(given),
     )
     with _read(given, planning.FIELDS) as log:
-        return planning.check(log, settings)
+        return planning.aa_report(log, settings)
 
 
 def _gsb_flags(parser: argparse.ArgumentParser) -> None:
@@ -357,7 +357,7 @@ def _gsb_flags(parser: argparse.ArgumentParser) -> None:
     _level(parser)
 
 
-def _gsb(given: argparse.Namespace) -> Summary:
+def _gsb(given: argparse.Namespace) -> Report:
     from ranker import storage
     from ranker.online import sidebyside
 
@@ -452,7 +452,7 @@ def _clickmodel_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _clickmodel(given: argparse.Namespace) -> Summary:
+def _clickmodel(given: argparse.Namespace) -> Report:
     from ranker import storage
     from ranker.online import attraction, results
 
@@ -494,7 +494,7 @@ def _counterfactual_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _counterfactual(given: argparse.Namespace) -> Summary:
+def _counterfactual(given: argparse.Namespace) -> Report:
     from ranker.online import attraction, counterfactual
 
     looks = attraction.read_file(given.propensities) if given.propensities else ()
@@ -537,7 +537,7 @@ def _impressions_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _impressions(given: argparse.Namespace) -> Summary:
+def _impressions(given: argparse.Namespace) -> Report:
     import json
 
     from ranker import storage
@@ -567,14 +567,17 @@ def _clicks_flags(parser: argparse.ArgumentParser) -> None:
     _rules(parser)
 
 
-def _clicks(given: argparse.Namespace) -> Summary:
+def _clicks(given: argparse.Namespace) -> Report:
     from ranker.online import clicklog
 
     if given.out.suffix != ".parquet":
         raise ConfigError(f"--out {given.out}: expected a name in .parquet")
     settings = clicklog.Settings(rules=_make_rules(given))
     with _read(given, clicklog.FIELDS) as log:
-        return {**clicklog.write(log, settings, given.out), "out": str(given.out)}
+        return {
+            **clicklog.write_click_log(log, settings, given.out),
+            "out": str(given.out),
+        }
 
 
 def _simulate_flags(parser: argparse.ArgumentParser) -> None:
@@ -608,7 +611,7 @@ def _simulate_flags(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of everything; default %(default)s")
 
 
-def _simulate(given: argparse.Namespace) -> Summary:
+def _simulate(given: argparse.Namespace) -> Report:
     from ranker.online import simulate
 
     if given.log.suffix not in (".tsv", ".jsonl"):
@@ -626,7 +629,7 @@ def _simulate(given: argparse.Namespace) -> Summary:
     behaviour = simulate.Behaviour(model=given.model)
     first = next(iter(systems.values()))
     designs = {
-        "ab": lambda: simulate.split(systems),
+        "ab": lambda: simulate.split_users(systems),
         "interleave": lambda: simulate.mix(systems, length=given.depth),
         "explore": lambda: simulate.explore(first, share=given.explore),
     }
@@ -697,7 +700,7 @@ def _systems(given: argparse.Namespace) -> dict[str, list[Any]]:
     }
 
 
-COMMANDS: dict[str, tuple[str, Callable[..., None], Callable[..., Summary]]] = {
+COMMANDS: dict[str, tuple[str, Callable[..., None], Callable[..., Report]]] = {
     "ab": ("compare arms of an A/B test", _ab_flags, _ab),
     "interleave": ("which ranker users prefer", _interleave_flags, _interleave),
     "power": ("users and days that a lift needs", _power_flags, _power),

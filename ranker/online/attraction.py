@@ -10,9 +10,9 @@ import numpy as np
 
 from ranker.errors import ConfigError, DataError
 from ranker.online import clickmodels, results
-from ranker.online.clickmodels import MODELS, Data, Prior
+from ranker.online.clickmodels import MODELS, ClickedPages, Prior
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 _OFTEN = 50  # times a pair is to be shown
 _FEW = 1000  # pages below which a fit says little
@@ -27,7 +27,7 @@ class Settings:
     held_out: float = 0.2
     prior: float = 2.0  # trials
     iterations: int = 200
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if not 0 < self.held_out < 1:
@@ -40,18 +40,20 @@ class Settings:
             raise ConfigError("--depth and --iterations must be 1 or more")
 
 
-Pair = tuple[str, str, float, int]  # query, document, attraction, times shown
+PairClicks = tuple[str, str, float, int]  # query, document, attraction, times shown
 
 
-def analyse(log: Log, settings: Settings) -> tuple[dict[str, Any], Iterator[Pair]]:
+def analyse(
+    log: Log, settings: Settings
+) -> tuple[dict[str, Any], Iterator[PairClicks]]:
     """The report, for JSON, and the attraction of each pair by the best model.
 
     Raises:
       DataError: for a log without shown results, or one without clicks.
     """
     found = Contradictions()
-    shown = results.load(log, settings.rules, found, depth=settings.depth)
-    data = Data(shown.pairs, shown.clicks, len(shown.documents))
+    shown = results.load_pages(log, settings.rules, found, depth=settings.depth)
+    data = ClickedPages(shown.pairs, shown.clicks, len(shown.documents))
     if not data.clicks.any():
         raise DataError(
             f"{log.facts['files'][0]}: no shown result was clicked; a click needs the "
@@ -66,14 +68,14 @@ def analyse(log: Log, settings: Settings) -> tuple[dict[str, Any], Iterator[Pair
             "few to hold some out; change --held-out, or log more users"
         )
     train, test = (
-        Data(data.pairs[rows], data.clicks[rows], data.num_pairs)
+        ClickedPages(data.pairs[rows], data.clicks[rows], data.num_pairs)
         for rows in (~held, held)
     )
     names = MODELS if "all" in settings.models else settings.models
     fitted, models = {}, {}
     prior = Prior(settings.prior)
     for name in names:
-        model = clickmodels.fit(
+        model = clickmodels.fit_clicks(
             train, name, prior=prior, iterations=settings.iterations
         )
         fitted[name] = model
@@ -105,7 +107,9 @@ def analyse(log: Log, settings: Settings) -> tuple[dict[str, Any], Iterator[Pair
     return summary, pairs
 
 
-def _measure(model: clickmodels.ClickModel, train: Data, test: Data) -> dict[str, Any]:
+def _measure(
+    model: clickmodels.ClickModel, train: ClickedPages, test: ClickedPages
+) -> dict[str, Any]:
     marginal, by_rank = clickmodels.perplexity(model.marginal(test), test)
     conditional, _ = clickmodels.perplexity(model.conditional(test), test)
     return {
@@ -117,7 +121,7 @@ def _measure(model: clickmodels.ClickModel, train: Data, test: Data) -> dict[str
     }
 
 
-def _notes(train: Data, test: Data) -> list[str]:
+def _notes(train: ClickedPages, test: ClickedPages) -> list[str]:
     notes = []
     if len(train.pairs) < _FEW:
         notes.append(f"{len(train.pairs):,} pages: a click model wants far more")

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ranker.errors import DataError
 from ranker.online import pages
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 FIELDS = (*pages.FIELDS, "document_id")
 _SCHEMA = pa.schema(
@@ -37,10 +37,10 @@ WHERE e.click
 class Settings:
     """What `clicks` is asked for."""
 
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
 
-def write(log: Log, settings: Settings, path: pathlib.Path) -> dict[str, Any]:
+def write_click_log(log: Log, settings: Settings, path: pathlib.Path) -> dict[str, Any]:
     """Writes a Parquet file, a row a click, and returns the report.
 
     Its columns are query, document_id, position and dwell (seconds), as

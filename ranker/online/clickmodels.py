@@ -23,7 +23,7 @@ _TINY = 1e-9  # no chance is nearer to 0 or 1
 
 
 @dataclass(frozen=True)
-class Data:
+class ClickedPages:
     """Pages of up to K results."""
 
     pairs: Int[np.ndarray, "P K"]  # of query and document; -1 where there is no result
@@ -67,15 +67,15 @@ class ClickModel(Protocol):
         """By pair, [num_pairs]."""
         ...
 
-    def marginal(self, data: Data) -> Float[np.ndarray, "P K"]:
+    def marginal(self, data: ClickedPages) -> Float[np.ndarray, "P K"]:
         """P(click) of each place, other clicks unknown."""
         ...
 
-    def conditional(self, data: Data) -> Float[np.ndarray, "P K"]:
+    def conditional(self, data: ClickedPages) -> Float[np.ndarray, "P K"]:
         """P(click) of each place, given the clicks above it."""
         ...
 
-    def examination(self, data: Data) -> Float[np.ndarray, " K"]:
+    def examination(self, data: ClickedPages) -> Float[np.ndarray, " K"]:
         """Mean chance that a rank is looked at."""
         ...
 
@@ -84,11 +84,11 @@ class ClickModel(Protocol):
         ...
 
 
-def _attraction(model: ClickModel, data: Data) -> np.ndarray:
+def _attraction(model: ClickModel, data: ClickedPages) -> np.ndarray:
     return np.where(data.real, model.attraction[np.maximum(data.pairs, 0)], 0.0)
 
 
-def _sum_pairs(data: Data, values: np.ndarray) -> np.ndarray:
+def _sum_pairs(data: ClickedPages, values: np.ndarray) -> np.ndarray:
     """Sums over the places of each pair."""
     real = data.real
     return np.bincount(data.pairs[real], values[real], data.num_pairs)
@@ -118,12 +118,12 @@ class Positional:
             return np.broadcast_to(ranks, clicks.shape)
         return _last_click(clicks) * clicks.shape[1] + ranks
 
-    def conditional(self, data: Data) -> np.ndarray:
+    def conditional(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         look = self.look.ravel()[self._index(data.clicks)]
         return _attraction(self, data) * look
 
-    def _states(self, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    def _states(self, data: ClickedPages) -> tuple[np.ndarray, np.ndarray]:
         """Marginal chances of looking and of a click."""
         if len(self.look) == 1:
             look = np.broadcast_to(self.look, data.pairs.shape)
@@ -140,11 +140,11 @@ class Positional:
             state[:, k + 1] = clicks[:, k]
         return looks, clicks
 
-    def marginal(self, data: Data) -> np.ndarray:
+    def marginal(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         return self._states(data)[1]
 
-    def examination(self, data: Data) -> np.ndarray:
+    def examination(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         return _mean_by_rank(self._states(data)[0], data)
 
@@ -154,13 +154,13 @@ class Positional:
         return {"examination": look.tolist()}
 
 
-def _mean_by_rank(values: np.ndarray, data: Data) -> np.ndarray:
+def _mean_by_rank(values: np.ndarray, data: ClickedPages) -> np.ndarray:
     real = data.real
     return np.where(real, values, 0).sum(0) / np.maximum(real.sum(0), 1)
 
 
 def _fit_positional(
-    data: Data, name: str, prior: Prior, iterations: int, tolerance: float
+    data: ClickedPages, name: str, prior: Prior, iterations: int, tolerance: float
 ) -> Positional:
     depth = data.pairs.shape[1]
     rows = 1 if name == "pbm" else depth + 1
@@ -207,7 +207,7 @@ class Chain:
     after_click: np.ndarray  # dcm: [K]
     go_on: float  # dbn: chance of reading on when not satisfied
 
-    def _steps(self, data: Data) -> tuple[np.ndarray, float]:
+    def _steps(self, data: ClickedPages) -> tuple[np.ndarray, float]:
         """Chance of reading on after a click [P, K], and after none."""
         if self.name == "cascade":
             return np.full(data.pairs.shape, _TINY), 1 - _TINY
@@ -216,7 +216,7 @@ class Chain:
         satisfied = self.satisfaction[np.maximum(data.pairs, 0)]
         return (1 - satisfied) * self.go_on, self.go_on
 
-    def conditional(self, data: Data) -> np.ndarray:
+    def conditional(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         attraction, (after, on) = _attraction(self, data), self._steps(data)
         found, look = np.zeros(data.pairs.shape), np.ones(len(data.pairs))
@@ -227,7 +227,7 @@ class Chain:
             look = np.where(data.clicks[:, k], after[:, k], unclicked * on)
         return found
 
-    def _looks(self, data: Data) -> np.ndarray:
+    def _looks(self, data: ClickedPages) -> np.ndarray:
         attraction, (after, on) = _attraction(self, data), self._steps(data)
         looks = np.ones(data.pairs.shape)
         for k in range(data.pairs.shape[1] - 1):
@@ -235,11 +235,11 @@ class Chain:
             looks[:, k + 1] = looks[:, k] * (a * after[:, k] + (1 - a) * on)
         return looks
 
-    def marginal(self, data: Data) -> np.ndarray:
+    def marginal(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         return self._looks(data) * _attraction(self, data)
 
-    def examination(self, data: Data) -> np.ndarray:
+    def examination(self, data: ClickedPages) -> np.ndarray:
         """See `ClickModel`."""
         return _mean_by_rank(self._looks(data), data)
 
@@ -260,7 +260,7 @@ class Posterior:
     log_likelihood: float
 
 
-def infer(model: Chain, data: Data) -> Posterior:
+def infer(model: Chain, data: ClickedPages) -> Posterior:
     """Down to the last click the user has read; below it, it is inferred."""
     real, clicks = data.real, data.clicks
     count, depth = data.pairs.shape
@@ -301,13 +301,13 @@ def infer(model: Chain, data: Data) -> Posterior:
 
 
 def _fit_chain(
-    data: Data, name: str, prior: Prior, iterations: int, tolerance: float
+    data: ClickedPages, name: str, prior: Prior, iterations: int, tolerance: float
 ) -> Chain:
     depth = data.pairs.shape[1]
     if name == "cascade":  # what lies below the first click says nothing
         first = np.cumsum(data.clicks, axis=1) - data.clicks == 0
         shown = np.where(first, data.pairs, -1)
-        data = Data(shown, data.clicks & first, data.num_pairs)
+        data = ClickedPages(shown, data.clicks & first, data.num_pairs)
     model = Chain(
         name,
         np.full(data.num_pairs, 0.5),
@@ -357,8 +357,8 @@ _FITS: Mapping[str, Callable[..., ClickModel]] = {
 MODELS = tuple(_FITS)
 
 
-def fit(
-    data: Data,
+def fit_clicks(
+    data: ClickedPages,
     name: str,
     *,
     prior: Prior | None = None,
@@ -383,7 +383,7 @@ def fit(
 
 
 def perplexity(
-    chances: Float[np.ndarray, "P K"], data: Data
+    chances: Float[np.ndarray, "P K"], data: ClickedPages
 ) -> tuple[float, Float[np.ndarray, " K"]]:
     """2 to the mean surprise in bits, over all places and by rank; 1 is best, 2 a coin.
 
@@ -401,7 +401,7 @@ def perplexity(
     return float(2 ** (bits.sum() / max(data.real.sum(), 1))), by_rank
 
 
-def propensities(model: ClickModel, data: Data) -> Float[np.ndarray, " K"]:
+def propensities(model: ClickModel, data: ClickedPages) -> Float[np.ndarray, " K"]:
     """Chance of being looked at by rank, the first rank's being 1."""
     found = model.examination(data)
     return found / found[0]

@@ -19,7 +19,7 @@ from scipy import stats
 from ranker.errors import ConfigError, DataError
 from ranker.online import results
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 from ranker.online.results import Shown
 
 FIELDS = results.FIELDS
@@ -35,7 +35,7 @@ class Settings:
     clip: float = 10.0  # largest weight of the clipped estimate
     level: float = 0.95
     looks: tuple[float, ...] = ()  # chance of looking by rank; () = logged propensities
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if self.depth < 1:
@@ -260,7 +260,7 @@ def analyse(
       DataError: where the log or its overlap with a run cannot carry an estimate.
     """
     found = Contradictions()
-    shown = results.load(log, settings.rules, found, depth=settings.depth)
+    shown = results.load_pages(log, settings.rules, found, depth=settings.depth)
     file = log.facts["files"][0]
     if not settings.looks:
         missing = int((shown.real & np.isnan(shown.propensity)).sum())

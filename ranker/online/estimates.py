@@ -40,7 +40,7 @@ class Moments:
         return cls(n, values.mean(0), centred.T @ centred / max(n - 1, 1))
 
 
-def pool(parts: Sequence[Moments]) -> Moments:
+def pool_moments(parts: Sequence[Moments]) -> Moments:
     """The moments of several samples taken as one.
 
     >>> a, b = np.eye(4), np.arange(20.0).reshape(5, 4)
@@ -91,7 +91,7 @@ def slope(whole: Moments) -> float:
     return float(now @ whole.covariance @ before / variance)
 
 
-def estimate(one: Moments, *, theta: float = 0.0, centre: float = 0.0) -> Value:
+def arm_ratio(one: Moments, *, theta: float = 0.0, centre: float = 0.0) -> Value:
     """The ratio of an arm by the delta method.
 
     Args:
@@ -175,7 +175,7 @@ def _welch(control: Value, treatment: Value) -> float:
     return total**2 / below if below > 0 else math.inf
 
 
-def compare(
+def compare_arms(
     control: Moments, treatment: Moments, *, level: float = 0.95, cuped: bool = False
 ) -> Effect:
     """A treatment against a control: difference, lift, interval and p-value.
@@ -188,14 +188,14 @@ def compare(
       level: of the intervals.
       cuped: subtract what the pre-period foretells.
     """
-    plain = [estimate(one) for one in (control, treatment)]
+    plain = [arm_ratio(one) for one in (control, treatment)]
     theta, centre = 0.0, 0.0
     if cuped:
-        whole = pool([control, treatment])
+        whole = pool_moments([control, treatment])
         theta = slope(whole)
         if theta:
             centre = whole.mean[BEFORE_NUMERATOR] / whole.mean[BEFORE_DENOMINATOR]
-    a, b = (estimate(o, theta=theta, centre=centre) for o in (control, treatment))
+    a, b = (arm_ratio(o, theta=theta, centre=centre) for o in (control, treatment))
     difference, variance = b.value - a.value, a.variance + b.variance
     error = math.sqrt(variance) if variance >= 0 else math.nan
     freedom = _welch(a, b)

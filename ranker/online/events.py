@@ -496,7 +496,7 @@ def connect(
 
 
 @contextlib.contextmanager
-def read(
+def read_log(
     paths: Sequence[str | pathlib.Path],
     *,
     fields: Sequence[str],

@@ -13,7 +13,7 @@ from ranker.online import estimates, measures, pages
 from ranker.online.estimates import Effect, Moments
 from ranker.online.events import Log
 from ranker.online.measures import MEASURES
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 _CONTROLS = ("control", "a", "baseline", "old", "off", "0")  # names of a control
 FEW = 100  # users of an arm or segment below which the normal approximation is poor
@@ -35,7 +35,7 @@ class Settings:
     planned: int = 5000  # users at which the confidence sequence is narrowest
     trigger: str = ""  # "", "column", "results" or "queries"
     trigger_queries: frozenset[str] = frozenset()
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if not 0.5 <= self.level < 1:
@@ -78,7 +78,7 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "command": "ab",
         "log": dict(log.facts),
-        "rules": dict(pages.describe(settings.rules, "dwell" in log.has)),
+        "rules": dict(pages.rules_in_words(settings.rules, "dwell" in log.has)),
         "contradictions": found.summary(),
         "control": control,
         "primary": primary,
@@ -282,10 +282,10 @@ def _compare(
     for name, parts in by_measure.items():
         if control not in parts or arm not in parts:
             continue
-        plain = estimates.compare(parts[control], parts[arm], level=settings.level)
+        plain = estimates.compare_arms(parts[control], parts[arm], level=settings.level)
         effect = plain
         if cuped:
-            effect = estimates.compare(
+            effect = estimates.compare_arms(
                 parts[control], parts[arm], level=settings.level, cuped=True
             )
         if math.isnan(effect.control) or math.isnan(effect.treatment):
@@ -373,7 +373,9 @@ def _by_day(
         a, b = (_until(curve.get(one, {}), day) for one in (control, arm))
         if a is None or b is None or min(a[0], b[0]) < 2 or min(a[2], b[2]) <= 0:
             continue
-        effect = estimates.compare(_as_moments(a), _as_moments(b), level=settings.level)
+        effect = estimates.compare_arms(
+            _as_moments(a), _as_moments(b), level=settings.level
+        )
         row: dict[str, Any] = {
             "day": _date(day),
             "users": int(a[0] + b[0]),
@@ -463,7 +465,7 @@ def _segments(
             for arm in sorted(set(parts) - {control}):
                 if control not in parts or min(parts[control].n, parts[arm].n) < 2:
                     continue
-                effect = estimates.compare(
+                effect = estimates.compare_arms(
                     parts[control], parts[arm], level=settings.level
                 )
                 rows.append(
@@ -560,7 +562,7 @@ def _triggered(
         result["srm"] = estimates.sample_ratio(sizes, settings.shares).summary()
     for arm in treatments:
         if control in parts and arm in parts:
-            result["comparisons"][arm] = estimates.compare(
+            result["comparisons"][arm] = estimates.compare_arms(
                 parts[control], parts[arm], level=settings.level
             ).summary()
     return result

@@ -19,7 +19,7 @@ import numpy as np
 from ranker.errors import ConfigError, DataError
 from ranker.online import results
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 from ranker.online.results import Shown
 
 FIELDS = results.FIELDS
@@ -34,7 +34,7 @@ class Settings:
     clip: float = 20.0  # largest weight of a click
     least: int = 1  # pages of a query, below which it is left out
     by: Literal["query", "page"] = "query"  # what a list is
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if self.depth < 1 or self.least < 1:
@@ -43,7 +43,7 @@ class Settings:
             raise ConfigError(f"--clip {self.clip:g}: expected 1 or more")
 
 
-def weigh(depth: int, *, looks: Sequence[float], clip: float) -> np.ndarray:
+def click_weights(depth: int, *, looks: Sequence[float], clip: float) -> np.ndarray:
     """What a click at each rank counts, float [depth]; ranks beyond as the last."""
     ranks = [looks[min(k, len(looks) - 1)] if looks else 1.0 for k in range(depth)]
     return np.minimum(1 / np.array(ranks), clip)
@@ -59,7 +59,7 @@ def label(
       looks: chance of looking by rank; () = 1 everywhere.
       clip: largest weight of a click.
     """
-    weight = weigh(shown.pairs.shape[1], looks=looks, clip=clip)
+    weight = click_weights(shown.pairs.shape[1], looks=looks, clip=clip)
     real = shown.real
     number = len(shown.documents)
     worth = np.bincount(shown.pairs[real], (shown.clicks * weight)[real], number)
@@ -76,7 +76,7 @@ def analyse(
       DataError: where no list has a click.
     """
     found = Contradictions()
-    shown = results.load(log, settings.rules, found, depth=settings.depth)
+    shown = results.load_pages(log, settings.rules, found, depth=settings.depth)
     labels, times = label(shown, looks=settings.looks, clip=settings.clip)
     pages = np.bincount(shown.query, minlength=len(shown.names))
     clicked = np.bincount(shown.queries, labels, len(shown.names)) > 0
@@ -88,7 +88,7 @@ def analyse(
         )
     depth = shown.pairs.shape[1]
     if settings.by == "page":
-        weight = weigh(depth, looks=settings.looks, clip=settings.clip)
+        weight = click_weights(depth, looks=settings.looks, clip=settings.clip)
         taken = np.flatnonzero(shown.clicks.any(1) & kept[shown.query])
         lists = _by_page(shown, taken, weight if settings.looks else None)
         number = len(taken)

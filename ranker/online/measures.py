@@ -19,7 +19,7 @@ from ranker.online.pages import Bucket, Columns
 
 
 @dataclass(frozen=True)
-class Measure:
+class RatioMetric:
     """A ratio of sums over users, by the names of the users' columns."""
 
     numerator: str
@@ -32,13 +32,13 @@ class Measure:
 
 
 MEASURES = {
-    "PageCTR": Measure("clicked", "pages", 1, "", "pages with a click / pages"),
-    "clicks_per_page": Measure("clicks", "pages", 1, "", "clicks / pages"),
-    "UserCTR": Measure("has_click", "one", 1, "", "users with a click / users"),
-    "UserDayCTR": Measure(
+    "PageCTR": RatioMetric("clicked", "pages", 1, "", "pages with a click / pages"),
+    "clicks_per_page": RatioMetric("clicks", "pages", 1, "", "clicks / pages"),
+    "UserCTR": RatioMetric("has_click", "one", 1, "", "users with a click / users"),
+    "UserDayCTR": RatioMetric(
         "clicked_days", "days", 1, "", "days of users with a click / days of users"
     ),
-    "change_rate": Measure(
+    "change_rate": RatioMetric(
         "changed",
         "pages",
         -1,
@@ -46,22 +46,22 @@ MEASURES = {
         "pages followed by a reformulated query without a satisfied click / pages",
         "query",
     ),
-    "dwell": Measure(
+    "dwell": RatioMetric(
         "dwell", "known", 1, "s", "seconds of dwell / clicks of known dwell"
     ),
-    "satisfied_click_rate": Measure(
+    "satisfied_click_rate": RatioMetric(
         "satisfied", "known", 1, "", "satisfied clicks / clicks of known dwell"
     ),
-    "satisfied_clicks_per_page": Measure(
+    "satisfied_clicks_per_page": RatioMetric(
         "satisfied", "pages", 1, "", "satisfied clicks / pages"
     ),
-    "abandonment": Measure(
+    "abandonment": RatioMetric(
         "abandoned", "sessions", -1, "", "sessions without a click / sessions"
     ),
-    "zero_click": Measure(
+    "zero_click": RatioMetric(
         "unclicked", "pages", -1, "", "pages without a click / pages"
     ),
-    "mrr_of_clicks": Measure(
+    "mrr_of_clicks": RatioMetric(
         "reciprocal",
         "placed_clicked",
         1,
@@ -69,14 +69,16 @@ MEASURES = {
         "1 / position of the highest click / pages with a click",
         "position",
     ),
-    "time_to_click": Measure(
+    "time_to_click": RatioMetric(
         "wait", "waited", -1, "s", "seconds to the first click / pages with a click"
     ),
-    "pages_per_user": Measure("pages", "one", 0, "", "pages / users", guardrail=True),
-    "latency": Measure(
+    "pages_per_user": RatioMetric(
+        "pages", "one", 0, "", "pages / users", guardrail=True
+    ),
+    "latency": RatioMetric(
         "latency", "timed", -1, "ms", "milliseconds / pages", "latency", guardrail=True
     ),
-    "slow_pages": Measure(
+    "slow_pages": RatioMetric(
         "slow",
         "timed",
         -1,

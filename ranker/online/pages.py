@@ -27,7 +27,7 @@ FIELDS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class PageRules:
     """What counts as what; stated in every report."""
 
     dwell_cap: float = 600.0  # seconds; longer stays count as so long
@@ -232,7 +232,7 @@ class Bucket:
 
 def walk(
     log: Log,
-    rules: Rules,
+    rules: PageRules,
     found: Contradictions,
     *,
     arms: Sequence[str] | None = None,
@@ -274,7 +274,7 @@ def _plain(column: np.ndarray) -> np.ndarray:
 
 def _make_tables(
     log: Log,
-    rules: Rules,
+    rules: PageRules,
     number: int,
     arms: Sequence[str],
     extra: tuple[str, ...],
@@ -330,7 +330,7 @@ def _make_tables(
     log.connection.execute(_TWICE.format(again=again))
 
 
-def _order(log: Log, rules: Rules, pages: Columns, start: float) -> None:
+def _order(log: Log, rules: PageRules, pages: Columns, start: float) -> None:
     """What follows from a page's neighbours in the user's time."""
     u, time = pages["u"], pages["time"]
     count = len(u)
@@ -359,7 +359,7 @@ def _order(log: Log, rules: Rules, pages: Columns, start: float) -> None:
         pages["session"] = np.cumsum(opens)
 
 
-def _alike(log: Log, rules: Rules, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _alike(log: Log, rules: PageRules, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether the queries of pairs of pages share a word, or most letters."""
     candidate = pa.table({"i": np.arange(len(a)), "a": a, "b": b})
     log.connection.register("candidate", candidate)
@@ -413,7 +413,7 @@ def _add(
 
 
 def _keep(
-    log: Log, rules: Rules, found: Contradictions, pages: Columns, needs_arm: bool
+    log: Log, rules: PageRules, found: Contradictions, pages: Columns, needs_arm: bool
 ) -> Columns:
     """Leaves out users and pages by the rules."""
     u, day = pages["u"], pages["day"]
@@ -470,7 +470,7 @@ def make_kept(log: Log, bucket: Bucket) -> None:
     log.connection.unregister("good")
 
 
-def describe(rules: Rules, has_dwell: bool) -> Mapping[str, str]:
+def rules_in_words(rules: PageRules, has_dwell: bool) -> Mapping[str, str]:
     """The rules in words, for the report."""
     source = "as logged" if has_dwell else "from a click to the user's next event"
     rest = (

@@ -14,7 +14,7 @@ from ranker.online import estimates, measures, pages
 from ranker.online.estimates import Moments
 from ranker.online.events import Log
 from ranker.online.measures import MEASURES
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 FIELDS = pages.FIELDS
 _CHUNK = 2**22  # signs drawn at a time
@@ -34,7 +34,7 @@ class Settings:
     splits: int = 1000  # of aa
     most_users: int = 200_000  # that aa draws on
     seed: int = 0
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if not all(lift > -1 and lift != 0 for lift in self.lifts):
@@ -53,7 +53,7 @@ class Settings:
 def spread(one: Moments, *, cuped: bool) -> float:
     """Variance of a user's share of the ratio, after CUPED where asked for."""
     theta = estimates.slope(one) if cuped else 0.0
-    return estimates.estimate(one, theta=theta).variance * one.n
+    return estimates.arm_ratio(one, theta=theta).variance * one.n
 
 
 def power(one: Moments, lift: float, users: int, *, level: float, cuped: bool) -> float:
@@ -63,7 +63,7 @@ def power(one: Moments, lift: float, users: int, *, level: float, cuped: bool) -
     >>> round(power(Moments.of(values), 0.0, 1000, level=0.95, cuped=False), 3)
     0.05
     """
-    effect = abs(lift) * estimates.estimate(one).value
+    effect = abs(lift) * estimates.arm_ratio(one).value
     error = math.sqrt(4 * spread(one, cuped=cuped) / users)
     quantile = float(stats.norm.ppf((1 + level) / 2))
     if not error > 0:
@@ -76,7 +76,7 @@ def users_for(
     one: Moments, lift: float, *, power: float, level: float, cuped: bool
 ) -> int:
     """Users in both arms together that a relative lift needs."""
-    effect = abs(lift) * estimates.estimate(one).value
+    effect = abs(lift) * estimates.arm_ratio(one).value
     quantiles = float(stats.norm.ppf((1 + level) / 2) + stats.norm.ppf(power))
     if not effect > 0:
         return 0
@@ -126,7 +126,7 @@ def forecast(log: Log, settings: Settings) -> dict[str, Any]:
         "contradictions": found.summary(),
         "measure": name,
         "what": MEASURES[name].what,
-        "value": estimates.estimate(whole).value,
+        "value": estimates.arm_ratio(whole).value,
         "users": whole.n,
         "users_by_day": arrivals,
         "power": settings.power,
@@ -240,7 +240,7 @@ def _p_values(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return 2 * stats.t.sf(t, freedom)
 
 
-def check(log: Log, settings: Settings) -> dict[str, Any]:
+def aa_report(log: Log, settings: Settings) -> dict[str, Any]:
     """The report of `aa`, for JSON: false positives of each measure on this log."""
     found = _make_users(log, settings)
     names = measures.available(log)

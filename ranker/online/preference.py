@@ -13,7 +13,7 @@ from ranker.metrics.significance import holm
 from ranker.online import pages
 from ranker.online.events import Log
 from ranker.online.interleaving import BOTH
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 FIELDS = (*pages.FIELDS, "team", "score")
 CREDITS = ("clicks", "satisfied", "dwell")
@@ -27,7 +27,7 @@ class Settings:
     by: str = "team"  # or score: the credit that the log gives each result
     level: float = 0.95
     names: Mapping[str, str] = field(default_factory=dict)  # team -> what to call it
-    rules: Rules = field(default_factory=Rules)
+    rules: PageRules = field(default_factory=PageRules)
 
     def __post_init__(self):
         if self.credit not in CREDITS:

@@ -5,9 +5,8 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from ranker.metrics.ranking import Run
 from ranker.online import events, preference, simulate
-
-Run = Mapping[str, Mapping[str, float]]  # query -> document -> score
 
 _MADE = (
     "simulated: users, clicks and dwell are made up from the judgements by a "
@@ -52,7 +51,7 @@ def interleave(
     with tempfile.TemporaryDirectory(prefix="ranker-rehearsal-") as folder:
         log = pathlib.Path(folder) / "log.tsv"
         simulate.write_rows(log, rows)
-        with events.read([log], fields=preference.FIELDS) as read:
+        with events.read_log([log], fields=preference.FIELDS) as read:
             summary = preference.analyse(read, preference.Settings())
     kept = ("command", "credit", "level", "pages", "clicked_pages", "pairs")
     return {

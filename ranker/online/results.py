@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from ranker.errors import DataError
 from ranker.online import pages
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 FIELDS = (*pages.FIELDS, "document_id", "propensity")
 _ROWS = """
@@ -65,7 +65,9 @@ class Shown:
         )
 
 
-def load(log: Log, rules: Rules, found: Contradictions, *, depth: int) -> Shown:
+def load_pages(
+    log: Log, rules: PageRules, found: Contradictions, *, depth: int
+) -> Shown:
     """All pages of a log with their results up to `depth`.
 
     Raises:

@@ -247,7 +247,7 @@ def pages_of_runs(
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPage:
     """What one user is shown: a page, the arm, and fields of each result."""
 
     page: Page
@@ -255,16 +255,18 @@ class Shown:
     fields: tuple[Mapping[str, object], ...] = ()
 
 
-Show = Callable[[str, int, str, np.random.Generator], Shown]  # user, query, day
+Show = Callable[[str, int, str, np.random.Generator], ShownPage]  # user, query, day
 
 
-def split(systems: Mapping[str, Sequence[Page]]) -> Show:
+def split_users(systems: Mapping[str, Sequence[Page]]) -> Show:
     """An A/B test: a user sees one system, drawn by a digest of the user's id."""
     arms = list(systems)
 
-    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+    def show(
+        user: str, query: int, day: str, generator: np.random.Generator
+    ) -> ShownPage:
         arm = arms[int.from_bytes(make_key("", user, "")[:8], "big") % len(arms)]
-        return Shown(systems[arm][query], arm)
+        return ShownPage(systems[arm][query], arm)
 
     return show
 
@@ -272,7 +274,9 @@ def split(systems: Mapping[str, Sequence[Page]]) -> Show:
 def mix(systems: Mapping[str, Sequence[Page]], *, length: int = 10) -> Show:
     """Team-draft interleaving of two systems, multileaving of more."""
 
-    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+    def show(
+        user: str, query: int, day: str, generator: np.random.Generator
+    ) -> ShownPage:
         pages = {name: one[query] for name, one in systems.items()}
         grades = {
             document: grade
@@ -286,7 +290,7 @@ def mix(systems: Mapping[str, Sequence[Page]], *, length: int = 10) -> Show:
             length=length,
         )
         page = Page(text, drawn.documents, [grades[one] for one in drawn.documents])
-        return Shown(page, "", tuple({"team": team} for team in drawn.teams))
+        return ShownPage(page, "", tuple({"team": team} for team in drawn.teams))
 
     return show
 
@@ -298,7 +302,9 @@ def explore(pages: Sequence[Page], *, share: float) -> Show:
     and share / K more, as a shuffled page has it anywhere alike.
     """
 
-    def show(user: str, query: int, day: str, generator: np.random.Generator) -> Shown:
+    def show(
+        user: str, query: int, day: str, generator: np.random.Generator
+    ) -> ShownPage:
         own = pages[query]
         count = len(own.documents)
         order = np.arange(count)
@@ -313,7 +319,7 @@ def explore(pages: Sequence[Page], *, share: float) -> Show:
             [own.documents[at] for at in order.tolist()],
             [own.grades[at] for at in order.tolist()],
         )
-        return Shown(page, "", fields)
+        return ShownPage(page, "", fields)
 
     return show
 

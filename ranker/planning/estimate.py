@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from ranker.planning import chips, flops, hlo
-from ranker.planning.job import Job, bytes_of
+from ranker.planning.job import Workload, bytes_of
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -27,7 +27,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class StepCost:
     """What one step takes. Bytes and seconds are of one device, FLOPs of all."""
 
     memory: Memory
@@ -56,7 +56,7 @@ class Estimate:
         return self.memory.fits and (self.evaluation is None or self.evaluation.fits)
 
 
-def estimate(job: Job, slices: chips.Slices) -> Estimate:
+def step_cost(job: Workload, slices: chips.Slices) -> StepCost:
     """Compiles the job's step, and reads off what it needs.
 
     Raises:
@@ -73,7 +73,7 @@ def estimate(job: Job, slices: chips.Slices) -> Estimate:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             needed, limit = too_large(str(error), limit)
-            return Estimate(
+            return StepCost(
                 memory=Memory(
                     arguments=job.argument_bytes,
                     temporaries=max(0.0, needed - job.argument_bytes),
@@ -95,7 +95,7 @@ def estimate(job: Job, slices: chips.Slices) -> Estimate:
     # XLA for a CPU fuses otherwise than for a GPU: count what must move whatever it
     # does, the arguments in and their new values out.
     hbm = 2 * memory.arguments if slices.chip.gpu else traffic.hbm
-    return Estimate(
+    return StepCost(
         memory=memory,
         compile_seconds=time.monotonic() - started,
         model_flops=job.flops,
@@ -123,7 +123,7 @@ def _terms(
     }
 
 
-def evaluation(job: Job, slices: chips.Slices) -> Memory | None:
+def evaluation(job: Workload, slices: chips.Slices) -> Memory | None:
     """Memory while dev is scored, with the training state beside it; None: no dev."""
     if job.evaluation is None:
         return None
@@ -203,7 +203,9 @@ PUBLISHED = {
 ENCODERS = (0.39, "our BERT-base on one H200, docs/benchmarks.md; not this chip")
 
 
-def expected(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any] | None:
+def expected(
+    job: Workload, slices: chips.Slices, found: StepCost
+) -> dict[str, Any] | None:
     """A step at the utilisation published for such models; None: none is known.
 
     Never shorter than the bound.
@@ -225,13 +227,15 @@ def expected(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any] 
     }
 
 
-def _hours(job: Job, slices: chips.Slices, seconds: float | None) -> float | None:
+def _hours(job: Workload, slices: chips.Slices, seconds: float | None) -> float | None:
     if seconds is None or job.steps is None:
         return None
     return job.steps * seconds * slices.chips / 3600
 
 
-def to_dict(job: Job, slices: chips.Slices, found: Estimate) -> dict[str, Any]:
+def cost_as_dict(
+    job: Workload, slices: chips.Slices, found: StepCost
+) -> dict[str, Any]:
     """Everything as plain numbers, for JSON."""
     fits = found.memory.fits
     seconds = found.seconds if fits and found.terms else None

@@ -113,7 +113,7 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Traffic:
+class Transfers:
     """What one step moves, on one device."""
 
     collectives: tuple[Collective, ...]
@@ -144,7 +144,7 @@ class Program:
                 if one:
                     current.instructions[one.name] = one
 
-    def traffic(self, num_devices: int, num_slices: int) -> Traffic:
+    def traffic(self, num_devices: int, num_slices: int) -> Transfers:
         """What a step moves, with devices numbered slice by slice."""
         found: dict[tuple, Collective] = {}
         hbm, unknown = 0.0, []
@@ -171,7 +171,7 @@ class Program:
         for owner, one, count in self._top(self.entry, 1):
             hbm += count * self._moved(owner, one)
         collectives = tuple(one for one in found.values() if one.ici + one.dcn > 0)
-        return Traffic(collectives, hbm, tuple(unknown))
+        return Transfers(collectives, hbm, tuple(unknown))
 
     def trips(self, owner: Computation, loop: Instruction) -> int | None:
         """How often a `while` runs its body; None where the text does not say."""

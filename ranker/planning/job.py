@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from ranker import config, sharding
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.data.packing import Layout, empty_batch
 from ranker.data.pairs import can_share, share
 from ranker.data.pipeline import make_layout
@@ -32,7 +32,7 @@ from ranker.training.trained import KINDS
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextLengths:
     """How long the texts are that a stage will read, as far as it is known."""
 
     tokens: int = 0  # a pair, with its prompt; 0: as many as a row holds
@@ -67,7 +67,7 @@ class Texts:
 
 
 @dataclass(frozen=True)
-class Job:
+class Workload:
     """A function, what it is called with, and what a call does."""
 
     kind: str  # cpt, sft, distill or score
@@ -162,8 +162,8 @@ def make_job(
     teacher: config.Train | None,
     devices: Sequence[Any],
     pairs: int | None = None,
-    texts: Texts = Texts(),  # noqa: B008  it is frozen
-) -> Job:
+    texts: TextLengths = TextLengths(),  # noqa: B008  it is frozen
+) -> Workload:
     """The stage's step on a mesh over `devices`.
 
     Args:
@@ -213,7 +213,7 @@ def _steps(
     return math.ceil(loop.epochs * texts * text / tokens)
 
 
-def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> Batch:
+def _batch(mesh: Mesh, layout: Layout, *, micro: int) -> PackedBatch:
     """Shapes of a whole batch; a leading dimension of micro-batches where above 0."""
     shards = sharding.num_shards(mesh)
     where = sharding.batch_sharding(mesh, leading=int(micro > 0))
@@ -240,7 +240,9 @@ def _layout(settings: config.Train, shards: int) -> Layout:
     return dataclasses.replace(layout, impressions=bool(settings.click_lists))
 
 
-def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts]) -> Job:
+def _train(
+    settings: config.Train, mesh: Mesh, amount: tuple[int | None, TextLengths]
+) -> Workload:
     records, texts = amount
     model, vocab_size = find_model(settings)
     shards = sharding.num_shards(mesh)
@@ -271,7 +273,7 @@ def _train(settings: config.Train, mesh: Mesh, amount: tuple[int | None, Texts])
     if settings.lora.rank:
         arguments += (placed(network.frozen, network.frozen_shardings),)
     everything = jax.tree.leaves((network.abstract, network.frozen))
-    return Job(
+    return Workload(
         kind=KINDS[type(settings.objective)],
         function=make_step(network, objective, tx, state),
         arguments=arguments,
@@ -308,7 +310,7 @@ def _evaluation(
         one = dataclasses.replace(one, passages=1)
         return make_score(network), (params, _batch(mesh, one, micro=0))
 
-    def loss(params: Any, batch: Batch) -> WeightedSum:
+    def loss(params: Any, batch: PackedBatch) -> WeightedSum:
         model = nnx.merge(network.graphdef, params)
         return objective.parts(model, batch, None)["language"]
 
@@ -324,7 +326,7 @@ def _shares(settings: config.Train, model: config.Decoder | config.Encoder) -> b
 
 
 def _each(
-    texts: Texts, layout: Layout, plain: Layout, documents: int
+    texts: TextLengths, layout: Layout, plain: Layout, documents: int
 ) -> tuple[float, float]:
     """Tokens that a pair takes in the layout that is used, and in the plain one."""
     alone = texts.a_pair(plain, documents)
@@ -335,8 +337,8 @@ def _score(
     settings: config.Score,
     teacher: config.Train,
     mesh: Mesh,
-    known: tuple[int | None, Texts],
-) -> Job:
+    known: tuple[int | None, TextLengths],
+) -> Workload:
     pairs, texts = known
     model, vocab_size = find_model(teacher)
     shards = sharding.num_shards(mesh)
@@ -353,7 +355,7 @@ def _score(
         queries["unlabelled"] = world.unlabelled_queries
         pairs = world.candidates * sum(queries[split] for split in settings.splits)
     each = _each(texts, layout, plain, teacher.batch.list_size)
-    return Job(
+    return Workload(
         kind="score",
         function=make_score(network),
         arguments=(

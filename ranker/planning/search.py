@@ -8,8 +8,8 @@ from typing import Any, get_args
 from ranker import config
 from ranker.chips import GIB
 from ranker.planning import chips
-from ranker.planning.estimate import Estimate, estimate
-from ranker.planning.job import Job, Texts, make_job
+from ranker.planning.estimate import StepCost, step_cost
+from ranker.planning.job import TextLengths, Workload, make_job
 
 # From what takes least memory to what takes most.
 REMATS: tuple[config.Remat, ...] = ("full", "attention", "dots", "none")
@@ -18,7 +18,7 @@ _SIZES = (1.0, 2.0, 0.5)  # times the config's batch
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Option:
     """A way to run the stage, as flags for the run."""
 
     settings: Any
@@ -27,12 +27,12 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Found:
+class Compiled:
     """A candidate and what compiling it has shown."""
 
-    candidate: Candidate
-    job: Job
-    estimate: Estimate
+    candidate: Option
+    job: Workload
+    estimate: StepCost
 
 
 def meshes(devices: int) -> list[config.Mesh]:
@@ -47,9 +47,9 @@ def meshes(devices: int) -> list[config.Mesh]:
     return found
 
 
-def candidates(
+def options(
     settings: config.Train | config.Score, teacher: config.Train | None, devices: int
-) -> Iterator[Candidate]:
+) -> Iterator[Option]:
     """All that are tried, by mesh, then batch, then remat policy."""
     for mesh in meshes(devices):
         flags = tuple(
@@ -61,7 +61,7 @@ def candidates(
                 rows = int(settings.rows * factor)
                 if rows > 0:
                     changed = dataclasses.replace(settings, mesh=mesh, rows=rows)
-                    yield Candidate(changed, teacher, (*flags, f"--config.rows={rows}"))
+                    yield Option(changed, teacher, (*flags, f"--config.rows={rows}"))
                 continue
             size = int(settings.batch.size * factor)
             if size == 0 or size % settings.batch.accumulate:
@@ -73,7 +73,7 @@ def candidates(
                     settings, mesh=mesh, batch=batch, model=model
                 )
                 more = f"--config.batch.size={size}", f"--config.model.remat={remat}"
-                yield Candidate(changed, None, (*flags, *more))
+                yield Option(changed, None, (*flags, *more))
 
 
 def search(
@@ -82,20 +82,20 @@ def search(
     slices: chips.Slices,
     *,
     pairs: int | None,
-    texts: Texts,
+    texts: TextLengths,
     most: int,
     note: Callable[[str], None],
-) -> list[Found]:
+) -> list[Compiled]:
     """Compiles candidates until `most` have been; those that fit, the fastest first.
 
     What cannot fit is not compiled: where the arguments alone are too large, and where
     the same mesh did not fit with less to keep.
     """
-    found: list[Found] = []
-    too_much: list[Candidate] = []
+    found: list[Compiled] = []
+    too_much: list[Option] = []
     tried = 0
     devices = len(slices.devices) // slices.count
-    for candidate in candidates(settings, teacher, devices):
+    for candidate in options(settings, teacher, devices):
         if tried == most:
             note(f"stops after {most} programs; --max-programs sets how many")
             break
@@ -108,14 +108,14 @@ def search(
                 note(f"{name}: arguments of {job.argument_bytes / GIB:.1f} GiB")
                 too_much.append(candidate)
                 continue
-            result = estimate(job, slices)
+            result = step_cost(job, slices)
         except config.ConfigError as error:
             note(f"{name}: {error}")
             continue
         tried += 1
         memory = result.memory
         if memory.fits:
-            found.append(Found(candidate, job, result))
+            found.append(Compiled(candidate, job, result))
             rate = f"{job.tokens / result.seconds:,.0f} tokens/s, {result.bound}"
         else:
             too_much.append(candidate)
@@ -127,7 +127,7 @@ def search(
     )
 
 
-def needs_more(one: Candidate, other: Candidate) -> bool:
+def needs_more(one: Option, other: Option) -> bool:
     """Whether `one` keeps at least as much as `other` on the same mesh."""
     a, b = one.settings, other.settings
     if a.mesh != b.mesh:

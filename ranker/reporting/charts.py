@@ -135,7 +135,7 @@ def _frame(
     )
 
 
-def lines(series: Sequence[Series], x_label: str, y_label: str) -> str:
+def line_chart(series: Sequence[Series], x_label: str, y_label: str) -> str:
     """Curves over steps."""
     xs = [value for one in series for value in one.x]
     ys = [value for one in series for value in one.y]
@@ -182,7 +182,7 @@ def scatter(
     return _svg(body, f"{y_label} by {x_label}", _HALF, 340)
 
 
-def histogram(values: np.ndarray, label: str, colour: int, bins: int = 40) -> str:
+def histogram_chart(values: np.ndarray, label: str, colour: int, bins: int = 40) -> str:
     """How often values lie where."""
     counts, edges = np.histogram(values, bins=bins)
     height = 175

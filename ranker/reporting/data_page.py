@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ranker.reporting import charts, tables
-from ranker.reporting.parts import figure, frame, table, warning
+from ranker.reporting.parts import figure, frame, html_table, warning
 
 _MOST = 100_000  # values of a chart
 
@@ -33,7 +33,7 @@ def render(name: str, report: Mapping[str, Any]) -> str:
 
 def _grid(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     cells = [[str(cell) for cell in row] for row in rows]
-    return table(tables.Grid(title=title, header=list(header), rows=cells, left=1))
+    return html_table(tables.Grid(title=title, header=list(header), rows=cells, left=1))
 
 
 def _splits(report: Mapping[str, Any]) -> str:
@@ -84,7 +84,9 @@ def _clicks(clicks: Mapping[str, Any]) -> str:
     parts = [_grid(f"From {clicks['source']}", ("", "rows"), rows)]
     if found := clicks.get("a_query"):
         values = _spread(list(map(float, found)), list(found.values()))
-        chart = charts.histogram(values, "documents clicked of a query", 0, bins=20)
+        chart = charts.histogram_chart(
+            values, "documents clicked of a query", 0, bins=20
+        )
         parts.append(figure(chart, "20 stands for 20 and more"))
     if found := clicks.get("positions"):
         series = [
@@ -94,7 +96,7 @@ def _clicks(clicks: Mapping[str, Any]) -> str:
                 [one["clicked"] / one["rows"] for one in found.values()],
             )
         ]
-        chart = charts.lines(series, "position", "share clicked")
+        chart = charts.line_chart(series, "position", "share clicked")
         parts.append(figure(chart, "Share of rows that were clicked, by position"))
     return "".join(parts)
 
@@ -113,7 +115,7 @@ def _lengths(lengths: Mapping[str, Any]) -> str:
             said = f"mean {found['mean']:.1f}, longest {found['max']:.0f}"
             if what == "candidates":
                 said += f"; {one['cut']:.1%} are over {one['length']} and cut"
-            chart = charts.histogram(values, label, 0, bins=len(middles))
+            chart = charts.histogram_chart(values, label, 0, bins=len(middles))
             parts.append(figure(chart, said))
     return "".join(parts) or "<p>No candidate.</p>"
 

@@ -89,9 +89,9 @@ def latex_text(summary: Summary) -> str:
     found = ["% needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs,graphicx}"]
     for collection, part in _parts(summary).items():
         where = f"{collection}: " if collection else ""
-        found.append(tabular(tables.means(part), where))
+        found.append(tabular(tables.means_grid(part), where))
         if len(part["systems"]) > 1:
-            found.append(tabular(tables.differences(part), where))
+            found.append(tabular(tables.differences_grid(part), where))
     return "\n\n".join(found)
 
 

@@ -18,7 +18,7 @@ _BARS = 2_000  # queries of a chart; more are sampled evenly
 
 
 @dataclass(frozen=True)
-class Part:
+class CollectionReport:
     """One collection."""
 
     found: comparison.Comparison
@@ -28,14 +28,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Contents:
+class FilesReport:
     """All that the page shows."""
 
     summary: dict[str, Any]
-    collections: Mapping[str, Part]  # one called "" where there is one alone
+    collections: Mapping[
+        str, CollectionReport
+    ]  # one called "" where there is one alone
 
 
-def render(contents: Contents) -> str:
+def render(contents: FilesReport) -> str:
     """The whole page."""
     summary = contents.summary
     notes = "".join(map(parts.warning, summary["notes"]))
@@ -57,18 +59,18 @@ def render(contents: Contents) -> str:
     return parts.frame(heading, sections, over="ranker evaluation")
 
 
-def _collection(summary: tables.Summary, part: Part) -> str:
+def _collection(summary: tables.Summary, part: CollectionReport) -> str:
     """What single queries tell: ties, slices, differences, and who won where."""
     body = ""
     ranges = tables.tie_ranges(summary)
     if ranges:
-        body += parts.table(ranges)
+        body += parts.html_table(ranges)
     if "common" in summary:
-        body += parts.table(tables.common(summary))
+        body += parts.html_table(tables.common(summary))
     if summary.get("across_queries"):
-        body += parts.table(tables.across_queries(summary))
+        body += parts.html_table(tables.comparability_grid(summary))
     if summary["slices"]:
-        body += parts.slices(summary)
+        body += parts.slices_section(summary)
     reference, measure = summary["reference"], summary["measures"][0]
     base = part.found.values(reference, measure)
     for name in summary["systems"]:
@@ -78,7 +80,7 @@ def _collection(summary: tables.Summary, part: Part) -> str:
     return body
 
 
-def _against(name: str, gaps: np.ndarray, measure: str, part: Part) -> str:
+def _against(name: str, gaps: np.ndarray, measure: str, part: CollectionReport) -> str:
     """A system against the reference, query by query."""
     known = np.flatnonzero(np.isfinite(gaps))
     if not len(known):
@@ -101,7 +103,7 @@ def _against(name: str, gaps: np.ndarray, measure: str, part: Part) -> str:
     return body
 
 
-def _duel(name: str, gap: float, at: int, part: Part) -> str:
+def _duel(name: str, gap: float, at: int, part: CollectionReport) -> str:
     """A query with the first documents of both systems side by side."""
     query = part.found.queries[at]
     columns = "".join(

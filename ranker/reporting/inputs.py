@@ -37,7 +37,7 @@ class Outputs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files:
+class EvaluationFiles:
     """What `python -m ranker.evaluate --qrels FILE --run FILE` is told."""
 
     qrels: dict[str, pathlib.Path]  # collection -> judgements

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ranker.reporting import tables
-from ranker.reporting.parts import frame, table, text
+from ranker.reporting.parts import frame, html_table, text
 
 _COUNTS = (
     "lists",
@@ -46,7 +46,7 @@ def _counts(report: Mapping[str, Any]) -> str:
     rows += [
         [one.replace("_", " "), f"{report[one]:,}"] for one in _COUNTS if one in report
     ]
-    return table(tables.Grid(title="", header=["", ""], rows=rows, left=1))
+    return html_table(tables.Grid(title="", header=["", ""], rows=rows, left=1))
 
 
 def _ranks(report: Mapping[str, Any]) -> str:
@@ -54,7 +54,7 @@ def _ranks(report: Mapping[str, Any]) -> str:
         return "<p>None.</p>"
     rows = [[ranks, f"{count:,}"] for ranks, count in report["by_rank"].items()]
     grid = tables.Grid(title="", header=["ranks", "suspects"], rows=rows, left=1)
-    return table(grid)
+    return html_table(grid)
 
 
 def _examples(report: Mapping[str, Any]) -> str:

@@ -4,13 +4,11 @@ All take the summary that a command of `ranker.online` makes and writes as JSON.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ranker.reporting import charts, parts, tables
-from ranker.reporting.tables import Grid
+from ranker.reporting.tables import Grid, Summary
 
-Summary = Mapping[str, Any]
 _TITLES = {
     "ab": "A/B test",
     "interleave": "Interleaving",
@@ -454,11 +452,11 @@ def page_of(summary: Summary) -> list[tuple[str, str, str]]:
     plots = _PLOTS.get(summary["command"], lambda _: "")(summary)
     if plots:
         sections.append(("plots", "Plots", plots))
-    drawn = "".join(parts.table(grid) for grid in grids(summary))
+    drawn = "".join(parts.html_table(grid) for grid in grids(summary))
     sections.append(("tables", "Tables", drawn))
     if summary.get("rules"):
         rows = [[name, text] for name, text in summary["rules"].items()]
-        rules = parts.table(Grid("", ["", ""], rows, left=2), caption=False)
+        rules = parts.html_table(Grid("", ["", ""], rows, left=2), caption=False)
         sections.append(("rules", "Rules", rules))
     return sections
 
@@ -515,7 +513,7 @@ def _ab_plots(summary: Summary) -> str:
 def _day_plots(summary: Summary, arm: str, days: Sequence[Summary]) -> str:
     at = [float(number) for number in range(1, len(days) + 1)]
     ends = [[100 * one["lift_interval"][end] for one in days] for end in (0, 1)]
-    lift = charts.lines(
+    lift = charts.line_chart(
         [
             charts.Series("lift", at, [100 * one["lift"] for one in days], 0),
             charts.Series("low", at, ends[0], charts.GREY),
@@ -532,7 +530,7 @@ def _day_plots(summary: Summary, arm: str, days: Sequence[Summary]) -> str:
         if "sequential" in summary
         else "Fixed-horizon p: only the last one counts."
     )
-    chart = charts.lines([charts.Series("p", at, p, 1)], "day", "p-value")
+    chart = charts.line_chart([charts.Series("p", at, p, 1)], "day", "p-value")
     cards += parts.figure(chart, said)
     return f'<div class="cards">{cards}</div>'
 
@@ -575,10 +573,12 @@ def _power_plots(summary: Summary) -> str:
         2,
     )
     cards = parts.figure(
-        charts.lines(series, "relative lift, %", "log10 of users"), "Users needed."
+        charts.line_chart(series, "relative lift, %", "log10 of users"), "Users needed."
     )
     if len(days) > 1:
-        cards += parts.figure(charts.lines([arrivals], "day", "users"), "Users so far.")
+        cards += parts.figure(
+            charts.line_chart([arrivals], "day", "users"), "Users so far."
+        )
     names = [one.name for one in series]
     return parts.legend(names) + f'<div class="cards">{cards}</div>'
 
@@ -590,7 +590,7 @@ def _aa_plots(summary: Summary) -> str:
         edges = [(n + 0.5) / len(counts) for n in range(len(counts))]
         series = charts.Series(name, edges, [float(c) for c in counts], at % 10)
         flat = [sum(counts) / len(counts)] * len(counts)
-        chart = charts.lines(
+        chart = charts.line_chart(
             [series, charts.Series("expected", edges, flat, charts.GREY)],
             "p-value",
             "splits",
@@ -611,7 +611,7 @@ def _clickmodel_plots(summary: Summary) -> str:
             charts.Series(name, ranks, summary["models"][name][key], at)
             for at, name in enumerate(names)
         ]
-        cards += parts.figure(charts.lines(series, "rank", label), said)
+        cards += parts.figure(charts.line_chart(series, "rank", label), said)
     return parts.legend(names) + f'<div class="cards">{cards}</div>'
 
 

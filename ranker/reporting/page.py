@@ -16,15 +16,15 @@ import numpy as np
 from ranker.data import summary
 from ranker.metrics import agreement
 from ranker.reporting import charts, figures, online, parts, tables
-from ranker.reporting.parts import figure, frame, legend, table, text
+from ranker.reporting.parts import figure, frame, html_table, legend, text
 
-__all__ = ["figure", "frame", "legend", "render", "table", "text"]
+__all__ = ["figure", "frame", "html_table", "legend", "render", "text"]
 from ranker.reporting.workdir import (
-    Calibration,
-    Contents,
     Duel,
-    Shown,
-    Stage,
+    ShownDocument,
+    StageFolder,
+    TeacherComparison,
+    WorkdirReport,
     seconds,
 )
 
@@ -32,16 +32,16 @@ _POINTS = 1500  # of a scatter: a page stays small
 _TRAINED = ("cpt", "sft", "distill")
 
 
-def render(contents: Contents) -> str:
+def render(contents: WorkdirReport) -> str:
     """The whole page."""
     sections = [("overview", "Overview", _overview(contents))]
     summary = contents.summary
     if summary:
         sections.append(("results", "Results", parts.results(summary)))
         if summary["slices"]:
-            sections.append(("slices", "Slices", parts.slices(summary)))
+            sections.append(("slices", "Slices", parts.slices_section(summary)))
         if summary.get("across_queries"):
-            body = table(tables.across_queries(summary))
+            body = html_table(tables.comparability_grid(summary))
             sections.append(("across", "Scores across queries", body))
     if contents.online:
         sections.append(("online", "Online (simulated)", _online(contents.online)))
@@ -69,7 +69,7 @@ def _duration(value: float) -> str:
 # --- sections ---
 
 
-def _overview(contents: Contents) -> str:
+def _overview(contents: WorkdirReport) -> str:
     notes = "".join(map(parts.warning, contents.missing))
     if not contents.summary:
         return notes + _progress(contents.stages)
@@ -84,32 +84,34 @@ def _online(summary: tables.Summary) -> str:
         "filled by all systems in turn (team-draft multileaving); delta above 0: a is "
         "preferred. docs/online.md says how such a test is run with real users."
     )
-    grids = "".join(table(one) for one in online.grids(summary))
+    grids = "".join(html_table(one) for one in online.grids(summary))
     return f"{notes}<p>{text(said)}</p>{grids}{online.interleave_plots(summary)}"
 
 
-def _progress(stages: Sequence[Stage]) -> str:
+def _progress(stages: Sequence[StageFolder]) -> str:
     rows = [
         [one.name, one.manifest.kind, "done" if one.manifest.done else "not finished"]
         for one in stages
     ]
-    return table(tables.Grid("", ["stage", "kind", "state"], rows, 3), caption=False)
+    return html_table(
+        tables.Grid("", ["stage", "kind", "state"], rows, 3), caption=False
+    )
 
 
-def _curve(stage: Stage) -> str:
+def _curve(stage: StageFolder) -> str:
     steps, losses = stage.curve("loss")
     facts, metrics = stage.manifest.facts, stage.manifest.facts.get("metrics", {})
     named = sorted({n for row in stage.metrics for n in row if n.startswith("dev_")})
     lines = [charts.Series("loss", steps, losses, 0)] if steps else []
     body = ""
     if lines:
-        body += figure(charts.lines(lines, "step", "training loss"), "")
+        body += figure(charts.line_chart(lines, "step", "training loss"), "")
     for name in named:
         series = charts.Series(
             name, *stage.curve(name), 1, len(stage.curve(name)[0]) > 1
         )
         if len(series.x) > 1:
-            body += figure(charts.lines([series], "step", name), "")
+            body += figure(charts.line_chart([series], "step", name), "")
     rates = [
         row["tokens_per_second"]
         for row in stage.metrics
@@ -135,7 +137,7 @@ def _curve(stage: Stage) -> str:
     return f'<div class="card"><h3>{text(stage.name)}</h3>{body}<dl>{items}</dl></div>'
 
 
-def _calibration(one: Calibration) -> str:
+def _calibration(one: TeacherComparison) -> str:
     points = figures.sample(one.teacher_scores, one.student_scores, _POINTS)
     found = one.found
     faults = "".join(
@@ -164,10 +166,12 @@ def _calibration(one: Calibration) -> str:
     ]
     known = one.kendall[~np.isnan(one.kendall)]
     histograms = figure(
-        charts.histogram(one.teacher_scores, f"scores of {one.teacher}", 1)
-        + charts.histogram(one.student_scores, f"scores of {one.student}", 2)
+        charts.histogram_chart(one.teacher_scores, f"scores of {one.teacher}", 1)
+        + charts.histogram_chart(one.student_scores, f"scores of {one.student}", 2)
         + (
-            charts.histogram(known, "Kendall's tau of a query", 3) if len(known) else ""
+            charts.histogram_chart(known, "Kendall's tau of a query", 3)
+            if len(known)
+            else ""
         ),
         "How the scores are distributed, and how well the two agree on each query.",
     )
@@ -184,7 +188,7 @@ def _calibration(one: Calibration) -> str:
             f"Scores of {len(points[0]):,} of {found.documents:,} documents and the "
             "least-squares line.",
         )
-        + table(tables.Grid("", ["", ""], rows), caption=False)
+        + html_table(tables.Grid("", ["", ""], rows), caption=False)
         + f"</div><div>{histograms}</div></div>"
     )
 
@@ -195,7 +199,7 @@ def _real(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.4f}"
 
 
-def _queries(contents: Contents) -> str:
+def _queries(contents: WorkdirReport) -> str:
     assert contents.summary
     names = (contents.summary["reference"], contents.against)
     measure = contents.summary["measures"][0]
@@ -223,7 +227,7 @@ def _duel(one: Duel, names: tuple[str, str], measure: str, opened: bool) -> str:
     )
 
 
-def _document(one: Shown) -> str:
+def _document(one: ShownDocument) -> str:
     grade = "not judged" if one.grade is None else f"grade {one.grade}"
     kind = "g" if one.grade and one.grade > 0 else "z"
     title = f"<b>{text(one.title)}</b>" if one.title else ""
@@ -234,7 +238,7 @@ def _document(one: Shown) -> str:
     )
 
 
-def _provenance(contents: Contents) -> str:
+def _provenance(contents: WorkdirReport) -> str:
     rows = [
         [
             one.name,
@@ -247,7 +251,7 @@ def _provenance(contents: Contents) -> str:
         for one in contents.stages
     ]
     header = ["stage", "kind", "state", "key", "made from", "ranker"]
-    body = table(tables.Grid("", header, rows, 6), caption=False)
+    body = html_table(tables.Grid("", header, rows, 6), caption=False)
     body += (
         '<p class="dim">A key is a digest of a stage\'s settings and of the keys of '
         "what it was made from: equal keys, equal results.</p>"
@@ -256,10 +260,10 @@ def _provenance(contents: Contents) -> str:
         report = one.manifest.facts.get("report")
         if one.manifest.kind == "prepare" and isinstance(report, dict):
             # Workdirs of earlier versions hold a flat one.
-            known = summary.lines(report) if "splits" in report else ()
+            known = summary.report_lines(report) if "splits" in report else ()
             facts = [[*line.partition(": ")[::2]] for line in known]
             grid = tables.Grid("", ["data", "count"], facts)
-            body += f"<h3>Data</h3>{table(grid, caption=False)}"
+            body += f"<h3>Data</h3>{html_table(grid, caption=False)}"
     body += "<h3>Settings and facts</h3>"
     for one in contents.stages:
         facts = {k: v for k, v in one.manifest.facts.items() if k != "summary"}

@@ -56,7 +56,7 @@ def warning(line: str) -> str:
     return f'<p class="warn">{text(line)}</p>'
 
 
-def table(grid: tables.Grid, *, caption: bool = True) -> str:
+def html_table(grid: tables.Grid, *, caption: bool = True) -> str:
     """A table, its title above it."""
 
     def cells(row: Sequence[str], tag: str) -> str:
@@ -133,7 +133,7 @@ def results(summary: tables.Summary) -> str:
         for name, system in summary["systems"].items()
         if (interval := system["interval"][measure]) is not None
     ]
-    body = table(tables.means(summary))
+    body = html_table(tables.means_grid(summary))
     if rows:
         body += figure(
             charts.forest(rows, f"{measure} less that of {summary['reference']}"),
@@ -144,12 +144,12 @@ def results(summary: tables.Summary) -> str:
     if len(summary["systems"]) > 1:
         body += (
             "<details><summary>Every difference, with its tests</summary>"
-            f"{table(tables.differences(summary))}</details>"
+            f"{html_table(tables.differences_grid(summary))}</details>"
         )
     return body
 
 
-def slices(summary: tables.Summary) -> str:
+def slices_section(summary: tables.Summary) -> str:
     """The first measure on each slice."""
     names, measure = list(summary["systems"]), summary["measures"][0]
     rows = [
@@ -166,7 +166,7 @@ def slices(summary: tables.Summary) -> str:
     return (
         legend(names)
         + figure(charts.dots(rows, measure), f"Mean {text(measure)} of each slice.")
-        + table(tables.slices(summary, measure))
+        + html_table(tables.slices_grid(summary, measure))
     )
 
 

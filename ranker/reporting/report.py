@@ -8,7 +8,7 @@ from ranker.reporting import figures, page, workdir
 from ranker.storage import writing
 
 
-def write(
+def write_report(
     folder: pathlib.Path, *, output: pathlib.Path | None = None, against: str = ""
 ) -> pathlib.Path:
     """Writes the page, and a PNG of each student beside its teacher in FOLDER/report.
@@ -24,7 +24,7 @@ def write(
     Raises:
       StageError, DataError, ConfigError: with what is wrong and what to do.
     """
-    contents = workdir.read(folder, against=against)
+    contents = workdir.read_workdir(folder, against=against)
     output = output or folder / "report.html"
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def interval(ends: Sequence[float] | None) -> str:
     return "-" if ends is None else f"[{ends[0]:+.4f}, {ends[1]:+.4f}]"
 
 
-def means(summary: Summary) -> Grid:
+def means_grid(summary: Summary) -> Grid:
     """Every system's values, and what they rest on; marked where they differ."""
     reference, systems = summary["reference"], summary["systems"]
     shown = [
@@ -102,7 +102,7 @@ def common(summary: Summary) -> Grid:
     return Grid(title, header, rows, strong=summary["reference"])
 
 
-def differences(summary: Summary) -> Grid:
+def differences_grid(summary: Summary) -> Grid:
     """Every system against the reference, in every measure."""
     margin = summary.get("margin")
     rows = []
@@ -154,7 +154,7 @@ def tie_ranges(summary: Summary) -> Grid | None:
     return Grid("with ties broken otherwise", header, rows, left=2)
 
 
-def across_queries(summary: Summary) -> Grid:
+def comparability_grid(summary: Summary) -> Grid:
     """How comparable scores are between queries."""
     measures = {
         "accuracy": "pairs of different queries ordered right",
@@ -176,7 +176,7 @@ def across_queries(summary: Summary) -> Grid:
     return Grid("scores across queries", ["", *systems], rows)
 
 
-def slices(summary: Summary, measure: str) -> Grid:
+def slices_grid(summary: Summary, measure: str) -> Grid:
     """Every system's mean of one measure over each slice of the queries."""
     names = list(summary["systems"])
     rows = [
@@ -193,7 +193,7 @@ def slices(summary: Summary, measure: str) -> Grid:
     )
 
 
-def agreement(summary: Summary) -> Grid:
+def agreement_grid(summary: Summary) -> Grid:
     """Each student's scores beside its teacher's."""
     measures = {
         "kendall": "Kendall tau",
@@ -220,20 +220,20 @@ def grids(summary: Summary) -> list[Grid]:
     """All tables that a summary has something for."""
     if "collections" in summary:
         return _of_collections(summary)
-    found = [means(summary)]
+    found = [means_grid(summary)]
     if "common" in summary:
         found.append(common(summary))
     if len(summary["systems"]) > 1:
-        found.append(differences(summary))
+        found.append(differences_grid(summary))
     ranges = tie_ranges(summary)
     if ranges:
         found.append(ranges)
     if summary["slices"]:
-        found.append(slices(summary, summary["measures"][0]))
+        found.append(slices_grid(summary, summary["measures"][0]))
     if summary.get("across_queries"):
-        found.append(across_queries(summary))
+        found.append(comparability_grid(summary))
     if summary.get("agreement"):
-        found.append(agreement(summary))
+        found.append(agreement_grid(summary))
     return found
 
 
@@ -245,9 +245,9 @@ def _of_collections(summary: Summary) -> list[Grid]:
             dataclasses.replace(grid, title=f"{name}: {grid.title}")
             for grid in grids(one)
         ]
-    macro = [means(summary)]
+    macro = [means_grid(summary)]
     if len(summary["systems"]) > 1:
-        macro.append(differences(summary))
+        macro.append(differences_grid(summary))
     count = len(summary["collections"])
     over = f"macro mean of {count} collection{'s' * (count != 1)}"
     return found + [

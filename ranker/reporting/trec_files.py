@@ -13,11 +13,11 @@ from ranker.data import trec
 from ranker.errors import ConfigError, DataError
 from ranker.metrics import comparison, macro, ranking, runs
 from ranker.reporting import exports, files_page, tables
-from ranker.reporting.inputs import ALONE, Files
+from ranker.reporting.inputs import ALONE, EvaluationFiles
 
 
 @dataclass(frozen=True)
-class Collection:
+class JudgedRuns:
     """Judgements and runs of one collection, and what is odd about their files."""
 
     qrels: trec.LoadedQrels
@@ -31,7 +31,7 @@ class Collection:
         return self.runs[system][0].scores
 
 
-def evaluate_files(settings: Files) -> dict[str, Any]:
+def evaluate_files(settings: EvaluationFiles) -> dict[str, Any]:
     """Measures the runs, prints the tables, and writes the files that are asked for.
 
     Returns:
@@ -57,19 +57,19 @@ def evaluate_files(settings: Files) -> dict[str, Any]:
     return summary
 
 
-def _load(settings: Files, name: str) -> Collection:
-    source = trec.open_source(settings.qrels[name])
+def _load(settings: EvaluationFiles, name: str) -> JudgedRuns:
+    source = trec.open_file_or_pipe(settings.qrels[name])
     qrels = trec.load_qrels(source)
     grades, notes = qrels.grades, list(qrels.notes)
     fields: dict[str, Any] = {}
     texts: dict[str, str] = {}
     given = []
     if settings.queries:
-        texts = trec.load_queries(trec.open_source(settings.queries))
+        texts = trec.load_queries(trec.open_file_or_pipe(settings.queries))
         fields |= trec.query_lengths({q: texts[q] for q in grades if q in texts})
         given += [settings.queries] * len(fields)
     if settings.fields:
-        more = trec.load_fields(trec.open_source(settings.fields))
+        more = trec.load_fields(trec.open_file_or_pipe(settings.fields))
         fields |= more
         given += [settings.fields] * len(more)
     for (field, values), path in zip(fields.items(), given, strict=False):
@@ -81,14 +81,14 @@ def _load(settings: Files, name: str) -> Collection:
     loaded: dict[str, list[trec.LoadedRun]] = {}
     for system, seeds in settings.runs[name].items():
         loaded[system] = [
-            trec.load_run(trec.open_source(one)) for one in seeds.values()
+            trec.load_run(trec.open_file_or_pipe(one)) for one in seeds.values()
         ]
         for one in loaded[system]:
             notes += one.notes + _check_overlap(settings, one, qrels)
-    return Collection(qrels, loaded, fields, texts, notes)
+    return JudgedRuns(qrels, loaded, fields, texts, notes)
 
 
-def _compare(settings: Files, one: Collection) -> comparison.Comparison:
+def _compare(settings: EvaluationFiles, one: JudgedRuns) -> comparison.Comparison:
     try:
         return comparison.compare(
             one.qrels.grades,
@@ -103,7 +103,7 @@ def _compare(settings: Files, one: Collection) -> comparison.Comparison:
         raise DataError(f"{one.qrels.path}: {error}") from error
 
 
-def _tests(settings: Files) -> comparison.Inference:
+def _tests(settings: EvaluationFiles) -> comparison.Inference:
     return comparison.Inference(
         permutations=settings.permutations,
         seed=settings.seed,
@@ -112,7 +112,7 @@ def _tests(settings: Files) -> comparison.Inference:
 
 
 def _summary(
-    settings: Files, one: Collection, found: comparison.Comparison
+    settings: EvaluationFiles, one: JudgedRuns, found: comparison.Comparison
 ) -> dict[str, Any]:
     summary = found.summary()
     summary["notes"] = [*one.notes, *summary["notes"]]
@@ -125,14 +125,16 @@ def _summary(
     if settings.across_queries:
         scores = {name: one.scores(name) for name in one.runs}
         level = settings.rules.relevance
-        across, notes = runs.across_queries(one.qrels.grades, scores, relevance=level)
+        across, notes = runs.comparable_scores(
+            one.qrels.grades, scores, relevance=level
+        )
         summary["across_queries"] = across
         summary["notes"] += notes
     return summary
 
 
 def _joined(
-    settings: Files,
+    settings: EvaluationFiles,
     found: Mapping[str, comparison.Comparison],
     summaries: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _joined(
     }
 
 
-def _settings(settings: Files) -> dict[str, Any]:
+def _settings(settings: EvaluationFiles) -> dict[str, Any]:
     def by_collection(values: Mapping[str, Any]) -> Any:
         return values[ALONE] if ALONE in values else dict(values)
 
@@ -184,9 +186,9 @@ def _settings(settings: Files) -> dict[str, Any]:
 
 
 def _write_all(
-    settings: Files,
+    settings: EvaluationFiles,
     summary: dict[str, Any],
-    loaded: Mapping[str, Collection],
+    loaded: Mapping[str, JudgedRuns],
     found: Mapping[str, comparison.Comparison],
 ) -> None:
     outputs = settings.outputs
@@ -214,7 +216,7 @@ def _write_all(
 
 
 def _correlations(
-    settings: Files, one: Collection, found: comparison.Comparison
+    settings: EvaluationFiles, one: JudgedRuns, found: comparison.Comparison
 ) -> dict[str, dict[str, Any]]:
     if not settings.teacher:
         return {}
@@ -226,13 +228,13 @@ def _correlations(
 
 def _page(
     summary: dict[str, Any],
-    loaded: Mapping[str, Collection],
+    loaded: Mapping[str, JudgedRuns],
     found: Mapping[str, comparison.Comparison],
-) -> files_page.Contents:
-    return files_page.Contents(
+) -> files_page.FilesReport:
+    return files_page.FilesReport(
         summary,
         {
-            name: files_page.Part(
+            name: files_page.CollectionReport(
                 found[name],
                 one.qrels.grades,
                 {system: one.scores(system) for system in one.runs},
@@ -258,7 +260,7 @@ def _others(names: Sequence[str]) -> str:
 
 
 def _check_overlap(
-    settings: Files, loaded: trec.LoadedRun, judged: trec.LoadedQrels
+    settings: EvaluationFiles, loaded: trec.LoadedRun, judged: trec.LoadedQrels
 ) -> list[str]:
     """Notes on queries and documents that only the run or only the judgements have."""
     path, scores, qrels = loaded.path, loaded.scores, judged.grades

@@ -22,7 +22,7 @@ EXTREMES = 5  # queries won and lost that are shown
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageFolder:
     """One folder of the workdir."""
 
     name: str
@@ -41,7 +41,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class TeacherComparison:
     """Scores of a student and its teacher for the same documents."""
 
     student: str
@@ -53,7 +53,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownDocument:
     """A document as one system ranked it."""
 
     id: str
@@ -70,17 +70,17 @@ class Duel:
     query_id: str
     query: str
     values: tuple[float, float]  # of the reference and of the other
-    tops: tuple[list[Shown], list[Shown]]
+    tops: tuple[list[ShownDocument], list[ShownDocument]]
 
 
 @dataclass(frozen=True)
-class Contents:
+class WorkdirReport:
     """All that a report shows."""
 
     workdir: pathlib.Path
-    stages: list[Stage]
+    stages: list[StageFolder]
     summary: dict[str, Any] | None
-    calibrations: list[Calibration] = field(default_factory=list)
+    calibrations: list[TeacherComparison] = field(default_factory=list)
     against: str = ""  # system that the reference is shown against
     won: list[Duel] = field(default_factory=list)
     lost: list[Duel] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Contents:
     online: dict[str, Any] | None = None
 
 
-def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
+def read_workdir(workdir: pathlib.Path, *, against: str = "") -> WorkdirReport:
     """Reads a workdir; a part that is missing or broken is named, the rest is shown.
 
     Args:
@@ -110,7 +110,7 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
     evaluation = next((s for s in stages if s.manifest.kind == "evaluate"), None)
     if evaluation is None or "summary" not in evaluation.manifest.facts:
         missing.append("No system has been evaluated yet: no table, slices or queries.")
-        return Contents(workdir, stages, None, missing=missing)
+        return WorkdirReport(workdir, stages, None, missing=missing)
     summary = evaluation.manifest.facts["summary"]
     names, reference = list(summary["systems"]), summary["reference"]
     if against and against not in names:
@@ -144,7 +144,7 @@ def read(workdir: pathlib.Path, *, against: str = "") -> Contents:
             online = _rehearse(workdir, summary, runs)
         except (DataError, OSError, ValueError, KeyError) as error:
             missing.append(f"No online test could be simulated: {error}")
-    return Contents(
+    return WorkdirReport(
         workdir, stages, summary, calibrations, against, won, lost, missing, online
     )
 
@@ -169,21 +169,23 @@ def _rehearse(
     return rehearsal.interleave(chosen, grades)
 
 
-def _stages(workdir: pathlib.Path) -> tuple[list[Stage], list[str]]:
+def _stages(workdir: pathlib.Path) -> tuple[list[StageFolder], list[str]]:
     found, missing = [], []
     for path in sorted(workdir.glob(f"*/{manifests.FILE}")):
         folder = path.parent
         try:
-            manifest = manifests.load(folder)
+            manifest = manifests.load_manifest(folder)
         except errors.StageError as error:
             missing.append(f"The stage {folder.name} cannot be shown: {error}")
             continue
         # A folder that a changed run has set aside is called NAME.KEY.
         if manifest is None or folder.name.endswith(f".{manifest.key}"):
             continue
-        found.append(Stage(folder.name, manifest, *_metrics(folder / "metrics.jsonl")))
+        found.append(
+            StageFolder(folder.name, manifest, *_metrics(folder / "metrics.jsonl"))
+        )
 
-    def begun(stage: Stage) -> tuple[int, float]:
+    def begun(stage: StageFolder) -> tuple[int, float]:
         kind = stage.manifest.kind
         first = stage.metrics[0].get("time", 0.0) if stage.metrics else 0.0
         return (_ORDER.index(kind) if kind in _ORDER else len(_ORDER), first)
@@ -209,10 +211,10 @@ def _metrics(path: pathlib.Path) -> tuple[list[dict[str, Any]], int]:
 
 def _calibrate(
     student: str, teacher: str, runs: Mapping[str, Mapping[str, dict[str, float]]]
-) -> Calibration:
+) -> TeacherComparison:
     both = agreement.in_both(runs[teacher], runs[student], list(runs[student]))
     kendall, _ = agreement.correlations(*both)
-    return Calibration(
+    return TeacherComparison(
         student,
         teacher,
         agreement.agreement(*both),
@@ -264,7 +266,7 @@ def _duels(
             zip(record.judged_ids, record.judged_grades.tolist(), strict=True)
         )
 
-        def top(system: str) -> list[Shown]:
+        def top(system: str) -> list[ShownDocument]:
             listed = runs[system].get(query, {})
             best = sorted(listed, key=lambda one: (listed[one], one), reverse=True)
             return [_shown(one, listed[one], grades, by_id) for one in best[:TOP]]
@@ -284,11 +286,11 @@ def _shown(
     score: float,
     grades: Mapping[str, int],
     documents: Mapping[str, Document],
-) -> Shown:
+) -> ShownDocument:
     document = documents[name]
     text = document.text
     cut = text[:_TEXT] + ("…" if len(text) > _TEXT else "")
-    return Shown(name, score, grades.get(name), document.title[:_TEXT], cut)
+    return ShownDocument(name, score, grades.get(name), document.title[:_TEXT], cut)
 
 
 def seconds(rows: Sequence[Mapping[str, Any]]) -> float | None:

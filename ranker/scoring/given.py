@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from ranker import config, manifests
-from ranker.data.pairs import Source
+from ranker.data.pairs import Indexed
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
 from ranker.manifests import Manifest, ScoreFacts
 from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
-from ranker.scoring.pairs import Content, ListPairs
+from ranker.scoring.pairs import ChunkPairs, ListPairs
 from ranker.storage import digest
 
 SPLITS = ("train", "unlabelled")
@@ -94,8 +94,8 @@ def _write(run: GivenRun) -> Manifest:
 def write_job(
     folder: pathlib.Path,
     manifest: Manifest,
-    lists: Mapping[str, Source[RankedList]],
-    corpus: Source[Document],
+    lists: Mapping[str, Indexed[RankedList]],
+    corpus: Indexed[Document],
 ) -> Manifest:
     """Writes the scores that lists have as a scoring job, and finishes the stage.
 
@@ -137,7 +137,7 @@ def write_job(
     return manifest.finish(folder, **facts.to_dict())
 
 
-def _scores(records: list[RankedList], content: Content) -> np.ndarray:
+def _scores(records: list[RankedList], content: ChunkPairs) -> np.ndarray:
     """float32 [n], the scores of a chunk's pairs."""
     without = [
         one.query_id for one in records if len(one.teacher) != len(one.documents)

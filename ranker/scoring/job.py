@@ -33,7 +33,7 @@ from array_record.python.array_record_module import (
 from ranker import config, storage
 from ranker.errors import DataError, StageError
 from ranker.manifests import Manifest, changes, check_types
-from ranker.scoring.pairs import Bad, Chunk, Content, Input
+from ranker.scoring.pairs import Bad, Chunk, ChunkPairs, Input
 from ranker.storage import open_path
 
 FILE = "job.json"
@@ -278,7 +278,7 @@ def _load_json(path: Any) -> dict[str, Any]:
 
 
 def save_chunk(
-    job: Job, number: int, content: Content, scores: np.ndarray, **facts: Any
+    job: Job, number: int, content: ChunkPairs, scores: np.ndarray, **facts: Any
 ) -> None:
     """Writes a chunk and its receipt.
 

@@ -36,7 +36,7 @@ from ranker.scoring.pairs import (
     WORLD,
     Bad,
     Chunk,
-    Content,
+    ChunkPairs,
     Input,
     WorldPairs,
     make_list,
@@ -130,7 +130,7 @@ def _find(folder: Any, name: str) -> Any | None:
     )
 
 
-def fingerprint(path: Any) -> list[Any]:
+def sampled_fingerprint(path: Any) -> list[Any]:
     """Name, size, and a digest of the first and last MiB of a file.
 
     A file of hundreds of gigabytes is not read twice to know it again; a change that
@@ -177,7 +177,7 @@ def _row(fields: Any, where: str) -> _Row:
         return _Row(names[0], names[1], reason=f"{where}: {error}")
 
 
-def _of_rows(rows: Iterable[_Row], first: int) -> Content:
+def _of_rows(rows: Iterable[_Row], first: int) -> ChunkPairs:
     """Groups consecutive pairs of a query into lists; sets aside what is not a pair."""
     lists: list[RankedList] = []
     bad: list[Bad] = []
@@ -210,7 +210,7 @@ def _of_rows(rows: Iterable[_Row], first: int) -> Content:
         pairs.append(pair)
         kept.append(row)
     close()
-    return Content(
+    return ChunkPairs(
         lists=lists,
         corpus=[Document(*texts) for texts in documents],
         pairs=np.array(pairs, np.int64),
@@ -237,7 +237,7 @@ class _Files:
 
     def settings(self) -> dict[str, Any]:
         """Fingerprints of the files."""
-        return {self.kind: [fingerprint(path) for path in self.files.values()]}
+        return {self.kind: [sampled_fingerprint(path) for path in self.files.values()]}
 
     def _begin(self, path: Any, stack: contextlib.ExitStack) -> Any:
         """Opens a file; the stack closes it."""
@@ -357,7 +357,7 @@ class ParquetPairs(_Files):
         rows = list(self._rows(chunk, FIELDS[:2]))
         return _names(rows)
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         path = self.files[chunk.source]
         rows = (
@@ -429,7 +429,7 @@ class ArrayRecordPairs(_Files):
         """See `Input`."""
         return _names(self._records(chunk))
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         path = self.files[chunk.source]
         rows = (
@@ -443,7 +443,7 @@ def _local(path: Any, cache: pathlib.Path) -> pathlib.Path:
     """The file itself, or a copy of a remote one."""
     if "://" not in str(path):
         return pathlib.Path(path)
-    target = cache / f"{digest([str(path), fingerprint(path)])}-{path.name}"
+    target = cache / f"{digest([str(path), sampled_fingerprint(path)])}-{path.name}"
     if not target.exists():
         _make_aside(target, lambda aside: _fetch(path, aside))
     return target
@@ -546,7 +546,7 @@ class JsonPairs(_Lines):
         """See `Input`."""
         return _names(_json(raw) for _, raw in self._of(chunk))
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         rows = (_row(_json(raw), where) for where, raw in self._of(chunk))
         return _of_rows(rows, chunk.first)
@@ -583,7 +583,7 @@ class BeirPairs(_Lines):
 
     def settings(self) -> dict[str, Any]:
         """Fingerprints of the runs, the corpus and the queries."""
-        texts = [fingerprint(path) for path in self._texts()]
+        texts = [sampled_fingerprint(path) for path in self._texts()]
         return {**super().settings(), "texts": texts}
 
     def _is_header(self, raw: bytes) -> bool:
@@ -612,7 +612,7 @@ class BeirPairs(_Lines):
         rows = [self._pair(where, raw) for where, raw in self._of(chunk)]
         return [row.query_id for row in rows], [row.document_id for row in rows]
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         found = [(where, self._pair(where, raw)) for where, raw in self._of(chunk)]
         queries = self._look_up("queries", {row.query_id for _, row in found})

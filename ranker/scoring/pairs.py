@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ranker import config
-from ranker.data.pairs import Source
+from ranker.data.pairs import Indexed
 from ranker.data.records import Document, RankedList
 from ranker.data.world import SearchWorld
 
@@ -43,7 +43,7 @@ class Bad:
 
 
 @dataclass(frozen=True)
-class Content:
+class ChunkPairs:
     """The n pairs of a chunk that can be scored, in order, and those that cannot."""
 
     lists: list[RankedList]  # their documents are rows of `corpus`
@@ -70,7 +70,7 @@ class Input(Protocol):
         """Query and document ids of every pair of a chunk, without the texts."""
         ...
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """The pairs of a chunk with their texts."""
         ...
 
@@ -86,8 +86,8 @@ class Input(Protocol):
 class ListPairs:
     """Lists by index, of one or several splits, over one corpus."""
 
-    splits: Mapping[str, Source[RankedList]]
-    corpus: Source[Document]
+    splits: Mapping[str, Indexed[RankedList]]
+    corpus: Indexed[Document]
 
     def settings(self) -> dict[str, Any]:
         """Their names; what they hold is told by the stage that prepared them."""
@@ -107,7 +107,7 @@ class ListPairs:
         content = self.read(chunk)
         return content.query_ids, content.document_ids
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         source = self.splits[chunk.source]
         lists = [source[i] for i in range(chunk.begin, chunk.begin + chunk.count)]
@@ -144,7 +144,7 @@ class WorldPairs:
         found = [(i, row) for i in self._queries(chunk) for row in candidates(i)]
         return [f"q{i}" for i, _ in found], [f"d{row}" for _, row in found]
 
-    def read(self, chunk: Chunk) -> Content:
+    def read(self, chunk: Chunk) -> ChunkPairs:
         """See `Input`."""
         lists = [
             make_list(f"q{i}", self.world.query(i).text, self.world.candidates(i))
@@ -186,14 +186,14 @@ def make_list(
 
 def _of_lists(
     lists: list[RankedList], document: Callable[[int], Document], first: int
-) -> Content:
+) -> ChunkPairs:
     """Content of lists over a corpus of which a chunk needs a few documents only."""
     none = [np.zeros(0, np.int64)]
     rows = np.concatenate([one.documents for one in lists] or none)
     unique, places = np.unique(rows, return_inverse=True)
     corpus = [document(int(row)) for row in unique]
     local = iter(np.split(places, np.cumsum([len(one.documents) for one in lists])))
-    return Content(
+    return ChunkPairs(
         lists=[make_list(one.query_id, one.query, next(local)) for one in lists],
         corpus=corpus,
         pairs=np.arange(first, first + len(rows)),

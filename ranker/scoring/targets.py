@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ranker.data.pairs import Source
+from ranker.data.pairs import Indexed
 from ranker.data.records import RankedList
 from ranker.errors import DataError
 from ranker.scoring.job import Job, load_job, read_chunk
@@ -39,7 +39,7 @@ class Targets(Sequence[np.ndarray]):
         return Targets(self.values, self.ends, (scale, shift))
 
 
-def load_targets(folder: Any, lists: Mapping[str, Source[RankedList]]) -> Targets:
+def load_targets(folder: Any, lists: Mapping[str, Indexed[RankedList]]) -> Targets:
     """Targets of each list's documents, in the order of the splits and their lists.
 
     The chunks are read one by one, and proved as they are read.
@@ -61,7 +61,7 @@ def load_targets(folder: Any, lists: Mapping[str, Source[RankedList]]) -> Target
     return Targets(np.zeros(0, np.float32) if values is None else values, ends)
 
 
-def _collect(job: Job, lists: Mapping[str, Source[RankedList]], file: Any):
+def _collect(job: Job, lists: Mapping[str, Indexed[RankedList]], file: Any):
     """Writes the scores of all lists to a file; int64 [lists], where each ends."""
     chunks = iter(range(len(job.chunks)))
     ends: list[int] = []
@@ -131,7 +131,7 @@ def _same(
 class Joined:
     """Several sources, one after the other, as one."""
 
-    def __init__(self, sources: Sequence[Source[RankedList]]):
+    def __init__(self, sources: Sequence[Indexed[RankedList]]):
         self.sources = sources
         self._ends = np.cumsum([len(source) for source in sources])
 

@@ -36,7 +36,7 @@ class Full(Exception):
 
 
 @dataclass(eq=False)
-class Job:
+class Pending:
     """The rows of one request, and their scores as they come."""
 
     segments: Sequence[Segment]
@@ -68,7 +68,7 @@ class Batcher:
         self.runtime, self.limits = runtime, limits
         self.waiting_tokens = 0  # of requests taken, not yet scored
         self._rate = _FIRST_RATE * workers
-        self._jobs: collections.deque[Job] = collections.deque()
+        self._jobs: collections.deque[Pending] = collections.deque()
         self._changed = threading.Condition()
         self._stopping = False
         self._threads = [
@@ -140,7 +140,7 @@ class Batcher:
         if not segments:
             return np.zeros(0, np.float32)
         loop = asyncio.get_running_loop()
-        job = Job(
+        job = Pending(
             segments=segments,
             scores=np.zeros(len(segments), np.float32),
             done=loop.create_future(),
@@ -180,7 +180,7 @@ class Batcher:
             if taken:
                 self._run(padded, taken)
 
-    def _take(self) -> tuple[int, list[tuple[Job, list[int]]]]:
+    def _take(self) -> tuple[int, list[tuple[Pending, list[int]]]]:
         """The next run, of the oldest request first; the lock is held."""
         job = self._jobs[0]
         if not job.started and time.monotonic() > job.deadline:
@@ -205,7 +205,7 @@ class Batcher:
                 self._jobs.remove(one)
         return padded, taken
 
-    def _run(self, padded: int, taken: list[tuple[Job, list[int]]]) -> None:
+    def _run(self, padded: int, taken: list[tuple[Pending, list[int]]]) -> None:
         rows = [job.segments[place] for job, places in taken for place in places]
         begun = time.monotonic()
         try:

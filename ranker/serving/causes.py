@@ -21,9 +21,9 @@ from ranker.models.huggingface import open_checkpoint
 from ranker.serving import contract
 from ranker.serving.contract import Contract, Golden
 from ranker.serving.readers import (
+    GoldenScores,
+    ModelInput,
     Reader,
-    Row,
-    Scores,
     Stock,
     cut_length,
     positions,
@@ -32,8 +32,10 @@ from ranker.serving.readers import (
     uncut,
 )
 
-Texts = tuple[str, Document]
-Parts = tuple[list[int], list[int]]  # ids of both texts, whole, without special tokens
+GoldenTexts = tuple[str, Document]
+PairTokens = tuple[
+    list[int], list[int]
+]  # ids of both texts, whole, without special tokens
 
 _SAME_SIZE = 4  # times the error of half precision: what is still called by its name
 
@@ -47,21 +49,22 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Trial:
+class FaultTrial:
     """What faults are tried on."""
 
     reader: Reader
     promise: Contract
 
     @property
-    def given(self) -> list[Row]:
+    def given(self) -> list[ModelInput]:
         """Rows of the contract's own tokens."""
         return [
-            Row(one.tokens, _types(self.promise, one)) for one in self.promise.golden
+            ModelInput(one.tokens, _types(self.promise, one))
+            for one in self.promise.golden
         ]
 
     @property
-    def texts(self) -> list[Texts]:
+    def texts(self) -> list[GoldenTexts]:
         """The golden pairs."""
         return [(g.query, Document("", g.title, g.text)) for g in self.promise.golden]
 
@@ -84,7 +87,9 @@ class Trial:
                 return template
         return ""
 
-    def parts(self, texts: Sequence[Texts] = (), template: str = "") -> list[Parts]:
+    def parts(
+        self, texts: Sequence[GoldenTexts] = (), template: str = ""
+    ) -> list[PairTokens]:
         """Ids of the golden texts, or of others, in the template found, or another."""
         name: Any = template or self.template
         words = TEMPLATES.get(name)
@@ -102,21 +107,21 @@ class Trial:
         )
         return list(zip(firsts, seconds, strict=True))
 
-    def framed(self, parts: Sequence[Parts] = (), **how: Any) -> list[Row]:
+    def framed(self, parts: Sequence[PairTokens] = (), **how: Any) -> list[ModelInput]:
         """Both texts within the special tokens, see `_frame`."""
         return [_frame(self.promise, one, **how) for one in parts or self.parts()]
 
-    def edited(self, edit: Callable[[str, Document], Texts]) -> list[Row]:
+    def edited(self, edit: Callable[[str, Document], GoldenTexts]) -> list[ModelInput]:
         """Rows of other texts."""
         return self.framed(self.parts([edit(q, d) for q, d in self.texts]))
 
-    def other_template(self, template: str) -> list[Row]:
+    def other_template(self, template: str) -> list[ModelInput]:
         """Rows in another template, with its special tokens."""
         if template == self.template:
             raise DataError("it is this template")
         return template_rows(self.reader.folder, self.promise, template)
 
-    def other_words(self, template: str) -> list[Row]:
+    def other_words(self, template: str) -> list[ModelInput]:
         """Rows with another template's words, within these special tokens."""
         if template == self.template:
             raise DataError("it is this template")
@@ -160,13 +165,15 @@ class Fault:
 
     name: str
     sentence: str  # with the fields of `Trial.words`
-    rows: Callable[[Trial], list[Row]]
+    rows: Callable[[FaultTrial], list[ModelInput]]
     texts: bool = False  # it needs the folder's tokenizer to give the golden tokens
     left: bool = False  # padded on the left; transformers alone can
     change: Callable[[Any], None] | None = None  # done to transformers' model
-    pad: Callable[[Trial], int] | None = None  # padding token of transformers' model
+    pad: Callable[[FaultTrial], int] | None = (
+        None  # padding token of transformers' model
+    )
 
-    def scores(self, trial: Trial) -> Scores | None:
+    def scores(self, trial: FaultTrial) -> GoldenScores | None:
         """Scores with the fault; None where this folder or reader cannot have it."""
         reader = trial.reader
         stock = isinstance(reader, Stock)
@@ -188,14 +195,16 @@ class Fault:
             return None  # so it is not what was done
 
 
-def _cut(start: int, stop: int | None) -> Callable[[Trial], list[Row]]:
-    return lambda t: [Row(r.tokens[start:stop], r.types[start:stop]) for r in t.given]
+def _cut(start: int, stop: int | None) -> Callable[[FaultTrial], list[ModelInput]]:
+    return lambda t: [
+        ModelInput(r.tokens[start:stop], r.types[start:stop]) for r in t.given
+    ]
 
 
-def _needs(part: str, rows: Callable[[Trial], list[Row]]) -> Callable:
+def _needs(part: str, rows: Callable[[FaultTrial], list[ModelInput]]) -> Callable:
     """Rows, where the contract has such a part at all."""
 
-    def made(trial: Trial) -> list[Row]:
+    def made(trial: FaultTrial) -> list[ModelInput]:
         if not getattr(trial.promise, part):
             raise DataError(f"there is no {part}")
         return rows(trial)
@@ -203,34 +212,34 @@ def _needs(part: str, rows: Callable[[Trial], list[Row]]) -> Callable:
     return made
 
 
-def _without_suffix(trial: Trial) -> list[Row]:
+def _without_suffix(trial: FaultTrial) -> list[ModelInput]:
     return _cut(0, -len(trial.promise.suffix))(trial)
 
 
-def _without_prefix(trial: Trial) -> list[Row]:
+def _without_prefix(trial: FaultTrial) -> list[ModelInput]:
     return _cut(len(trial.promise.prefix), None)(trial)
 
 
-def _twice(trial: Trial) -> list[Row]:
+def _twice(trial: FaultTrial) -> list[ModelInput]:
     end = trial.promise.suffix[-1]
-    return [Row([*r.tokens, end], [*r.types, r.types[-1]]) for r in trial.given]
+    return [ModelInput([*r.tokens, end], [*r.types, r.types[-1]]) for r in trial.given]
 
 
-def _whole(trial: Trial) -> list[Row]:
+def _whole(trial: FaultTrial) -> list[ModelInput]:
     return trial.framed(length=1 << 30)
 
 
-def _cut_end(trial: Trial) -> list[Row]:
+def _cut_end(trial: FaultTrial) -> list[ModelInput]:
     n = trial.promise.length
-    return [Row(row.tokens[:n], row.types[:n]) for row in _whole(trial)]
+    return [ModelInput(row.tokens[:n], row.types[:n]) for row in _whole(trial)]
 
 
-def _cut_begin(trial: Trial) -> list[Row]:
+def _cut_begin(trial: FaultTrial) -> list[ModelInput]:
     n = trial.promise.length
-    return [Row(row.tokens[-n:], row.types[-n:]) for row in _whole(trial)]
+    return [ModelInput(row.tokens[-n:], row.types[-n:]) for row in _whole(trial)]
 
 
-def _cut_left(trial: Trial) -> list[Row]:
+def _cut_left(trial: FaultTrial) -> list[ModelInput]:
     """The document's first tokens are cut in place of its last."""
     promise = trial.promise
     around = len(promise.prefix) + len(promise.middle) + len(promise.suffix)
@@ -241,22 +250,22 @@ def _cut_left(trial: Trial) -> list[Row]:
     return trial.framed(parts)
 
 
-def _cut_longer(trial: Trial) -> list[Row]:
+def _cut_longer(trial: FaultTrial) -> list[ModelInput]:
     return trial.framed([_longest_first(trial.promise, one) for one in trial.parts()])
 
 
-def _cut_elsewhere(trial: Trial) -> list[Row]:
+def _cut_elsewhere(trial: FaultTrial) -> list[ModelInput]:
     longest = cut_length(trial.reader.folder)
     if not longest or longest == trial.promise.length:
         raise DataError("it is cut to the contract's length")
     return trial.framed(length=longest)
 
 
-def _masked(trial: Trial) -> list[Row]:
+def _masked(trial: FaultTrial) -> list[ModelInput]:
     return [replace(row, hidden=(trial.promise.padding,)) for row in trial.given]
 
 
-def _end_masked(trial: Trial) -> list[Row]:
+def _end_masked(trial: FaultTrial) -> list[ModelInput]:
     return [replace(row, hidden=(trial.promise.suffix[-1],)) for row in trial.given]
 
 
@@ -309,7 +318,7 @@ FAULTS: tuple[Fault, ...] = (
         "token types",
         "all tokens have type 0, but the document's should have type 1; the tokenizer "
         "must give token_type_ids (model_input_names in tokenizer_config.json)",
-        lambda t: [Row(r.tokens, [0] * len(r.types)) for r in t.given],
+        lambda t: [ModelInput(r.tokens, [0] * len(r.types)) for r in t.given],
     ),
     Fault(
         "padding token",
@@ -447,32 +456,32 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
-def _sigmoid(scores: Scores) -> Scores:
+def _sigmoid(scores: GoldenScores) -> GoldenScores:
     return 1 / (1 + np.exp(-scores.astype(np.float64)))
 
 
-def _softmax(scores: Scores) -> Scores:
+def _softmax(scores: GoldenScores) -> GoldenScores:
     return np.ones_like(scores)  # of one logit, whatever it is
 
 
 @dataclass(frozen=True)
-class Activation:
+class ScoreActivation:
     """What is done to a score that is to be left alone."""
 
     name: str
     sentence: str
-    apply: Callable[[Scores], Scores]
+    apply: Callable[[GoldenScores], GoldenScores]
 
 
 _RAW = "set sentence_transformers.activation_fn in config.json to torch.nn.modules."
 ACTIVATIONS = (
-    Activation(
+    ScoreActivation(
         "activation",
         f"a sigmoid is applied, but the scores should be raw; {_RAW}linear.Identity, "
         "or ask the server for raw scores",
         _sigmoid,
     ),
-    Activation(
+    ScoreActivation(
         "activation",
         "a softmax is applied over one logit, which is 1 for every pair; the scores "
         "are to be raw: ask the server for raw scores, or set problem_type and the "
@@ -483,10 +492,10 @@ ACTIVATIONS = (
 
 
 def find_cause(
-    trial: Trial,
-    rows: Sequence[Row] | None,
-    found: Scores,
-    golden: Scores,
+    trial: FaultTrial,
+    rows: Sequence[ModelInput] | None,
+    found: GoldenScores,
+    golden: GoldenScores,
     allowed: float,
 ) -> Cause:
     """The likeliest reason for scores that differ.
@@ -502,7 +511,7 @@ def find_cause(
       allowed: difference that counts as none.
     """
 
-    def same(a: Scores, b: Scores) -> bool:
+    def same(a: GoldenScores, b: GoldenScores) -> bool:
         return bool((np.abs(a - b) <= allowed).all())
 
     base = trial.reader.scores(trial.given)
@@ -529,7 +538,9 @@ def find_cause(
     )
 
 
-def _precision_cause(trial: Trial, found: Scores, golden: Scores) -> Cause | None:
+def _precision_cause(
+    trial: FaultTrial, found: GoldenScores, golden: GoldenScores
+) -> Cause | None:
     """Whether half precision makes errors as large as those found."""
     reader = trial.reader
     if not isinstance(reader, Stock):
@@ -559,7 +570,7 @@ def _types(promise: Contract, golden: Golden) -> list[int]:
     return [first] * golden.document + [second] * behind
 
 
-def _agree(promise: Contract, parts: list[Parts]) -> bool:
+def _agree(promise: Contract, parts: list[PairTokens]) -> bool:
     """Whether these texts have the golden tokens."""
     begin, middle, end = (
         len(ids) for ids in (promise.prefix, promise.middle, promise.suffix)
@@ -574,12 +585,12 @@ def _agree(promise: Contract, parts: list[Parts]) -> bool:
 
 def _frame(
     promise: Contract,
-    parts: Parts,
+    parts: PairTokens,
     *,
     prefix: list[int] | None = None,
     suffix: list[int] | None = None,
     length: int = 0,
-) -> Row:
+) -> ModelInput:
     """Both texts within the special tokens; the second is cut to fit the length."""
     prefix = promise.prefix if prefix is None else prefix
     suffix = promise.suffix if suffix is None else suffix
@@ -588,10 +599,10 @@ def _frame(
     behind = [*parts[1][: max(room, 0)], *suffix]
     first, second = promise.types
     types = [first] * len(before) + [second] * len(behind)
-    return Row([*before, *behind], types)
+    return ModelInput([*before, *behind], types)
 
 
-def _longest_first(promise: Contract, parts: Parts) -> Parts:
+def _longest_first(promise: Contract, parts: PairTokens) -> PairTokens:
     """Both texts, the longer cut token by token, as tokenizers do by default."""
     around = len(promise.prefix) + len(promise.middle) + len(promise.suffix)
     room = promise.length - around
@@ -606,7 +617,9 @@ def _longest_first(promise: Contract, parts: Parts) -> Parts:
 
 
 def _model_cause(
-    trial: Trial, golden: Scores, same: Callable[[Scores, Scores], bool]
+    trial: FaultTrial,
+    golden: GoldenScores,
+    same: Callable[[GoldenScores, GoldenScores], bool],
 ) -> Cause:
     """Why a model gives other scores for the very same tokens."""
     promise, reader = trial.promise, trial.reader
@@ -650,7 +663,7 @@ def _tensor_cause(promise: Contract, found: dict[str, str]) -> Cause | None:
     )
 
 
-def _config_cause(trial: Trial) -> Cause | None:
+def _config_cause(trial: FaultTrial) -> Cause | None:
     model = open_checkpoint(config.Pretrained(path=str(trial.reader.folder))).model
     ours = json.loads(json.dumps(config.to_dict(model)))
     differing = [
@@ -668,7 +681,9 @@ def _config_cause(trial: Trial) -> Cause | None:
 
 
 def _padding_cause(
-    trial: Trial, golden: Scores, same: Callable[[Scores, Scores], bool]
+    trial: FaultTrial,
+    golden: GoldenScores,
+    same: Callable[[GoldenScores, GoldenScores], bool],
 ) -> Cause | None:
     reader, promise = trial.reader, trial.promise
     if not isinstance(reader, Stock):
@@ -692,7 +707,7 @@ def _padding_cause(
 
 
 def _token_cause(
-    promise: Contract, given: list[Row], rows: Sequence[Row] | None
+    promise: Contract, given: list[ModelInput], rows: Sequence[ModelInput] | None
 ) -> Cause:
     """What is known when nothing reproduces the scores: where tokens differ."""
     for number, (row, wanted) in enumerate(zip(rows or [], given, strict=False)):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ranker.serving.causes import Cause, Trial, find_cause
+from ranker.serving.causes import Cause, FaultTrial, find_cause
 from ranker.serving.contract import Contract
 from ranker.serving.readers import (
+    GoldenScores,
+    ModelInput,
     Reader,
-    Row,
-    Scores,
     Stock,
     is_raw,
     pads_left,
@@ -26,14 +26,14 @@ _PRECISION = 1e-5  # of the largest score
 
 
 @dataclass(frozen=True)
-class Result:
+class ReaderResult:
     """What one reader found."""
 
     reader: str
     largest: float  # difference of a score
     equal: int  # pairs
     first: int | None  # the first pair that differs
-    found: Scores
+    found: GoldenScores
     cause: Cause | None
 
 
@@ -42,7 +42,7 @@ def check(
     promise: Contract,
     *,
     tolerance: float,
-) -> Iterator[Result]:
+) -> Iterator[ReaderResult]:
     """Scores the golden pairs of `promise` by the model in `folder`, by each reader.
 
     Args:
@@ -64,17 +64,17 @@ def check(
                 found = 1 / (1 + np.exp(-found))
         else:
             found = reader.scores(rows)
-        yield judge(reader, promise, rows, found, tolerance=tolerance)
+        yield judge_scores(reader, promise, rows, found, tolerance=tolerance)
 
 
-def judge(
+def judge_scores(
     reader: Reader,
     promise: Contract,
-    rows: Sequence[Row] | None,
-    found: Scores,
+    rows: Sequence[ModelInput] | None,
+    found: GoldenScores,
     *,
     tolerance: float,
-) -> Result:
+) -> ReaderResult:
     """Compares found scores with the golden ones, and finds the cause of a difference.
 
     Args:
@@ -95,9 +95,9 @@ def judge(
     wrong = np.flatnonzero(~(differences <= allowed))
     cause = None
     if len(wrong):
-        trial = Trial(reader, promise)
+        trial = FaultTrial(reader, promise)
         cause = find_cause(trial, rows, found, golden, allowed)
-    return Result(
+    return ReaderResult(
         reader=reader.name,
         largest=float(differences.max()),
         equal=len(golden) - len(wrong),

@@ -76,7 +76,7 @@ class Contract:
         write_json(folder / FILE, dataclasses.asdict(self))
 
 
-def load(folder: pathlib.Path) -> Contract:
+def load_contract(folder: pathlib.Path) -> Contract:
     """The contract of a folder.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ranker.errors import shown
-from ranker.serving.frame import Texts
+from ranker.serving.frame import PairTexts
 from ranker.serving.texts import Cut
 
 Form = Literal["tei", "documents", "score", "pairs", "predict"]
@@ -38,7 +38,9 @@ class Request:
     """What is to be scored, and how it is to be answered."""
 
     form: Form
-    groups: tuple[tuple[str, tuple[Texts, ...]], ...]  # a query and its documents, each
+    groups: tuple[
+        tuple[str, tuple[PairTexts, ...]], ...
+    ]  # a query and its documents, each
     raw: bool = False  # raw scores; else probabilities
     top: int = 0  # best documents that are answered; 0: all
     texts: bool = False  # the texts are answered too
@@ -263,7 +265,7 @@ def _word(fields: dict[str, Any], name: str, *, lower: bool = True) -> str:
 
 def _documents(
     given: Any, name: str, fields: dict[str, Any], limit: int
-) -> tuple[Texts, ...]:
+) -> tuple[PairTexts, ...]:
     if not isinstance(given, list):
         raise _wrong(name, given, "a list of texts")
     if not given:
@@ -275,7 +277,7 @@ def _documents(
     return tuple(_document(one, name, wanted) for one in given)
 
 
-def _document(value: Any, name: str, wanted: list[str]) -> Texts:
+def _document(value: Any, name: str, wanted: list[str]) -> PairTexts:
     if isinstance(value, str):
         return "", clean(value)
     if not isinstance(value, dict):
@@ -305,7 +307,7 @@ def answer(request: Request, scored: Scored) -> Any:
     return _ANSWERS[request.form](request, scored)
 
 
-def _whole_text(document: Texts) -> str:
+def _whole_text(document: PairTexts) -> str:
     return " ".join(part for part in document if part)
 
 

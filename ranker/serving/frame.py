@@ -15,7 +15,7 @@ from ranker.data.text import Segment, Tokenizer, pair_types
 from ranker.errors import DataError
 from ranker.serving.contract import Contract
 
-Texts = tuple[str, str]  # title and text of a document; either or both may be empty
+PairTexts = tuple[str, str]  # title and text of a document; either or both may be empty
 
 _UNBOUNDED = 10**6  # tokens; transformers says 1e30 where a tokenizer has no limit
 _DEFAULT_LENGTH = 512  # tokens a pair, where neither tokenizer nor model has a limit
@@ -45,7 +45,7 @@ class Frame:
         """The first text of the pair."""
         return self.query.format(query=query)
 
-    def document_text(self, document: Texts) -> str:
+    def document_text(self, document: PairTexts) -> str:
         """The second text of the pair."""
         title, text = document
         both = f"{title} {text}".strip()
@@ -74,7 +74,7 @@ class Frame:
         """As `segment`, all passages of the document that are read."""
         before = self._before(query)
         room = self.length - len(before) - len(self.suffix)
-        parts = passages.cut(document, room, self.passages)
+        parts = passages.cut_passages(document, room, self.passages)
         return [self._joined(before, part) for part in parts]
 
     def _before(self, query: Sequence[int]) -> list[int]:
@@ -208,23 +208,23 @@ class PairEncoder:
         """Ids of queries, without what stands around them."""
         return self._encode([self.frame.query_text(text) for text in texts])
 
-    def documents(self, documents: Sequence[Texts]) -> list[list[int]]:
+    def documents(self, documents: Sequence[PairTexts]) -> list[list[int]]:
         """Ids of documents, whole, without what stands around them."""
         return self._encode([self.frame.document_text(one) for one in documents])
 
-    def pairs(self, pairs: Sequence[tuple[str, Texts]]) -> list[Segment]:
+    def pairs(self, pairs: Sequence[tuple[str, PairTexts]]) -> list[Segment]:
         """Rows of (query, document) pairs; each different text is tokenised once."""
         return [self.frame.segment(q, d) for q, d in self._ids(pairs)]
 
     def parts(
-        self, pairs: Sequence[tuple[str, Texts]]
+        self, pairs: Sequence[tuple[str, PairTexts]]
     ) -> tuple[list[Segment], list[int]]:
         """Rows of all passages of the pairs' documents, and how many each pair has."""
         each = [self.frame.segments(q, d) for q, d in self._ids(pairs)]
         return sum(each, []), [len(one) for one in each]
 
     def _ids(
-        self, pairs: Sequence[tuple[str, Texts]]
+        self, pairs: Sequence[tuple[str, PairTexts]]
     ) -> list[tuple[list[int], list[int]]]:
         queries = list(dict.fromkeys(query for query, _ in pairs))
         documents = list(dict.fromkeys(document for _, document in pairs))
@@ -232,7 +232,7 @@ class PairEncoder:
         second = dict(zip(documents, self.documents(documents), strict=True))
         return [(first[q], second[d]) for q, d in pairs]
 
-    def sizes(self, pairs: Sequence[tuple[str, Texts]]) -> list[int]:
+    def sizes(self, pairs: Sequence[tuple[str, PairTexts]]) -> list[int]:
         """Tokens of pairs, were they not cut."""
         first = self.queries([query for query, _ in pairs])
         second = self.documents([document for _, document in pairs])

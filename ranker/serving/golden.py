@@ -17,7 +17,7 @@ from ranker.data.text import Segment
 from ranker.errors import DataError
 from ranker.serving import contract
 from ranker.serving.contract import Contract, Golden
-from ranker.serving.frame import Frame, PairEncoder, Texts
+from ranker.serving.frame import Frame, PairEncoder, PairTexts
 
 TRUNCATION = (
     "the last tokens of the second text are cut; never the first text, nor the suffix"
@@ -34,12 +34,12 @@ _PUNCTUATION = ("really?! (see: e.g. U.S.A...) -- 50%%", "what??  C++/C#, 'a''b'
 # the padding token's own text is read otherwise than in training.
 _COUNT_PADDING = ("roberta", "xlm-roberta", "camembert", "data2vec-text", "mpnet")
 
-Pair = tuple[str, Texts]
-Score = Callable[[Sequence[Segment]], np.ndarray]
+GoldenPair = tuple[str, PairTexts]
+ScoreSegments = Callable[[Sequence[Segment]], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Described:
+class ModelFacts:
     """What a contract says of a model, beside scores."""
 
     stage: str  # that trained the weights
@@ -107,7 +107,10 @@ def frame_pairs(folder: pathlib.Path, frame: Frame) -> None:
 
 
 def write_contract(
-    folder: pathlib.Path, about: Described, pairs: Sequence[Pair], score: Score
+    folder: pathlib.Path,
+    about: ModelFacts,
+    pairs: Sequence[GoldenPair],
+    score: ScoreSegments,
 ) -> Contract:
     """Writes the contract of an exported ranker.
 
@@ -165,7 +168,7 @@ def write_contract(
             "min": float(scores.min()),
             "max": float(scores.max()),
         },
-        golden=choose(pairs, scores, segments, _kinds(pairs, encoder, padding)),
+        golden=choose_golden(pairs, scores, segments, _kinds(pairs, encoder, padding)),
     )
     found.save(folder)
     return found
@@ -209,7 +212,7 @@ _SENTENCES = (
 )
 
 
-def texts(given: Sequence[Pair], before: Contract | None) -> list[Pair]:
+def texts(given: Sequence[GoldenPair], before: Contract | None) -> list[GoldenPair]:
     """Pairs for golden scores: those given, a contract's, or this package's own."""
     if given:
         return list(given)
@@ -224,17 +227,19 @@ def texts(given: Sequence[Pair], before: Contract | None) -> list[Pair]:
     ]
 
 
-def hard_pairs(pairs: Sequence[Pair], padding: str, length: int) -> list[Pair]:
+def hard_pairs(
+    pairs: Sequence[GoldenPair], padding: str, length: int
+) -> list[GoldenPair]:
     """Pairs that are hard to serve, made from the first of `pairs`.
 
     Data may have no short text, none over the length, none in another script, none that
     spells the padding token, and no doubled punctuation.
     """
 
-    def words(texts: Texts) -> list[str]:
+    def words(texts: PairTexts) -> list[str]:
         return " ".join(texts).split()
 
-    made: list[Pair] = []
+    made: list[GoldenPair] = []
     for number, (query, both) in enumerate(pairs[: _PER_KIND + 1]):
         title, text = both
         joined = " ".join(words(both))
@@ -251,7 +256,7 @@ def hard_pairs(pairs: Sequence[Pair], padding: str, length: int) -> list[Pair]:
 
 
 def _kinds(
-    pairs: Sequence[Pair], encoder: PairEncoder, padding: str
+    pairs: Sequence[GoldenPair], encoder: PairEncoder, padding: str
 ) -> dict[str, list[int]]:
     """The pairs of each kind, the clearest first."""
     sizes = encoder.sizes(pairs)
@@ -268,8 +273,8 @@ def _kinds(
     }
 
 
-def choose(
-    pairs: Sequence[Pair],
+def choose_golden(
+    pairs: Sequence[GoldenPair],
     scores: np.ndarray,
     segments: Sequence[Segment],
     kinds: dict[str, list[int]],

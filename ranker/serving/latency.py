@@ -29,7 +29,7 @@ _HEAD = 32  # width of a head, where this folder's does not fit
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
+class LatencySettings:
     """What is measured."""
 
     candidates: int = 100  # a request
@@ -78,14 +78,14 @@ def parse_shape(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def measure(folder: pathlib.Path, trial: Trial) -> Iterator[Measured]:
+def time_requests(folder: pathlib.Path, trial: LatencySettings) -> Iterator[Measured]:
     """Times requests of random pairs; gives each row when it is measured.
 
     Raises:
       ContractError, ModelError: when the folder cannot be read.
       ConfigError: when the model has no position for so many tokens.
     """
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     contract.need_one_passage(promise, folder, "ranker.latency")
     positions = promise.model.get("max_positions", 0)
     if positions and trial.tokens > positions:
@@ -95,7 +95,9 @@ def measure(folder: pathlib.Path, trial: Trial) -> Iterator[Measured]:
     return _rows(folder, promise, trial)
 
 
-def _rows(folder: pathlib.Path, promise: Contract, trial: Trial) -> Iterator[Measured]:
+def _rows(
+    folder: pathlib.Path, promise: Contract, trial: LatencySettings
+) -> Iterator[Measured]:
     workers = trial.workers or len(os.sched_getaffinity(0))
     name = ""
     for runtime in _of_folder(folder, promise):
@@ -106,9 +108,9 @@ def _rows(folder: pathlib.Path, promise: Contract, trial: Trial) -> Iterator[Mea
             yield _time(f"{layers} x {width}", runtime, trial, workers)
 
 
-def note(folder: pathlib.Path, trial: Trial) -> str:
+def note(folder: pathlib.Path, trial: LatencySettings) -> str:
     """What the folder's contract says of so many tokens; empty where they fit."""
-    length = contract.load(folder).length
+    length = contract.load_contract(folder).length
     if trial.tokens <= length:
         return ""
     return (
@@ -162,15 +164,17 @@ def _of_shape(
         return
     with tempfile.TemporaryDirectory() as kept:
         path = pathlib.Path(kept) / "model.onnx"
-        onnx_graph.write(path, shaped, dict(flat(params)))
-        kind = runtimes.Onnx if name == "onnxruntime" else runtimes.OpenVino
+        onnx_graph.write_graph(path, shaped, dict(flat(params)))
+        kind = runtimes.OnnxRuntime if name == "onnxruntime" else runtimes.OpenVino
         try:
             yield kind(path, "float32", vocabulary)
         except ModelError:
             return
 
 
-def _time(student: str, runtime: Runtime, trial: Trial, workers: int) -> Measured:
+def _time(
+    student: str, runtime: Runtime, trial: LatencySettings, workers: int
+) -> Measured:
     draw = np.random.default_rng(0)
     top = min(runtime.vocab_size, 1000)
     rows = [
@@ -208,7 +212,7 @@ def _time(student: str, runtime: Runtime, trial: Trial, workers: int) -> Measure
     )
 
 
-def heading(trial: Trial) -> str:
+def heading(trial: LatencySettings) -> str:
     """What stands above the lines."""
     head = f"{'student':<10} {'runtime':<12} {'precision':<13}"
     return (

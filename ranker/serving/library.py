@@ -26,7 +26,7 @@ from ranker.serving.contract import Contract
 from ranker.serving.frame import (
     Frame,
     PairEncoder,
-    Texts,
+    PairTexts,
     contract_frame,
     own_frame,
     tokenizer_frame,
@@ -34,7 +34,7 @@ from ranker.serving.frame import (
 
 
 @dataclass(frozen=True)
-class Model:
+class LoadedRanker:
     """A ranker that scores pairs of a query and a document.
 
     Attributes:
@@ -51,7 +51,7 @@ class Model:
     loaded: Any = field(repr=False)  # tokenizer of transformers
 
     def predict(
-        self, pairs: Sequence[tuple[str, str | Texts | dict]]
+        self, pairs: Sequence[tuple[str, str | PairTexts | dict]]
     ) -> Float[np.ndarray, " n"]:
         """Raw scores of pairs: unbounded, higher is better, nothing applied to them.
 
@@ -81,12 +81,12 @@ class Model:
             return self.scorer(self.encoder.pairs(found))
         segments, counts = self.encoder.parts(found)
         of = windows.numbers(counts)
-        return windows.pool(self.scorer(segments), of, self.frame.passages.score)
+        return windows.pool_scores(self.scorer(segments), of, self.frame.passages.score)
 
     def rank(
         self,
         query: str,
-        documents: Sequence[str | Texts | dict],
+        documents: Sequence[str | PairTexts | dict],
         top_k: int | None = None,
     ) -> list[tuple[int, float]]:
         """Documents by score, best first.
@@ -145,7 +145,7 @@ class Model:
         texts = golden.texts(check_pairs(pairs), self.contract)
         golden.write_contract(
             folder,
-            golden.Described(
+            golden.ModelFacts(
                 stage=self.contract.stage if self.contract else self.folder.name,
                 template=self.contract.template if self.contract else "pair",
                 model=network.model,
@@ -163,7 +163,7 @@ def load(
     template: str = "",
     length: int = 0,
     passages: config.Passages = config.ONE_PASSAGE,
-) -> Model:
+) -> LoadedRanker:
     """Loads a ranker: an export with its contract, or any checkpoint that ranks.
 
     A folder without a contract is read as its own tokenizer puts a pair together, which
@@ -184,7 +184,9 @@ def load(
       ModelError: for weights that cannot, or that give no score.
     """
     folder = resolve_folder(str(path), revision)
-    promise = contract.load(folder) if (folder / contract.FILE).is_file() else None
+    promise = (
+        contract.load_contract(folder) if (folder / contract.FILE).is_file() else None
+    )
     several = passages != config.ONE_PASSAGE
     if promise and (template or length or several):
         given = "template" if template else "length" if length else "passages"
@@ -203,11 +205,11 @@ def load(
         frame = own_frame(loaded, checkpoint.model, length)
     if several:
         frame = dataclasses.replace(frame, passages=passages)
-    return Model(
+    return LoadedRanker(
         folder=folder,
         frame=frame,
         contract=promise,
-        scorer=packed.place(checkpoint),
+        scorer=packed.place_weights(checkpoint),
         encoder=PairEncoder(frame, loaded.backend_tokenizer),
         loaded=loaded,
     )
@@ -217,7 +219,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and bool(value >= 1)
 
 
-def check_pairs(pairs: Any) -> list[tuple[str, Texts]]:
+def check_pairs(pairs: Any) -> list[tuple[str, PairTexts]]:
     """Pairs of a query and a document's title and text.
 
     Raises:
@@ -242,7 +244,7 @@ def check_pairs(pairs: Any) -> list[tuple[str, Texts]]:
         query, document = pair
         found.append(
             (
-                check_text(query, f"pair {number}: the query"),
+                check_pair_text(query, f"pair {number}: the query"),
                 check_document(document, f"pair {number}: the document"),
             )
         )
@@ -256,7 +258,7 @@ def _is_pair(value: Any) -> bool:
         return False
 
 
-def check_text(value: Any, what: str) -> str:
+def check_pair_text(value: Any, what: str) -> str:
     """A text that can be tokenised.
 
     Raises:
@@ -274,14 +276,14 @@ def check_text(value: Any, what: str) -> str:
     return value
 
 
-def check_document(value: Any, what: str) -> Texts:
+def check_document(value: Any, what: str) -> PairTexts:
     """Title and text of a document: a text, a (title, text) pair, or a dict of both.
 
     Raises:
       DataError: for anything else.
     """
     if isinstance(value, str):
-        return "", check_text(value, what)
+        return "", check_pair_text(value, what)
     if isinstance(value, dict) and set(value) <= {"title", "text"} and value:
         parts = value.get("title") or "", value.get("text") or ""
     elif isinstance(value, (tuple, list)) and len(value) == 2:
@@ -291,4 +293,4 @@ def check_document(value: Any, what: str) -> Texts:
             f"{what} is {shown(value)}; expected a text, (title, text), or a dict with "
             "title and text"
         )
-    return check_text(parts[0], what), check_text(parts[1], what)
+    return check_pair_text(parts[0], what), check_pair_text(parts[1], what)

@@ -89,7 +89,7 @@ def check_encoder(model: config.Decoder | config.Encoder) -> config.Encoder:
     return model
 
 
-def write(
+def write_graph(
     path: pathlib.Path, model: config.Decoder | config.Encoder, params: dict[str, Any]
 ) -> None:
     """Writes the graph of a ranker, float32.
@@ -107,7 +107,7 @@ def write(
     found = {name: np.asarray(value, np.float32) for name, value in params.items()}
     if sum(value.nbytes for value in found.values()) > 2**31 - 2**20:
         raise ModelError("the weights are over 2 GB, more than an ONNX file can hold")
-    proto = build(encoder, found)
+    proto = build_graph(encoder, found)
     path.parent.mkdir(parents=True, exist_ok=True)
     import onnx
 
@@ -115,7 +115,7 @@ def write(
         onnx.save(proto, str(unfinished))
 
 
-def build(c: config.Encoder, p: dict[str, np.ndarray]) -> Any:
+def build_graph(c: config.Encoder, p: dict[str, np.ndarray]) -> Any:
     """The `onnx.ModelProto` of a ranker.
 
     Args:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ranker import config, sharding
 from ranker.batch import Rows
-from ranker.data.packing import Example, Layout, choose, pack
+from ranker.data.packing import Example, Layout, choose_documents, pack
 from ranker.data.text import Segment
 from ranker.errors import DataError, ModelError
 from ranker.models import build
@@ -64,7 +64,9 @@ class PackedModel:
         with jax.default_matmul_precision("highest"):
             while waiting:
                 window = waiting[: _WINDOW * layout.lists]
-                chosen = choose([[len(segments[i].tokens)] for i in window], layout)
+                chosen = choose_documents(
+                    [[len(segments[i].tokens)] for i in window], layout
+                )
                 taken = [window[place] for place in chosen.places]
                 examples = [Example([segments[i]], none, none) for i in taken]
                 batch = pack(examples, chosen.rows, layout, pad=0)
@@ -106,7 +108,7 @@ def _layout(longest: int) -> Layout:
     return Layout(rows=max(tokens // T, 1), length=T, size=1)
 
 
-def place(checkpoint: Checkpoint) -> PackedModel:
+def place_weights(checkpoint: Checkpoint) -> PackedModel:
     """Reads a checkpoint's weights onto the first device.
 
     Raises:

@@ -135,7 +135,7 @@ class Verdict:
     queries: int
 
 
-def judge(
+def loss_verdict(
     reference: Float[np.ndarray, " Q"],
     candidate: Float[np.ndarray, " Q"],
     margin: float,
@@ -180,7 +180,7 @@ def judge(
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Reduced:
     """A file of less precision, and the runtime that reads it."""
 
     precision: Precision
@@ -293,17 +293,17 @@ def _inputs(path: pathlib.Path) -> list[str]:
     return [one.name for one in model.graph.input]
 
 
-CANDIDATES: tuple[Candidate, ...] = (
-    Candidate("bfloat16", "openvino", to_bfloat16),
-    Candidate("int8", "openvino", to_static_int8),
-    Candidate("int8", "onnxruntime", to_static_int8),
-    Candidate("int8_dynamic", "onnxruntime", to_dynamic_int8),
+CANDIDATES: tuple[Reduced, ...] = (
+    Reduced("bfloat16", "openvino", to_bfloat16),
+    Reduced("int8", "openvino", to_static_int8),
+    Reduced("int8", "onnxruntime", to_static_int8),
+    Reduced("int8_dynamic", "onnxruntime", to_dynamic_int8),
 )
 # A GPU or TPU has units for it.
-ON_DEVICE = Candidate("bfloat16", "jax", None)
+ON_DEVICE = Reduced("bfloat16", "jax", None)
 
 
-def candidates(precision: str) -> list[Candidate]:
+def reduced_files(precision: str) -> list[Reduced]:
     """Those to try for a precision that was asked for, of what is installed.
 
     Where there is a GPU or TPU, bfloat16 is tried there and not on the CPU.
@@ -342,7 +342,7 @@ def accept(
     lists: Sequence[Graded],
     rows: Sequence[Segment],
     *,
-    tried: Sequence[Candidate] | None = None,
+    tried: Sequence[Reduced] | None = None,
     report: Callable[[str], None] = _say,
 ) -> Contract:
     """Tries candidates, keeps the fastest that is accepted, records all of them.
@@ -363,11 +363,11 @@ def accept(
       ModelError: when nothing can be tried.
     """
     source = folder / runtimes.FILES["float32"]
-    tried = candidates(settings.precision) if tried is None else tried
+    tried = reduced_files(settings.precision) if tried is None else tried
     lists = [one for one in lists if (one.labels > 0).any()]
     flat = [segment for one in lists for segment in one.segments]
     reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
-    expected = runtimes.score(reference, flat)
+    expected = runtimes.score_pairs(reference, flat)
     before = _per_query(lists, expected, settings.measure)
     speeds = {"cpu": _speed(reference, flat)}
     golden = np.array([one.score for one in promise.golden], np.float32)
@@ -375,8 +375,8 @@ def accept(
     found: dict[str, dict[str, Any]] = {}
     for candidate, path in _made(folder, source, tried, rows, report):
         opened = _open(candidate, folder, path, reference.vocab_size)
-        scores = runtimes.score(opened, flat)
-        verdict = judge(
+        scores = runtimes.score_pairs(opened, flat)
+        verdict = loss_verdict(
             before, _per_query(lists, scores, settings.measure), settings.margin
         )
         speed = _speed(opened, flat)
@@ -388,7 +388,7 @@ def accept(
             **dataclasses.asdict(verdict),
             "upper": min(verdict.upper, 1e9),
             "runtime": candidate.runtime,
-            "digest": digest(folder, candidate.runtime, candidate.precision),
+            "digest": folder_digest(folder, candidate.runtime, candidate.precision),
             "measure": settings.measure,
             "margin": settings.margin,
             "confidence": _CONFIDENCE,
@@ -396,7 +396,7 @@ def accept(
             "new_ties": _new_ties(lists, expected, scores),
             "top_changed": _top_changed(lists, expected, scores),
             "largest_difference": float(
-                np.abs(runtimes.score(opened, golden_rows) - golden).max()
+                np.abs(runtimes.score_pairs(opened, golden_rows) - golden).max()
             ),
             "speed": speed,  # tokens a second of one thread, here
             "speedup": speed / speeds[place],
@@ -424,10 +424,10 @@ def accept(
 def _made(
     folder: pathlib.Path,
     source: pathlib.Path,
-    tried: Sequence[Candidate],
+    tried: Sequence[Reduced],
     rows: Sequence[Segment],
     report: Callable[[str], None],
-) -> Iterator[tuple[Candidate, pathlib.Path]]:
+) -> Iterator[tuple[Reduced, pathlib.Path]]:
     """Candidates and their files; one that cannot be made is reported and left out."""
     made: set[str] = set()
     for candidate in tried:
@@ -441,7 +441,7 @@ def _made(
             report(f"[export] {candidate.precision}: left out: {error}")
 
 
-def digest(folder: pathlib.Path, runtime: Name, precision: Precision) -> str:
+def folder_digest(folder: pathlib.Path, runtime: Name, precision: Precision) -> str:
     """What tells that a folder still holds what was accepted."""
     if runtime == "jax":
         return storage.digest(contract.tensor_digests(folder))
@@ -450,11 +450,15 @@ def digest(folder: pathlib.Path, runtime: Name, precision: Precision) -> str:
 
 
 def _open(
-    candidate: Candidate, folder: pathlib.Path, path: pathlib.Path, vocab_size: int
+    candidate: Reduced, folder: pathlib.Path, path: pathlib.Path, vocab_size: int
 ) -> Any:
     if candidate.make is None:
         return runtimes.open_runtime(folder, candidate.runtime, candidate.precision)
-    kind = runtimes.Onnx if candidate.runtime == "onnxruntime" else runtimes.OpenVino
+    kind = (
+        runtimes.OnnxRuntime
+        if candidate.runtime == "onnxruntime"
+        else runtimes.OpenVino
+    )
     return kind(path, candidate.precision, vocab_size)
 
 
@@ -517,7 +521,9 @@ def _speed(runtime: Any, segments: Sequence[Segment]) -> float:
     rows = list(segments[:: max(len(segments) // _TIMED, 1)])[:_TIMED]
     if not rows:
         return 0.0
-    runtimes.score(runtime, rows)  # lengths that were not met before cost time once
+    runtimes.score_pairs(
+        runtime, rows
+    )  # lengths that were not met before cost time once
     begun = time.perf_counter()
-    runtimes.score(runtime, rows)
+    runtimes.score_pairs(runtime, rows)
     return sum(len(row.tokens) for row in rows) / (time.perf_counter() - begun)

@@ -23,13 +23,13 @@ from ranker.models.huggingface import open_checkpoint
 from ranker.serving import packed, runtimes
 from ranker.serving.contract import Contract, Golden
 
-Scores = Float[np.ndarray, " 16"]
+GoldenScores = Float[np.ndarray, " 16"]
 
 _FAR = 4  # lengths of a text that is not cut, at most
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelInput:
     """What a model is given for one pair."""
 
     tokens: list[int]
@@ -44,11 +44,11 @@ class Reader(Protocol):
     folder: pathlib.Path
     allowed: float  # difference of a score that rounding makes
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelInput]:
         """The golden pairs as this folder has them read."""
         ...
 
-    def scores(self, rows: Sequence[Row], *, left: bool = False) -> Scores:
+    def scores(self, rows: Sequence[ModelInput], *, left: bool = False) -> GoldenScores:
         """Raw scores of rows, padded on the right or the left."""
         ...
 
@@ -65,11 +65,11 @@ class Ours:
           ModelError: when the weights cannot be read.
         """
         self.folder, self.promise = folder, promise
-        self._packed = packed.place(
+        self._packed = packed.place_weights(
             open_checkpoint(config.Pretrained(path=str(folder)))
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelInput]:
         """Rows by this package's template and cut."""
         try:
             return template_rows(self.folder, self.promise, self.promise.template)
@@ -82,7 +82,7 @@ class Ours:
                 f"template {self.promise.template!r}: {error}"
             ) from error
 
-    def scores(self, rows: Sequence[Row], *, left: bool = False) -> Scores:
+    def scores(self, rows: Sequence[ModelInput], *, left: bool = False) -> GoldenScores:
         """Raw float32 scores; this package only ever pads on the right."""
         assert not left
         T = packed.row_length(max(len(row.tokens) for row in rows))
@@ -129,13 +129,13 @@ class Stock:
                 f"{self.name} cannot load {folder}: {error}"
             ) from error
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelInput]:
         """Rows by the folder's tokenizer, for the pair of texts of the contract."""
         return stock_rows(self.folder, self.promise)
 
     def scores(
-        self, rows: Sequence[Row], *, left: bool = False, pad: int | None = None
-    ) -> Scores:
+        self, rows: Sequence[ModelInput], *, left: bool = False, pad: int | None = None
+    ) -> GoldenScores:
         """Raw scores of one batch, padded to its longest row.
 
         Args:
@@ -173,7 +173,7 @@ class Stock:
             settings.pad_token_id = before
         return found[:, 0].float().numpy()
 
-    def otherwise(self, rows: Sequence[Row], change: Any) -> Scores:
+    def otherwise(self, rows: Sequence[ModelInput], change: Any) -> GoldenScores:
         """Scores of a copy of the model that `change` was done to."""
         import copy
 
@@ -211,17 +211,17 @@ class Graph:
         self._runtime = runtime
         self.name = f"{runtime.name} {runtime.precision}"
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ModelInput]:
         """Rows by the folder's tokenizer."""
         return stock_rows(self.folder, self.promise)
 
-    def scores(self, rows: Sequence[Row], *, left: bool = False) -> Scores:
+    def scores(self, rows: Sequence[ModelInput], *, left: bool = False) -> GoldenScores:
         """Raw float32 scores."""
         assert not left
         return np.concatenate([self._runtime.feed(*_arrays(row)) for row in rows])
 
 
-def _arrays(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _arrays(row: ModelInput) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, mask and types [1, tokens], int64."""
     ids = np.array([row.tokens], np.int64)
     mask = (~np.isin(ids, row.hidden)).astype(np.int64)
@@ -321,7 +321,9 @@ def _texts(promise: Contract, golden: Golden) -> tuple[str, str]:
     )
 
 
-def template_rows(folder: pathlib.Path, promise: Contract, template: Any) -> list[Row]:
+def template_rows(
+    folder: pathlib.Path, promise: Contract, template: Any
+) -> list[ModelInput]:
     """The golden pairs in a template, with its special tokens and cut.
 
     Raises:
@@ -334,7 +336,7 @@ def template_rows(folder: pathlib.Path, promise: Contract, template: Any) -> lis
         title, text = golden.title, golden.text
         [ids] = tokenizer.documents([Document("", title, text)])
         one = tokenizer.segment(prefix, ids, promise.length)
-        rows.append(Row([int(token) for token in one.tokens], one.types))
+        rows.append(ModelInput([int(token) for token in one.tokens], one.types))
     return rows
 
 
@@ -354,7 +356,7 @@ def stock_tokenizer(folder: pathlib.Path) -> Any:
         ) from error
 
 
-def stock_rows(folder: pathlib.Path, promise: Contract) -> list[Row]:
+def stock_rows(folder: pathlib.Path, promise: Contract) -> list[ModelInput]:
     """The golden pairs as the folder's own tokenizer joins and cuts them."""
     tokenizer = stock_tokenizer(folder)
     longest = min(tokenizer.model_max_length, uncut(promise))
@@ -366,5 +368,5 @@ def stock_rows(folder: pathlib.Path, promise: Contract) -> list[Row]:
             max_length=longest,
             return_token_type_ids=True,
         )
-        rows.append(Row(found["input_ids"], found["token_type_ids"]))
+        rows.append(ModelInput(found["input_ids"], found["token_type_ids"]))
     return rows

@@ -62,7 +62,9 @@ class Runtime(Protocol):
         ...
 
 
-def score(runtime: Runtime, segments: Sequence[Segment]) -> Float[np.ndarray, " pairs"]:
+def score_pairs(
+    runtime: Runtime, segments: Sequence[Segment]
+) -> Float[np.ndarray, " pairs"]:
     """Raw scores of pairs, in their order: what a server answers, bit for bit."""
     scores = np.zeros(len(segments), np.float32)
     packed.check_tokens(segments, runtime.vocab_size)
@@ -151,7 +153,7 @@ class Jax:
         return np.asarray(found, np.float32)[: len(segments), 0]
 
 
-class Onnx:
+class OnnxRuntime:
     """onnxruntime on a CPU: a row a run, one thread a run."""
 
     name: Name = "onnxruntime"
@@ -336,12 +338,12 @@ def open_runtime(folder: pathlib.Path, name: Name, precision: Precision) -> Runt
             raise ModelError(
                 f"the runtime jax computes in float32 or bfloat16, not in {precision}"
             )
-        return Jax(packed.place(checkpoint), precision)
+        return Jax(packed.place_weights(checkpoint), precision)
     path = folder / FILES[precision]
     if not path.is_file():
         raise ModelError(
             f"{folder} has no {FILES[precision]}; export the stage again with "
             f"--config.onnx.precision={precision}, or serve it by --runtime jax"
         )
-    make = Onnx if name == "onnxruntime" else OpenVino
+    make = OnnxRuntime if name == "onnxruntime" else OpenVino
     return make(path, precision, checkpoint.vocab_size)

@@ -33,9 +33,9 @@ from ranker.serving.contract import Contract
 from ranker.serving.forms import Refused, Request, Scored
 from ranker.serving.metrics import Metrics
 from ranker.serving.runtimes import Runtime
-from ranker.serving.texts import Rows, TextEncoder
+from ranker.serving.texts import TextEncoder, TokenizedRequest
 
-Calibration = Callable[[np.ndarray], np.ndarray]
+Calibrate = Callable[[np.ndarray], np.ndarray]
 
 _DIGITS = 300  # of a whole number
 
@@ -47,7 +47,7 @@ class Served:
     contract: Contract
     runtime: Runtime
     encoder: TextEncoder
-    calibration: Calibration | None = None
+    calibration: Calibrate | None = None
     first: "Served | None" = None  # a cheaper model that sees all candidates
     keep: int = 0  # candidates that it leaves to this one
     batcher: Batcher | None = None  # of the first model; the state has this one's
@@ -73,7 +73,7 @@ class State:
     metrics: Metrics = field(default_factory=Metrics)
 
 
-def probabilities(raw: np.ndarray, calibration: Calibration | None) -> list[float]:
+def probabilities(raw: np.ndarray, calibration: Calibrate | None) -> list[float]:
     """Probabilities in float64: in float32 a sigmoid would make close scores equal."""
     x = raw.astype(np.float64)
     if calibration is not None:
@@ -158,7 +158,7 @@ async def _read(request: HttpRequest, limits: Limits, held: _Held) -> bytes:
     return b"".join(parts)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_body(body: bytes) -> Any:
     """The JSON of a body.
 
     Raises:
@@ -180,7 +180,7 @@ def parse_json(body: bytes) -> Any:
         raise Refused(400, "Validation", f"the body is not JSON: {error}") from None
 
 
-def _rows(served: Served, request: Request) -> Rows:
+def _rows(served: Served, request: Request) -> TokenizedRequest:
     found = [
         served.encoder.rows(query, documents, request.cut)
         for query, documents in request.groups
@@ -196,7 +196,7 @@ def _rows(served: Served, request: Request) -> Rows:
             f"{truncated} pairs are longer than {length} tokens, and truncate is "
             "false; leave it out to have the documents cut",
         )
-    return Rows(segments, truncated, sum(one.tokens for one in found))
+    return TokenizedRequest(segments, truncated, sum(one.tokens for one in found))
 
 
 async def _score(state: State, request: Request) -> Scored:
@@ -223,7 +223,7 @@ async def _score(state: State, request: Request) -> Scored:
         good = await _score_by(state, served, batcher, replace(request, groups=(best,)))
     second = np.full(len(documents), np.inf)
     second[kept] = good.raw
-    raw = cascade.merge(cheap.raw.astype(np.float64), second, served.keep)
+    raw = cascade.cascade_scores(cheap.raw.astype(np.float64), second, served.keep)
     scores = raw.tolist() if request.raw else probabilities(raw, served.calibration)
     tokens, truncated = cheap.tokens + good.tokens, cheap.truncated
     return Scored(raw, scores, f"cascade, {good.kind}", tokens, truncated)
@@ -323,7 +323,7 @@ async def _answer(state: State, http: HttpRequest, parse: Parse) -> Response:
     state.batcher.reserve(0)  # a full queue refuses before it reads
     begun = time.perf_counter()
     with _Held(state) as held:
-        body = parse_json(await _read(http, state.limits, held))
+        body = parse_body(await _read(http, state.limits, held))
         request = parse(body, state.limits.documents)
         del body
         scored = await _while_connected(http, _score(state, request))

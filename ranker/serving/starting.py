@@ -17,7 +17,7 @@ from ranker.serving import contract, runtimes
 from ranker.serving.batching import Batcher, Limits
 from ranker.serving.contract import Contract
 from ranker.serving.frame import PairEncoder, contract_frame
-from ranker.serving.precision import digest
+from ranker.serving.precision import folder_digest
 from ranker.serving.runtimes import Name, Precision, Runtime
 from ranker.serving.server import Served
 from ranker.serving.texts import TextEncoder
@@ -26,7 +26,7 @@ _TOLERANCE = 1e-2  # standard deviations of the scores, float32; as ranker.check
 _SMALLEST = 1e-5  # of the largest score: what float32 can tell apart
 
 
-def choose(
+def choose_runtime(
     folder: pathlib.Path, promise: Contract, name: str, precision: str
 ) -> tuple[Name, Precision]:
     """The runtime and the precision, where they are left open ("auto").
@@ -103,7 +103,7 @@ def _accepted(
         raise ModelError(
             f"{folder}: {precision} was accepted in {one['runtime']}, not in {name}"
         )
-    if digest(folder, one["runtime"], precision) != one.get("digest"):
+    if folder_digest(folder, one["runtime"], precision) != one.get("digest"):
         on_jax = one["runtime"] == "jax"
         kept = "model.safetensors" if on_jax else runtimes.FILES[precision]
         raise ModelError(
@@ -125,7 +125,7 @@ def check_golden(promise: Contract, runtime: Runtime, segments: list[Segment]) -
                 f"the golden pair {one.query[:60]!r} has other tokens than the "
                 "contract says: the tokenizer has changed; run python -m ranker.check"
             )
-    found = runtimes.score(runtime, segments)
+    found = runtimes.score_pairs(runtime, segments)
     if runtime.precision == "float32":
         floor = _SMALLEST * float(np.abs(golden).max())
         allowed = max(_TOLERANCE * promise.scores["std"], floor)
@@ -157,9 +157,9 @@ def start(
     Raises:
       UserError: when it cannot be served.
     """
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     contract.need_one_passage(promise, folder, "ranker.serve")
-    name, chosen = choose(folder, promise, runtime, precision)
+    name, chosen = choose_runtime(folder, promise, runtime, precision)
     loaded: Any = load_tokenizer(folder)
     encoder = PairEncoder(contract_frame(promise), loaded.backend_tokenizer)
     opened = runtimes.open_runtime(folder, name, chosen)
@@ -173,7 +173,7 @@ def start(
     count = workers or (1 if on_device else len(os.sched_getaffinity(0)))
     batcher = Batcher(opened, limits, workers=count)
     begun = time.monotonic()
-    runtimes.score(opened, segments)
+    runtimes.score_pairs(opened, segments)
     tokens = sum(len(one.tokens) for one in segments)
     batcher.measured(tokens * count, time.monotonic() - begun)
     print(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ranker.data.text import Segment
-from ranker.serving.frame import PairEncoder, Texts
+from ranker.serving.frame import PairEncoder, PairTexts
 
 _CACHE_BYTES = 128 << 20  # kept, at most
 _ENTRY_BYTES = 400  # of a document beside its ids: key, array, places in a table
@@ -53,7 +53,7 @@ class DocumentCache:
                 self.bytes -= gone.nbytes + _ENTRY_BYTES
 
 
-def digest(document: Texts) -> bytes:
+def text_digest(document: PairTexts) -> bytes:
     """Key of a document: which text is the title matters."""
     title, text = (part.encode() for part in document)
     return hashlib.blake2b(
@@ -71,7 +71,7 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenizedRequest:
     """What a request's pairs are as tokens."""
 
     segments: list[Segment]
@@ -86,7 +86,7 @@ class TextEncoder:
         self.encoder = encoder
         self.cache = DocumentCache() if cache is None else cache
 
-    def estimate(self, query: str, documents: Sequence[Texts]) -> int:
+    def estimate(self, query: str, documents: Sequence[PairTexts]) -> int:
         """About how many tokens the pairs have; at most as many as can be read."""
         frame = self.encoder.frame
         around = frame.fixed + len(query) // _CHARACTERS + 1
@@ -95,7 +95,9 @@ class TextEncoder:
             for title, text in documents
         )
 
-    def rows(self, query: str, documents: Sequence[Texts], cut: Cut) -> Rows:
+    def rows(
+        self, query: str, documents: Sequence[PairTexts], cut: Cut
+    ) -> TokenizedRequest:
         """Rows of one query's documents, in their order."""
         frame, segments, truncated = self.encoder.frame, [], 0
         ids = self.encoder.query(query)
@@ -111,14 +113,14 @@ class TextEncoder:
                 document = self._whole(documents[len(segments)])[-room:]
             segments.append(frame.segment(ids, document[:room]))
         tokens = sum(len(one.tokens) for one in segments)
-        return Rows(segments, truncated, tokens)
+        return TokenizedRequest(segments, truncated, tokens)
 
-    def _whole(self, document: Texts) -> list[int]:
+    def _whole(self, document: PairTexts) -> list[int]:
         return self.encoder.documents([document])[0]
 
-    def _documents(self, documents: Sequence[Texts]) -> list[list[int]]:
+    def _documents(self, documents: Sequence[PairTexts]) -> list[list[int]]:
         """Ids of documents, one more than can be read where they are longer."""
-        keys = [digest(document) for document in documents]
+        keys = [text_digest(document) for document in documents]
         found = {key: self.cache.get(key) for key in dict.fromkeys(keys)}
         missing = {
             key: document

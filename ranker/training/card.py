@@ -52,7 +52,7 @@ def _begins_from(
     if _FACTS in manifest.facts:
         return manifest.facts[_FACTS]
     for name in manifest.inputs:
-        found = manifests.load(workdir / name)
+        found = manifests.load_manifest(workdir / name)
         if found is not None and found.kind in ("cpt", "sft", "distill"):
             return _begins_from(workdir, found)
     return None

@@ -257,7 +257,7 @@ class Checkpoints:
           StageError: when it is missing or damaged. The stage then counts as not
             finished, so that it resumes from the checkpoint before when run again.
         """
-        manifest = manifests.load(self.folder)
+        manifest = manifests.load_manifest(self.folder)
         facts = manifest.facts if manifest else {}
         step = processes.first(lambda: facts.get("checkpoint", self.latest))
         if step is None or self.newest_whole([step], ("params",)) is None:

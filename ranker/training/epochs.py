@@ -7,12 +7,12 @@ import math
 from ranker import processes
 from ranker.data.pairs import ALL_IN_ONE
 from ranker.training.inputs import Feed
-from ranker.training.run import Run
+from ranker.training.run import TrainingRun
 
 SAMPLED = 1 << 20  # tokens, padding included, that are packed to find out
 
 
-def settle(run: Run, feed: Feed | None) -> Run:
+def settle(run: TrainingRun, feed: Feed | None) -> TrainingRun:
     """The run with its number of steps, and no setting in epochs or shares of them.
 
     Every process calls it together, and is told the number of the first.
@@ -57,7 +57,7 @@ def count_steps(feed: Feed, epochs: float) -> int:
     return math.ceil(steps * epochs / packed)
 
 
-def describe(epochs: float, steps: int) -> str:
+def epochs_line(epochs: float, steps: int) -> str:
     """The sentence of a run or a dry run."""
     passes = "1 epoch is" if epochs == 1 else f"{epochs:g} epochs are"
     return f"{passes} {steps:,} step{'s' if steps != 1 else ''}"

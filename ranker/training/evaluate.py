@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ranker import config, errors, manifests, processes, sharding, storage
 from ranker.data import formats, trec
 from ranker.data.bm25 import Bm25
-from ranker.data.pairs import Source
+from ranker.data.pairs import Indexed
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
@@ -21,14 +21,14 @@ from ranker.metrics import comparison
 from ranker.metrics.cascade import merge_runs
 from ranker.metrics.measures import parse_measure
 from ranker.metrics.ranking import Rules
-from ranker.metrics.runs import across_queries, agreements, qrels_of, run_of
+from ranker.metrics.runs import agreements, comparable_scores, qrels_of, run_of
 from ranker.reporting import tables
 from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.trained import load_trained
 
 
-def _records(lists: Source[RankedList]) -> list[RankedList]:
+def _records(lists: Indexed[RankedList]) -> list[RankedList]:
     return [lists[i] for i in range(len(lists))]
 
 
@@ -53,7 +53,7 @@ class EvaluateRun:
     workdir: pathlib.Path
     prepared: Prepared
     parents: dict[str, Manifest]  # of the systems
-    fields: comparison.Fields  # of the queries
+    fields: comparison.QueryFields  # of the queries
     manifest: Manifest
 
     @property
@@ -73,7 +73,9 @@ def plan(
     if not len(prepared.lists(settings.split)):
         raise errors.StageError(f"the split {settings.split!r} has no query")
     parents = {
-        name: manifests.require(workdir, name, kinds=_KINDS, by=_BY, planned=planned)
+        name: manifests.require_stage(
+            workdir, name, kinds=_KINDS, by=_BY, planned=planned
+        )
         for name in settings.systems
     }
     fields: dict[str, Any] = {}
@@ -99,7 +101,7 @@ def plan(
     return EvaluateRun(settings, workdir, prepared, parents, fields, manifest)
 
 
-def evaluate(
+def evaluate_systems(
     settings: config.Evaluate, workdir: pathlib.Path, *, replace: bool = False
 ) -> dict[str, Any]:
     """Measures the systems and BM25 on a split of held-out queries.
@@ -130,7 +132,7 @@ def execute(run: EvaluateRun, *, replace: bool = False) -> dict[str, Any]:
             files = processes.first(lambda: manifests.outputs(run.folder))
             run.manifest.finish(run.folder, summary=summary, files=files)
         else:
-            found = manifests.load(run.folder)
+            found = manifests.load_manifest(run.folder)
             assert found is not None
             summary = found.facts["summary"]
     _finish(summary, run.workdir)
@@ -147,7 +149,7 @@ def _measure(run: EvaluateRun) -> dict[str, Any]:
     for name in settings.systems:
         runs[name] = run_of(lists, corpus, _scores(run, name, mesh))
     # A cascade's scores order and mean nothing else: they are not set side by side.
-    across, notes = across_queries(qrels, runs, relevance=settings.relevance)
+    across, notes = comparable_scores(qrels, runs, relevance=settings.relevance)
     for cascade in settings.cascades:
         pair = runs[cascade.first], runs[cascade.second]
         runs[cascade.name] = merge_runs(*pair, cascade.keep)
@@ -210,13 +212,13 @@ def teachers_of(parents: dict[str, Manifest], workdir: pathlib.Path) -> dict[str
     teachers = {}
     for name, parent in parents.items():
         for other in parent.inputs:
-            found = manifests.load(workdir / other)
+            found = manifests.load_manifest(workdir / other)
             if found and found.kind == "score":
                 teachers[name] = ScoreFacts.of(found.facts).teacher
     return teachers
 
 
-def bm25_scores(lists: Source[RankedList], corpus: Source[Document]) -> np.ndarray:
+def bm25_scores(lists: Indexed[RankedList], corpus: Indexed[Document]) -> np.ndarray:
     """BM25 of every candidate of every list, with the corpus's statistics."""
     documents = (corpus[row] for row in range(len(corpus)))
     index = Bm25.build(f"{one.title} {one.text}" for one in documents)

@@ -59,7 +59,7 @@ def plan(
     planned: Mapping[str, Manifest] | None = None,
 ) -> ExportRun:
     """The stage with its manifest; arguments as of `training.run.plan`."""
-    parent = manifests.require(
+    parent = manifests.require_stage(
         workdir, settings.stage, kinds=_KINDS, by=_BY, planned=planned
     )
     manifest = Manifest(
@@ -182,7 +182,7 @@ def write_golden(
     tokenizer = prepared.tokenizer(trained.role)
     frame = tokenizer_frame(tokenizer, trained.length, trained.passages)
     golden.frame_pairs(folder, frame)
-    about = golden.Described(
+    about = golden.ModelFacts(
         stage=trained.name,
         template=tokenizer.template,
         model=trained.model,
@@ -229,7 +229,7 @@ def score_segments(
         return score_lists(score, trained.params, network, lists, encoder, rows=_ROWS)
 
 
-def draw_pairs(prepared: Prepared) -> list[golden.Pair]:
+def draw_pairs(prepared: Prepared) -> list[golden.GoldenPair]:
     """Pairs of all the prepared data, evenly spaced."""
     corpus, pairs = prepared.corpus(), []
     for split in _SPLITS:

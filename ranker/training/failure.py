@@ -9,13 +9,13 @@ import jax
 import numpy as np
 
 from ranker import processes, storage
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 
 FOLDER = "failures"
 
 
 def write_failure(
-    folder: pathlib.Path, step: int, batch: Batch, facts: dict[str, Any]
+    folder: pathlib.Path, step: int, batch: PackedBatch, facts: dict[str, Any]
 ) -> pathlib.Path:
     """Writes WORKDIR/NAME/failures/step_N: the batch's arrays and what is known of it.
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from ranker import config, errors, manifests, processes
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.data import pairs, pipeline
 from ranker.data.clicks import repeat
 from ranker.data.impressions import load_click_lists
@@ -29,24 +29,24 @@ from ranker.metrics.agreement import fit_affine
 from ranker.metrics.runs import mean_ndcg
 from ranker.scoring.targets import Joined, Targets, load_targets
 from ranker.training.judge import judged_lists
-from ranker.training.run import Run
+from ranker.training.run import TrainingRun
 from ranker.training.scorer import (
     device_batch,
+    in_step,
     make_score,
     score_lists,
     shards_of,
-    together,
 )
 
 STATES = 1024  # of the last batches, kept
 
-Measure = Callable[[Any], dict[str, float]]  # parameters -> metrics
+MeasureParams = Callable[[Any], dict[str, float]]  # parameters -> metrics
 
 
 Feed = Callable[[pipeline.Shards], "Batches"]  # endless batches, from the beginning
 
 
-def open_feed(run: Run, *, trains: bool = True) -> Feed:
+def open_feed(run: TrainingRun, *, trains: bool = True) -> Feed:
     """What makes the training batches of the stage; it reads what they are made of.
 
     It raises ConfigError when a micro-batch does not divide over the shards.
@@ -189,7 +189,7 @@ class Batches:
         self._name = name
         self._states = collections.deque([iterator.get_state()], maxlen=STATES + 1)
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> PackedBatch:
         batch = next(self._iterator)
         self._states.append(self._iterator.get_state())
         return batch
@@ -240,7 +240,7 @@ class Batches:
         self._iterator.close()
 
 
-def _encoder(run: Run, *, stored: bool = True) -> pairs.ListEncoder:
+def _encoder(run: TrainingRun, *, stored: bool = True) -> pairs.ListEncoder:
     tokens = run.settings.text.of(run.role, "length")
     tokenizer = run.prepared.tokenizer(run.role)
     shared, _ = pairs.can_share(run.origin.model, tokenizer.template, tokens)
@@ -273,7 +273,7 @@ def scored_lists(
     settings: config.Train, prepared: Prepared, workdir: pathlib.Path
 ) -> tuple[Joined, Targets]:
     """Every list that the teacher has scored, and its scores on the scale asked for."""
-    manifest = manifests.require(
+    manifest = manifests.require_stage(
         workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
     )
     splits = manifest.settings.get("splits")
@@ -334,7 +334,7 @@ def _target_scale(
     return 1.0, 0.0
 
 
-def make_measure(run: Run) -> Measure:
+def make_measure(run: TrainingRun) -> MeasureParams:
     """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
     if isinstance(run.settings.objective, config.Language):
         return _language_measure(run)
@@ -360,14 +360,14 @@ def _first(source: Any, count: int) -> Any:
     return [source[index] for index in range(count)]
 
 
-def _language_measure(run: Run) -> Measure:
+def _language_measure(run: TrainingRun) -> MeasureParams:
     settings, prepared, network = run.settings, run.prepared, run.network
     texts = _first(prepared.clicks("dev"), settings.loop.eval_queries)
     shards, objective = shards_of(network), run.objective
     one = config.Batch(size=settings.batch.size // settings.batch.accumulate)
 
     @jax.jit
-    def loss(params: Any, batch: Batch) -> WeightedSum:
+    def loss(params: Any, batch: PackedBatch) -> WeightedSum:
         model = nnx.merge(network.graphdef, params)
         return objective.parts(model, batch, None)["language"]
 
@@ -384,7 +384,7 @@ def _language_measure(run: Run) -> Measure:
         with contextlib.closing(batches):
             parts = [
                 loss(params, device_batch(batch, network, leading=0))
-                for batch in together(batches, nothing)
+                for batch in in_step(batches, nothing)
             ]
         total = sum(parts[1:], start=parts[0])
         return {"dev_language": float(total.mean())}

@@ -70,7 +70,7 @@ def plan(
       StageError: when the scores are not of prepared splits, or judged already.
     """
     by = f"the stage {settings.name!r}"
-    scores = manifests.require(
+    scores = manifests.require_stage(
         workdir, settings.scores, kinds=("score",), by=by, planned=planned
     )
     splits = scores.settings.get("splits")

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ranker import config
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.losses import (
     distillation,
     language,
@@ -27,7 +27,7 @@ from ranker.losses import (
     schemes,
 )
 from ranker.losses.reduction import WeightedSum
-from ranker.models.build import POSITION_BIAS, Head
+from ranker.models.build import POSITION_BIAS, HeadKind
 from ranker.models.heads import over_passages
 
 Parts = dict[str, WeightedSum]
@@ -38,10 +38,10 @@ Scores = Float[Array, "B L"]
 class Objective:
     """Named losses of a batch, and how much each counts."""
 
-    parts: Callable[[nnx.Module, Batch, Array | None], Parts]
-    weights: Callable[[Batch], dict[str, Float[Array, ""]]]
+    parts: Callable[[nnx.Module, PackedBatch, Array | None], Parts]
+    weights: Callable[[PackedBatch], dict[str, Float[Array, ""]]]
     coefficients: dict[str, float]
-    head: Head  # head that the model needs: "language" or "score"
+    head: HeadKind  # head that the model needs: "language" or "score"
     position_bias: int = 0  # positions of a results page that have a logit
 
 
@@ -52,7 +52,7 @@ _LOGITS = 1 << 24
 def _language(settings: config.Language, groups: int) -> Objective:
     del settings
 
-    def parts(model, batch: Batch, key) -> Parts:
+    def parts(model, batch: PackedBatch, key) -> Parts:
         hidden = model.body(batch.rows, key=key)
         table = model.table()
         rows, length = batch.rows.tokens.shape
@@ -67,7 +67,7 @@ def _language(settings: config.Language, groups: int) -> Objective:
             )
         }
 
-    def weights(batch: Batch) -> dict[str, Array]:
+    def weights(batch: PackedBatch) -> dict[str, Array]:
         # The first token of a row has nothing before it to be predicted from.
         return {"language": jnp.sum(batch.loss_mask[..., 1:], dtype=jnp.float32)}
 
@@ -91,12 +91,12 @@ def num_chunks(rows: int, length: int, vocab_size: int) -> int:
 
 
 def _ranking(
-    losses: Callable[[Scores, Batch], Parts],
+    losses: Callable[[Scores, PackedBatch], Parts],
     coefficients: dict[str, float],
     groups: int,
     position_bias: int = 0,
 ) -> Objective:
-    def parts(model, batch: Batch, key) -> Parts:
+    def parts(model, batch: PackedBatch, key) -> Parts:
         scores = model(batch.rows, batch.score_index, groups=groups, key=key)
         if not position_bias:
             return watched(scores, batch)
@@ -104,7 +104,9 @@ def _ranking(
         bias = getattr(model, POSITION_BIAS)[...]
         return watched(scores, batch, at_positions(bias, batch.impressions.positions))
 
-    def watched(scores: Scores, batch: Batch, bias: Scores | None = None) -> Parts:
+    def watched(
+        scores: Scores, batch: PackedBatch, bias: Scores | None = None
+    ) -> Parts:
         """The losses, and whether the scores order nothing, which is not minimised."""
         still = lists.collapsed(jax.lax.stop_gradient(scores), batch.where)
         longer = jnp.sum(jnp.sum(batch.where, axis=-1) > 1, dtype=jnp.float32)
@@ -113,7 +115,7 @@ def _ranking(
             "collapsed": WeightedSum(still * longer, longer),  # share of the lists
         }
 
-    def weights(batch: Batch) -> dict[str, Array]:
+    def weights(batch: PackedBatch) -> dict[str, Array]:
         parts = watched(jnp.zeros_like(batch.labels), batch)
         return {name: part.weight for name, part in parts.items()}
 
@@ -152,7 +154,7 @@ SCHEMES: dict[str, schemes.Scheme] = {
 }
 
 
-def _lists(batch: Batch) -> Any:
+def _lists(batch: PackedBatch) -> Any:
     """What every rank loss takes beside scores and labels."""
     seen = batch.impressions
     return {
@@ -161,20 +163,20 @@ def _lists(batch: Batch) -> Any:
     }
 
 
-def _documents(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
+def _documents(settings: config.Rank | config.Distillation, batch: PackedBatch) -> Any:
     """What a loss over documents takes beside scores and labels."""
     unit = "document" if settings.unit == "item" else "list"
     return {**_lists(batch), "unit": unit}
 
 
-def _pairs(settings: config.Rank | config.Distillation, batch: Batch) -> Any:
+def _pairs(settings: config.Rank | config.Distillation, batch: PackedBatch) -> Any:
     """What a loss over pairs takes beside scores and labels."""
     unit = "pair" if settings.unit == "item" else "list"
     return {**_lists(batch), "unit": unit}
 
 
 # A loss by its name in a config: (settings c, scores s, batch b) -> WeightedSum.
-RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
+RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, PackedBatch], WeightedSum]] = {
     "softmax": lambda c, s, b: listwise.softmax(
         s, b.labels, **_lists(b), temperature=c.softmax_temperature
     ),
@@ -223,7 +225,7 @@ RANK_LOSSES: dict[str, Callable[[config.Rank, Scores, Batch], WeightedSum]] = {
     ),
 }
 
-_Weighing = Callable[[config.Distillation, Batch], Array]
+_Weighing = Callable[[config.Distillation, PackedBatch], Array]
 
 
 def _drawn(pairs: Array) -> Array:
@@ -257,14 +259,14 @@ def _margin(pairs: _Weighing):
     )
 
 
-def _probabilities(settings: config.Distillation, batch: Batch) -> Array:
+def _probabilities(settings: config.Distillation, batch: PackedBatch) -> Array:
     if settings.teacher_scores == "probabilities":
         return batch.targets
     return jax.nn.sigmoid(batch.targets / settings.temperature)
 
 
 DISTILLATION_LOSSES: dict[
-    str, Callable[[config.Distillation, Scores, Batch], WeightedSum]
+    str, Callable[[config.Distillation, Scores, PackedBatch], WeightedSum]
 ] = {
     "point_mse": lambda c, s, b: distillation.point_mse(
         s, b.targets, **_documents(c, b)
@@ -299,7 +301,7 @@ DISTILLATION_LOSSES: dict[
 
 
 def _rank(settings: config.Rank, groups: int) -> Objective:
-    def losses(scores: Scores, batch: Batch) -> Parts:
+    def losses(scores: Scores, batch: PackedBatch) -> Parts:
         return {
             name: RANK_LOSSES[name](settings, scores, batch) for name in settings.loss
         }
@@ -315,7 +317,7 @@ def _distillation(settings: config.Distillation, groups: int) -> Objective:
     used = {name: value for name, value in coefficients.items() if value}
     used |= _mixture(settings)
 
-    def losses(scores: Scores, batch: Batch) -> Parts:
+    def losses(scores: Scores, batch: PackedBatch) -> Parts:
         if settings.target_scale == "list":
             # All scores together have deviation 1 already (training/inputs.py).
             targets = distillation.standardise(
@@ -345,7 +347,7 @@ OBJECTIVES: dict[type, Callable[..., Objective]] = {
 
 
 def make_objective(
-    settings: config.Objective,
+    settings: config.ObjectiveSettings,
     *,
     groups: int,
     passages: config.Passages = config.ONE_PASSAGE,
@@ -358,7 +360,7 @@ def make_objective(
     if passages.most == 1 or made.head == "language":
         return made
 
-    def parts(model, batch: Batch, key) -> Parts:
+    def parts(model, batch: PackedBatch, key) -> Parts:
         whole: Any = _Whole(model, batch, passages.score)
         return made.parts(whole, batch, key)
 
@@ -370,7 +372,7 @@ class _Whole:
     """A ranker that scores whole documents, from all of their passages."""
 
     model: Any
-    batch: Batch
+    batch: PackedBatch
     how: config.PassageScore
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Scores:

@@ -30,7 +30,7 @@ PARENTS = {"cpt": ("cpt",), "sft": ("cpt", "sft"), "distill": ("sft", "distill")
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """What the functions of a training stage share; `plan` makes one.
 
     The mesh and what lies on it are made when they are first asked for: a plan starts
@@ -101,7 +101,7 @@ def plan(
     prepared: Prepared,
     workdir: pathlib.Path,
     planned: Mapping[str, Manifest] | None = None,
-) -> Run:
+) -> TrainingRun:
     """The stage with its manifest: what its result depends on. Computes nothing.
 
     Args:
@@ -132,7 +132,7 @@ def plan(
     ):
         if name:
             by = f"the {kind} stage {settings.name!r}"
-            parent = manifests.require(
+            parent = manifests.require_stage(
                 workdir, name, kinds=kinds, by=by, planned=planned
             )
             inputs[name] = parent.key
@@ -146,7 +146,7 @@ def plan(
         inputs=inputs,
         facts=_facts(settings, origin, prepared).to_dict(),
     )
-    return Run(settings, workdir, prepared, origin, manifest)
+    return TrainingRun(settings, workdir, prepared, origin, manifest)
 
 
 def _settings(settings: config.Train, origin: Origin) -> TrainSettings:

@@ -31,7 +31,7 @@ from ranker.models.folder import resolve_folder
 from ranker.scoring import job as jobs
 from ranker.scoring import proof as proofs
 from ranker.scoring.pair_files import open_input
-from ranker.scoring.pairs import Bad, Content, Input, ListPairs
+from ranker.scoring.pairs import Bad, ChunkPairs, Input, ListPairs
 from ranker.training.inputs import corpus_tokens
 from ranker.training.reporter import Reporter
 from ranker.training.scorer import make_score, score_lists
@@ -88,7 +88,7 @@ def plan(
         lists = {name: prepared.lists(name) for name in settings.splits}
         source = ListPairs(lists, prepared.corpus())
         pieces = ["corpus", *(f"lists/{name}" for name in settings.splits)]
-    parent = manifests.require(
+    parent = manifests.require_stage(
         workdir, settings.teacher, kinds=_KINDS, by=by, planned=planned
     )
     facts = ScoreFacts(
@@ -121,7 +121,7 @@ def read_prepared(
 
 def _prepared_before(workdir: pathlib.Path, by: str) -> Prepared:
     """What a teacher was trained on; its tokenizer and template read the new pairs."""
-    manifest = manifests.require(workdir, PREPARE, kinds=(PREPARE,), by=by)
+    manifest = manifests.require_stage(workdir, PREPARE, kinds=(PREPARE,), by=by)
     known = {one for one in config.Text.__dataclass_fields__}
     fields = {k: v for k, v in manifest.settings["text"].items() if k in known}
     return Prepared(workdir / PREPARE, manifest, config.Text(**fields))
@@ -137,7 +137,7 @@ def code_digest() -> str:
     return sha.hexdigest()[:16]
 
 
-def score(
+def score_chunks(
     settings: config.Score, workdir: pathlib.Path, *, replace: bool = False
 ) -> Manifest | None:
     """Scores the settings' splits, or their input, into chunks.
@@ -170,7 +170,7 @@ def execute(run: ScoreRun, *, replace: bool = False) -> Manifest | None:
         def begin() -> Manifest | None:
             # A folder of other settings is refused here, or moved aside.
             if manifests.is_done(run.folder, run.manifest, replace=replace):
-                found = manifests.load(run.folder)
+                found = manifests.load_manifest(run.folder)
                 assert found is not None
                 same = ScoreFacts.of(found.facts).output == settings.output
                 if same and jobs.is_there(run.output):
@@ -253,7 +253,7 @@ def with_teacher(
     return dataclasses.replace(settings, text=text, teacher=stage.name)
 
 
-def verify(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
+def verify_chunks(settings: config.Score, workdir: pathlib.Path) -> proofs.Proof:
     """Proves the scores of these settings against their input, pair by pair.
 
     Raises:
@@ -330,7 +330,7 @@ def _behind() -> Iterator[Callable[..., None]]:
 
 def _ahead(
     source: Input, job: jobs.Job, mine: Sequence[int]
-) -> Iterator[tuple[int, Content]]:
+) -> Iterator[tuple[int, ChunkPairs]]:
     """Each chunk's content; the next one is read while one is scored."""
     with ThreadPoolExecutor(1, thread_name_prefix="chunks") as pool:
         reading = pool.submit(source.read, job.chunks[mine[0]])
@@ -355,8 +355,8 @@ class _Scorer:
             print(f"[{settings.name}] {why}", flush=True)
 
     def __call__(
-        self, job: jobs.Job, number: int, content: Content, progress: "_Progress"
-    ) -> tuple[Content, np.ndarray]:
+        self, job: jobs.Job, number: int, content: ChunkPairs, progress: "_Progress"
+    ) -> tuple[ChunkPairs, np.ndarray]:
         """The pairs that have a score, and their scores; the others are set aside.
 
         Raises:
@@ -388,7 +388,7 @@ class _Scorer:
             content, scores = _without(content, scores, wrong)
         return content, scores
 
-    def _scores(self, content: Content, lists, progress=None) -> np.ndarray:
+    def _scores(self, content: ChunkPairs, lists, progress=None) -> np.ndarray:
         network = self.teacher.network
         tokens = None
         if self.tokens is not None and content.rows is not None and content.lists:
@@ -421,7 +421,7 @@ class _Scorer:
         )
 
 
-def _alone(content: Content, place: int):
+def _alone(content: ChunkPairs, place: int):
     """The list of one pair of a chunk."""
     for record in content.lists:
         if place < len(record.documents):
@@ -433,8 +433,8 @@ def _alone(content: Content, place: int):
 
 
 def _without(
-    content: Content, scores: np.ndarray, places: np.ndarray
-) -> tuple[Content, np.ndarray]:
+    content: ChunkPairs, scores: np.ndarray, places: np.ndarray
+) -> tuple[ChunkPairs, np.ndarray]:
     """The pairs and scores at other than these places; the lists are used up."""
     keep = np.ones(len(content.pairs), bool)
     keep[places] = False
@@ -451,8 +451,8 @@ def _without(
 
 
 def _without_long_queries(
-    content: Content, tokenizer: Tokenizer, length: int
-) -> Content:
+    content: ChunkPairs, tokenizer: Tokenizer, length: int
+) -> ChunkPairs:
     """Sets pairs aside whose query leaves no room for a document in a row."""
     queries = tokenizer.queries([one.query for one in content.lists])
     fits = [len(query) + len(tokenizer.tail) < length for query in queries]

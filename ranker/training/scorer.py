@@ -10,9 +10,16 @@ from flax import nnx
 from jax.experimental import multihost_utils
 
 from ranker import processes, sharding
-from ranker.batch import Batch
-from ranker.data.pairs import ListEncoder, Shards, Source, ahead, no_pairs, pair_batches
-from ranker.data.passages import pool
+from ranker.batch import PackedBatch
+from ranker.data.pairs import (
+    Indexed,
+    ListEncoder,
+    Shards,
+    ahead,
+    no_pairs,
+    pair_batches,
+)
+from ranker.data.passages import pool_scores
 from ranker.data.records import RankedList
 from ranker.training.state import Network
 
@@ -29,8 +36,8 @@ def device_batch(batch: Tree, network: Network, *, leading: int) -> Tree:
     """Moves this process's part of a batch to the devices, as part of the global one.
 
     Args:
-      batch: numpy leaves, such as a `Batch` of them; their dimension number `leading`
-        is the one that is split.
+      batch: numpy leaves, such as a `PackedBatch` of them; their dimension number
+        `leading` is the one that is split.
       network: holds the mesh.
       leading: dimensions before the split one.
     """
@@ -40,18 +47,18 @@ def device_batch(batch: Tree, network: Network, *, leading: int) -> Tree:
     )
 
 
-def make_score(network: Network) -> Callable[[Any, Batch], jax.Array]:
+def make_score(network: Network) -> Callable[[Any, PackedBatch], jax.Array]:
     """Returns the compiled function (params, batch) -> scores [B, L] float32."""
     groups = sharding.num_shards(network.mesh)
 
-    def score(params: Any, batch: Batch) -> jax.Array:
+    def score(params: Any, batch: PackedBatch) -> jax.Array:
         model = nnx.merge(network.graphdef, params)
         return model(batch.rows, batch.score_index, groups=groups)
 
     return jax.jit(score)
 
 
-def together(batches: Iterator[Tree], nothing: Tree) -> Iterator[Tree]:
+def in_step(batches: Iterator[Tree], nothing: Tree) -> Iterator[Tree]:
     """What this process makes, and `nothing` while other processes still make some."""
     if jax.process_count() == 1:
         yield from batches
@@ -71,10 +78,10 @@ def _gathered(values: jax.Array) -> np.ndarray:
 
 
 def score_lists(
-    score: Callable[[Any, Batch], jax.Array],
+    score: Callable[[Any, PackedBatch], jax.Array],
     params: Any,
     network: Network,
-    lists: Source[RankedList],
+    lists: Indexed[RankedList],
     encoder: ListEncoder,
     *,
     rows: int,
@@ -131,7 +138,7 @@ def score_lists(
     nothing = no_pairs(encoder, rows=rows, shards=shards)
     if network.mesh.is_multi_process:
         processes.meet()  # what they compute together begins in all at once
-        batches = together(batches, nothing)
+        batches = in_step(batches, nothing)
     with jax.set_mesh(network.mesh):
         while True:
             start = time.perf_counter()
@@ -153,7 +160,7 @@ def score_lists(
             fetch(*waiting)
     if several and results:
         pairs, values = (np.concatenate(x) for x in zip(*results, strict=True))
-        return pool(values, pairs, encoder.passages.score)
+        return pool_scores(values, pairs, encoder.passages.score)
     scores = np.zeros(done, np.float32)
     for pairs, values in results:
         scores[pairs] = values

@@ -45,7 +45,7 @@ def add_served(
     Raises:
       ModelError: when the precision asked for cannot be made here.
     """
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     encoder = trained.encoder(prepared)
     small = isinstance(trained.model, config.Encoder)
     most = _QUERIES if small else _TEACHER_QUERIES
@@ -87,7 +87,7 @@ def _write_graph(folder: pathlib.Path, settings: config.Onnx, trained: Trained) 
             "'ranker[export]', or set onnx.precision to none"
         )
     params = dict(flat(trained.params))
-    onnx_graph.write(folder / onnx_graph.FILE, trained.model, params)
+    onnx_graph.write_graph(folder / onnx_graph.FILE, trained.model, params)
     return True
 
 
@@ -121,6 +121,6 @@ def _calibrate(
     scores = score([segment for one in lists for segment in one.segments])
     if encoder.passages.most > 1:
         of = passages.numbers([n for one in lists for n in one.counts])
-        scores = passages.pool(scores, of, encoder.passages.score)
+        scores = passages.pool_scores(scores, of, encoder.passages.score)
     method: Any = settings.calibration
-    return calibration.to_json(calibration.fit(method, scores, relevant))
+    return calibration.to_json(calibration.fit_calibration(method, scores, relevant))

@@ -134,7 +134,7 @@ class _MLflow:
         found = self._client.get_experiment_by_name(name)
         number = found.experiment_id if found else self._client.create_experiment(name)
         run = self._client.create_run(number, run_name=f"{folder.parent.name}/{stage}")
-        for field, value in manifests.flat(_settings(folder)).items():
+        for field, value in manifests.flat_settings(_settings(folder)).items():
             self._client.log_param(run.info.run_id, field, str(value)[:500])
         return run.info.run_id
 
@@ -170,5 +170,5 @@ def identity(folder: pathlib.Path, tracker: str, make: Callable[[], str]) -> str
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    found = manifests.read(folder)
+    found = manifests.read_manifest(folder)
     return dict(found.settings) if found else {}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Int
 from ranker import config, sharding
 from ranker.models import build
 from ranker.models.adapters import Factor
-from ranker.models.build import Head
+from ranker.models.build import HeadKind
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +44,7 @@ class Network:
 def make_network(
     model: config.Decoder | config.Encoder,
     vocab_size: int,
-    head: Head,
+    head: HeadKind,
     mesh: Mesh,
     lora: config.Lora = config.NO_LORA,
     *,

@@ -9,12 +9,12 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.training.objectives import Objective
 from ranker.training.optim import gradient_params
 from ranker.training.state import Network, TrainState
 
-Metrics = dict[str, Array]
+StepMetrics = dict[str, Array]
 NOTHING = nnx.State({})
 
 
@@ -23,7 +23,7 @@ def make_step(
     objective: Objective,
     tx: optax.GradientTransformation,
     state: TrainState,
-) -> Callable[..., tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, StepMetrics]]:
     """Returns the compiled step; it consumes (donates) the state it is given.
 
     The step takes a state, a batch and the parameters that do not train, if there are
@@ -40,7 +40,7 @@ def make_step(
     that cutting a batch differently leaves the gradient what it is.
     """
 
-    def loss(params, frozen, batch: Batch, weights: Metrics, key):
+    def loss(params, frozen, batch: PackedBatch, weights: StepMetrics, key):
         model = nnx.merge(network.graphdef, params, frozen)
         parts = objective.parts(model, batch, key)
         means = {
@@ -51,8 +51,8 @@ def make_step(
         return total, means
 
     def step(
-        state: TrainState, batch: Batch, frozen: Any = NOTHING
-    ) -> tuple[TrainState, Metrics]:
+        state: TrainState, batch: PackedBatch, frozen: Any = NOTHING
+    ) -> tuple[TrainState, StepMetrics]:
         weights = jax.tree.map(jnp.sum, jax.vmap(objective.weights)(batch))
         key = jax.random.fold_in(state.key, state.step)
         num_micro = batch.rows.tokens.shape[0]

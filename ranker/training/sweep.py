@@ -42,7 +42,7 @@ def sweep(
             row["failed"] = str(error)
         rows.append(row)
     if processes.leads():
-        grid = table(name, rows)
+        grid = runs_grid(name, rows)
         with storage.writing(workdir / f"{name}-sweep.md", "w") as file:
             file.write(tables.markdown(grid))
         storage.write_json(workdir / f"{name}-sweep.json", {"runs": rows})
@@ -77,7 +77,7 @@ def best(rows: Sequence[dict[str, Any]]) -> str:
     return ""
 
 
-def table(name: str, rows: Sequence[dict[str, Any]]) -> tables.Grid:
+def runs_grid(name: str, rows: Sequence[dict[str, Any]]) -> tables.Grid:
     """The runs in their order; the best on dev stands out."""
     fields = list(rows[0]["values"])
     metrics = list(dict.fromkeys(k for row in rows for k in row.get("metrics", ())))

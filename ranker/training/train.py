@@ -18,25 +18,25 @@ from flax import nnx
 from ranker import chips, config, errors, manifests, processes, storage
 from ranker.data.prepare import prepare
 from ranker.manifests import Manifest, TrainResults
-from ranker.models.attention import choose
+from ranker.models.attention import choose_kernel
 from ranker.models.build import POSITION_BIAS
 from ranker.models.flops import model_flops
 from ranker.models.huggingface import flat
 from ranker.training import preemption, profile
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.epochs import describe, settle
+from ranker.training.epochs import epochs_line, settle
 from ranker.training.failure import write_failure
 from ranker.training.inputs import (
     STATES,
     Batches,
-    Measure,
+    MeasureParams,
     make_measure,
     open_feed,
 )
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.progress import Progress, first_wrong
 from ranker.training.reporter import Reporter
-from ranker.training.run import Run, plan
+from ranker.training.run import TrainingRun, plan
 from ranker.training.scorer import device_batch, shards_of
 from ranker.training.state import TrainState, init_state
 from ranker.training.step import make_step
@@ -70,7 +70,7 @@ def train(
     return execute(run, replace=replace, profile=profile)
 
 
-def execute(run: Run, *, replace: bool = False, profile: int = 0) -> Manifest:
+def execute(run: TrainingRun, *, replace: bool = False, profile: int = 0) -> Manifest:
     """Runs a planned stage; what is done already is left alone.
 
     Args:
@@ -82,7 +82,7 @@ def execute(run: Run, *, replace: bool = False, profile: int = 0) -> Manifest:
         claim = manifests.claim(run.folder, run.manifest, replace=replace)
         if not stack.enter_context(claim):
             kinds = (run.manifest.kind,)
-            return manifests.require(
+            return manifests.require_stage(
                 run.workdir, run.settings.name, kinds=kinds, by="train"
             )
         work = dataclasses.replace(open_work(run, stack), profile=profile)
@@ -106,16 +106,16 @@ def adopt(
         if todo:
             run.manifest.finish(run.folder, **results.to_dict())
     kinds = (run.manifest.kind,)
-    return manifests.require(workdir, settings.name, kinds=kinds, by="score")
+    return manifests.require_stage(workdir, settings.name, kinds=kinds, by="score")
 
 
 @dataclass(frozen=True)
 class Work:
     """What a run works with on its way; `open_work` makes one."""
 
-    run: Run
+    run: TrainingRun
     batches: Batches | None  # None: no step is made
-    measure: Measure
+    measure: MeasureParams
     checkpoints: Checkpoints
     reporter: Reporter
     profile: int = 0  # steps that are traced
@@ -127,7 +127,7 @@ class Work:
         return {"progress": progress.to_dict(), "batches": state}
 
 
-def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
+def open_work(run: TrainingRun, stack: contextlib.ExitStack) -> Work:
     """Checks what only the devices and the data tell, then opens the stage's folder."""
     feed, epochs = None, run.settings.loop.epochs
     if run.settings.loop.steps:
@@ -147,7 +147,7 @@ def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
     )
     stack.callback(reporter.close)
     if epochs:
-        reporter.note(describe(epochs, loop.steps))
+        reporter.note(epochs_line(epochs, loop.steps))
     if kernel := _displaced(run):
         reporter.note(
             "model.attention_dropout: while training, attention is by plain products "
@@ -161,7 +161,7 @@ def open_work(run: Run, stack: contextlib.ExitStack) -> Work:
     return Work(run, batches, measure, checkpoints, reporter)
 
 
-def _displaced(run: Run) -> str:
+def _displaced(run: TrainingRun) -> str:
     """The attention kernel that dropout leaves no place for; "": none."""
     model, settings = run.network.model, run.settings
     if isinstance(model, config.Decoder) or not model.attention_dropout:
@@ -169,11 +169,11 @@ def _displaced(run: Run) -> str:
     length = settings.text.of(run.role, "length")
     shape = (1, length, model.num_heads, model.head_dim)
     platform = run.mesh.devices.flat[0].platform
-    kernel = choose(platform, shape, jnp.dtype(model.dtype), 0.0)
+    kernel = choose_kernel(platform, shape, jnp.dtype(model.dtype), 0.0)
     return "" if kernel == "xla" else kernel
 
 
-def _peak(run: Run) -> float:
+def _peak(run: TrainingRun) -> float:
     """Tokens of full-length texts a second, did the devices only multiply at peak."""
     chip = chips.find(jax.devices()[0].device_kind)
     if chip is None:

@@ -12,13 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ranker import config, errors, manifests
-from ranker.data.pairs import ListEncoder, Source, can_share
+from ranker.data.pairs import Indexed, ListEncoder, can_share
 from ranker.data.prepare import Prepared
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer, answers_of
 from ranker.manifests import TrainFacts, TrainSettings
 from ranker.models import adapters
-from ranker.models.build import POSITION_BIAS, Head
+from ranker.models.build import POSITION_BIAS, HeadKind
 from ranker.models.huggingface import Checkpoint, import_params, open_checkpoint
 from ranker.models.params import dotted, flat, unflat
 from ranker.training.checkpoint import Checkpoints
@@ -49,7 +49,7 @@ class Trained:
 
     def encoder_of(
         self,
-        corpus: Source[Document],
+        corpus: Indexed[Document],
         tokenizer: Tokenizer,
         tokens: Mapping[int, np.ndarray] | None = None,
     ) -> ListEncoder:
@@ -113,7 +113,7 @@ class Ancestor:
         return config.from_dict(self.settings.model)
 
     @property
-    def head(self) -> Head:
+    def head(self) -> HeadKind:
         """Kind of its head."""
         return "language" if self.manifest.kind == "cpt" else "score"
 
@@ -187,7 +187,7 @@ def put_together(
     Adapters are merged into their base, unless they are trained on as they are.
     """
     params: dict[str, jax.Array] = {}
-    before: Head | None = None
+    before: HeadKind | None = None
     for one, after in zip(line, [*(one.lora for one in line[1:]), lora], strict=True):
         if not one.lora.rank:
             params = _whole(one, one.network(mesh, config.NO_LORA))
@@ -196,7 +196,7 @@ def put_together(
             params = _adapted(one, taken, one.network(mesh, one.lora))
             if after.adapters != one.lora.adapters:
                 merge = jax.jit(
-                    partial(adapters.merge, lora=one.lora),
+                    partial(adapters.merge_adapters, lora=one.lora),
                     out_shardings=dict(
                         flat(one.network(mesh, config.NO_LORA).shardings)
                     ),
@@ -207,7 +207,7 @@ def put_together(
 
 
 def for_head(
-    params: dict[str, jax.Array], head: Head, wanted: Head
+    params: dict[str, jax.Array], head: HeadKind, wanted: HeadKind
 ) -> dict[str, jax.Array]:
     """Without the head, where a model has one of another kind."""
     return {p: v for p, v in params.items() if head == wanted or p.startswith("body.")}
@@ -240,7 +240,7 @@ def _require(
     kinds: tuple[str, ...],
     by: str,
 ) -> manifests.Manifest:
-    manifest = manifests.require(workdir, name, kinds=kinds, by=by)
+    manifest = manifests.require_stage(workdir, name, kinds=kinds, by=by)
     role = manifest.settings["role"]
     if not prepared.inputs(role).items() <= manifest.inputs.items():
         raise errors.StageError(
@@ -286,7 +286,7 @@ def _restore(folder: pathlib.Path, network: Network) -> Any:
 
 
 def _read_source(
-    checkpoint: Checkpoint, head: Head, network: Network
+    checkpoint: Checkpoint, head: HeadKind, network: Network
 ) -> dict[str, jax.Array]:
     """The weights of a stage without steps, which are a checkpoint's.
 

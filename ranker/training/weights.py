@@ -10,12 +10,12 @@ from flax import nnx
 
 from ranker import config
 from ranker.models import build
-from ranker.models.build import Head
+from ranker.models.build import HeadKind
 from ranker.models.huggingface import import_params
 from ranker.models.params import flat, unflat
 from ranker.training.origin import Origin
 from ranker.training.reporter import Reporter
-from ranker.training.run import PARENTS, Run
+from ranker.training.run import PARENTS, TrainingRun
 from ranker.training.state import Network
 from ranker.training.trained import (
     for_head,
@@ -25,7 +25,7 @@ from ranker.training.trained import (
 )
 
 
-def first_params(run: Run, reporter: Reporter) -> tuple[Any, Any]:
+def first_params(run: TrainingRun, reporter: Reporter) -> tuple[Any, Any]:
     """Weights at step 0: the parent's or the checkpoint's, and fresh ones for the rest.
 
     Returns:
@@ -58,7 +58,7 @@ def first_params(run: Run, reporter: Reporter) -> tuple[Any, Any]:
     frozen = freeze(taken, network, by=run.by)
     if settings.lora.rank:
         reporter.note(_counts(network))
-    params = complete(
+    params = complete_params(
         taken,
         network,
         origin.model,
@@ -71,7 +71,7 @@ def first_params(run: Run, reporter: Reporter) -> tuple[Any, Any]:
     return params, frozen
 
 
-def inherit(run: Run) -> dict[str, jax.Array]:
+def inherit(run: TrainingRun) -> dict[str, jax.Array]:
     """What a stage takes over from its parent, by dotted path.
 
     A child with the parent's own adapter settings keeps its base and its adapters as
@@ -125,12 +125,12 @@ def _counts(network: Network) -> str:
     return f"trains {trained:,} parameters of adapters and head, {share:.2%} of all"
 
 
-def complete(
+def complete_params(
     taken: dict[str, jax.Array],
     network: Network,
     model: config.Decoder | config.Encoder,
     vocab_size: int,
-    head: Head,
+    head: HeadKind,
     *,
     seed: int,
     lora: config.Lora = config.NO_LORA,

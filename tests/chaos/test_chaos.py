@@ -79,7 +79,7 @@ def test_every_stage_was_killed_and_the_run_ended(runs):
 @pytest.mark.parametrize("stage", TRAINED)
 def test_checkpoints_are_those_of_a_run_that_was_not_killed(runs, stage):
     clean, killed = runs / "clean" / stage, runs / "killed" / stage
-    assert manifests.load(clean).facts == manifests.load(killed).facts
+    assert manifests.load_manifest(clean).facts == manifests.load_manifest(killed).facts
     steps = Checkpoints(clean).steps
     # The clean run's last ones; a killed one may have kept more for a while.
     assert steps and set(steps) <= set(Checkpoints(killed).steps)
@@ -171,13 +171,14 @@ def _bytes(leaf):
 
 def _manifests(workdir):
     return [
-        manifests.load(path.parent) for path in sorted(workdir.glob("*/manifest.json"))
+        manifests.load_manifest(path.parent)
+        for path in sorted(workdir.glob("*/manifest.json"))
     ]
 
 
 def _outputs(stage):
     def read(workdir):
-        manifest = manifests.load(workdir / stage)
+        manifest = manifests.load_manifest(workdir / stage)
         if damage := manifests.find_output_damage(workdir / stage, manifest):
             raise errors.StageError(damage)
 
@@ -187,7 +188,7 @@ def _outputs(stage):
 def _records(workdir):
     """Large record files are not digested when looked at: their format must tell."""
     settings = worker.pipeline()
-    manifest = manifests.load(workdir / "prepare")
+    manifest = manifests.load_manifest(workdir / "prepare")
     prepared = Prepared(workdir / "prepare", manifest, settings.reading)
     return [
         [repr(source[i]) for i in range(len(source))]

@@ -193,7 +193,7 @@ def main(folder: pathlib.Path, kills: int, seed: int) -> None:
     for stage in STAGES:
         for number in range(kills):
             # Not `load`: it starts jax's threads, which no fork survives.
-            if (found := manifests.read(killed / stage)) and found.done:
+            if (found := manifests.read_manifest(killed / stage)) and found.done:
                 shutil.rmtree(killed / stage)  # a stage that is done is not killed
             outside = number % 2 == 1
             seconds = generator.uniform(0.02, 0.4) * duration if outside else 0

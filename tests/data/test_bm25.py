@@ -7,7 +7,7 @@ from loaded import load
 
 from ranker.data.bm25 import Bm25
 from ranker.data.search import search_all
-from ranker.data.words import STOP_WORDS, fold, split
+from ranker.data.words import STOP_WORDS, fold, split_words
 from ranker.errors import ConfigError
 from ranker.metrics import ranking
 
@@ -16,7 +16,7 @@ TEXTS = ["cats cats dogs", "dogs", "birds fly", "", "cats and birds and dogs run
 
 
 def words(text):
-    return [word for word in split(text) if word not in STOP_WORDS]
+    return [word for word in split_words(text) if word not in STOP_WORDS]
 
 
 def by_formula(query, k1=1.2, b=0.75):
@@ -75,7 +75,7 @@ def test_ties_are_cut_by_row():
     ],
 )
 def test_words(text, expected):
-    assert split(text) == expected.split()
+    assert split_words(text) == expected.split()
 
 
 def test_texts_that_differ_in_spelling_alone_fold_alike():

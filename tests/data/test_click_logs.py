@@ -239,10 +239,10 @@ def test_batches_of_parquet_are_what_the_rows_are(tmp_path, changes):
             )
         except DataError as error:
             with pytest.raises(DataError) as found:
-                list(click_logs.read_batches(open_log(path)))
+                list(click_logs.read_log_batches(open_log(path)))
             assert str(found.value) == str(error)
             continue
-        batches = click_logs.read_batches(
+        batches = click_logs.read_log_batches(
             open_log(path), on_error=on_error, skipped=again
         )
         table = pa.Table.from_batches(batches, click_logs.SCHEMA)

@@ -141,7 +141,7 @@ def test_a_row_with_a_title_or_a_summary_keeps_its_own():
 def test_examples_are_in_the_order_of_their_queries_hashes():
     names = [f"query {i}" for i in range(30)]
     kept, _ = examples(*(Click(name, "t", "s") for name in names))
-    assert [one.query for one in kept] == sorted(names, key=clicks.place) != names
+    assert [one.query for one in kept] == sorted(names, key=clicks.query_place) != names
 
 
 def test_a_query_is_in_one_split_only():

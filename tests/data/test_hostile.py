@@ -354,7 +354,7 @@ def stage(tmp_path):
 def load(folder):
     """The manifest, or None behind a sentence."""
     try:
-        return manifests.load(folder)
+        return manifests.load_manifest(folder)
     except errors.StageError as error:
         assert str(folder / manifests.FILE) in str(error) and len(str(error)) < 2000
         return None
@@ -500,7 +500,7 @@ def exported(tmp_path):
 
 def load_contract(folder):
     try:
-        return contract.load(folder)
+        return contract.load_contract(folder)
     except errors.ContractError as error:
         assert str(folder) in str(error) and len(str(error)) < 2000
         return None
@@ -777,7 +777,7 @@ def test_parquet_whose_text_is_not_utf8(tmp_path):
     with pytest.raises(DataError, match=r"log.parquet: row 2: column 'query'.*UTF-8"):
         list(read_log(path))
     with pytest.raises(DataError, match=r"log.parquet: row 2: column 'query'.*UTF-8"):
-        list(click_logs.read_batches(click_logs.open_log(path), on_error="skip"))
+        list(click_logs.read_log_batches(click_logs.open_log(path), on_error="skip"))
 
 
 def test_pipes_are_refused_instead_of_waited_for(tmp_path):

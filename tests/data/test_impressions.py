@@ -103,7 +103,7 @@ def test_pages_keep_positions_and_weights(tmp_path):
         *(f"9\tu2\tp2\tpage\ttea\td{k}\t{k}" for k in (1, 2)),
     ]
     log.write_text("\n".join(rows) + "\n")
-    with events.read([log], fields=impressions.FIELDS) as read:
+    with events.read_log([log], fields=impressions.FIELDS) as read:
         settings = impressions.Settings(by="page", looks=(1.0, 0.25, 0.01), clip=3.0)
         summary, lists = impressions.analyse(read, settings)
         found = list(lists)

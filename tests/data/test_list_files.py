@@ -6,7 +6,7 @@ import pytest
 from loaded import load
 
 from ranker.data import formats, list_files
-from ranker.data.list_files import merge, named, read_lists, to_list
+from ranker.data.list_files import merge_lists, named, read_lists, to_list
 from ranker.errors import DataError, FieldError
 
 
@@ -111,7 +111,7 @@ RECORDS = {
 
 @pytest.mark.parametrize(("record", "grades", "teacher"), RECORDS.values(), ids=RECORDS)
 def test_formats(record, grades, teacher):
-    [one] = merge(iter([to_list(json.dumps(record))])).values()
+    [one] = merge_lists(iter([to_list(json.dumps(record))])).values()
     assert one.text == "q"
     assert one.grades == grades and one.teacher == teacher
     assert set(one.documents) >= set(grades) | set(teacher)
@@ -127,11 +127,11 @@ def test_first_stage_scores_of_candidates():
 def test_a_query_that_comes_again_is_one_list():
     first = to_list({"query": "q", "positive": "a", "negative": "b"})
     second = to_list({"query": "q", "positive": "b", "negative": "c"})
-    [one] = merge(iter([first, second])).values()
+    [one] = merge_lists(iter([first, second])).values()
     assert one.grades == {a: 1, b: 1, c: 0}  # what is once a positive is one
     other = list_files.QueryList(one.id, "another text")
     with pytest.raises(DataError, match="two texts, 'q' and 'another text'"):
-        merge(iter([first, other]))
+        merge_lists(iter([first, other]))
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_a_json_array_and_triples_of_texts(tmp_path):
     assert [one.id for one in read_lists(path)] == ["7"]
     path = tmp_path / "triples.train.small.tsv"
     path.write_text("q\ta\tb\nq\ta\tc\n")
-    [one] = merge(read_lists(path)).values()
+    [one] = merge_lists(read_lists(path)).values()
     assert one.grades == {a: 1, b: 0, c: 0}
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranker.data.packing import Example, Layout, choose, pack, text_example
+from ranker.data.packing import Example, Layout, choose_documents, pack, text_example
 from ranker.data.text import Segment
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -30,7 +30,7 @@ def segment(n, document=1):
 )
 def test_what_is_chosen_fits(lists, rows):
     layout = Layout(rows=rows, length=16, size=3)
-    choice = choose(lists, layout)
+    choice = choose_documents(lists, layout)
     assert choice.places == sorted(set(choice.places)) and choice.places[0] == 0
     assert len(choice.places) <= layout.lists
     used = collections.Counter()
@@ -47,7 +47,7 @@ def test_what_is_chosen_fits(lists, rows):
 
 def test_waiting_lists_are_taken_in_order_while_they_fit():
     lists = [[10, 10], [16], [9], [3], [16]]
-    choice = choose(lists, Layout(rows=3, length=16, size=2))
+    choice = choose_documents(lists, Layout(rows=3, length=16, size=2))
     assert choice.places == [0, 1, 3]
 
 
@@ -128,7 +128,7 @@ def test_rows_of_real_texts_are_at_least_92_percent_real(name, size):
     while order:
         while order and sum(map(sum, waiting)) < 3 * layout.tokens:
             waiting.append(order.pop())
-        choice = choose(waiting, layout)
+        choice = choose_documents(waiting, layout)
         gone = set(choice.places)
         filled.append(sum(sum(waiting[place]) for place in gone) / layout.tokens)
         waiting = [one for place, one in enumerate(waiting) if place not in gone]

@@ -5,8 +5,8 @@ import pytest
 
 from ranker import config
 from ranker.data.bm25 import Bm25
-from ranker.data.words import split
-from ranker.data.world import Content, Meaning, SearchWorld, grade
+from ranker.data.words import split_words
+from ranker.data.world import DocumentMeaning, Meaning, SearchWorld, grade
 
 SETTINGS = config.World()
 
@@ -48,7 +48,7 @@ def test_words_are_never_shared(world):
 
 
 def test_grades_by_rule():
-    about = Content(Meaning(1, 2, 3), touches=5, unlike=Meaning(7, 2, 3))
+    about = DocumentMeaning(Meaning(1, 2, 3), touches=5, unlike=Meaning(7, 2, 3))
     asked = {
         Meaning(1, 2, 3): 4,
         Meaning(1, 2, 0): 3,
@@ -72,11 +72,11 @@ def test_queries_use_words_that_documents_never_do(world):
     documents = {
         word
         for row in range(world.num_documents)
-        for word in split(world.document(row).title)
+        for word in split_words(world.document(row).title)
     }
     topic = {world.word("topic", index, 3) for index in range(SETTINGS.num_topics)}
     assert not topic & documents
-    queries = {word for i in range(500) for word in split(world.query(i).text)}
+    queries = {word for i in range(500) for word in split_words(world.query(i).text)}
     assert topic & queries and documents & queries
 
 

@@ -148,7 +148,7 @@ def test_a_shift_of_whole_queries_is_seen_across_queries_alone():
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_it_survives_json(method):
     scores, relevant, _ = made(100)
-    found = calibration.fit(method, scores, relevant)
+    found = calibration.fit_calibration(method, scores, relevant)
     again = calibration.from_json(json.loads(json.dumps(calibration.to_json(found))))
     assert again == found
 
@@ -178,15 +178,17 @@ def test_a_broken_calibration_is_refused(fields, message):
 def test_what_cannot_be_fitted():
     two = np.zeros(2)
     with pytest.raises(ValueError, match="found 0 relevant of 2"):
-        calibration.fit("platt", two, two > 0)
+        calibration.fit_calibration("platt", two, two > 0)
     with pytest.raises(ValueError, match="found 2 relevant of 2"):
-        calibration.fit("isotonic", two, two == 0)
+        calibration.fit_calibration("isotonic", two, two == 0)
     with pytest.raises(ValueError, match=r"shapes \(2,\) and \(3,\)"):
-        calibration.fit("platt", two, np.ones(3, bool))
+        calibration.fit_calibration("platt", two, np.ones(3, bool))
     with pytest.raises(ValueError, match="finite scores"):
-        calibration.fit("platt", np.array([math.nan, 1]), np.array([True, False]))
+        calibration.fit_calibration(
+            "platt", np.array([math.nan, 1]), np.array([True, False])
+        )
     with pytest.raises(ValueError, match="unknown calibration 'beta'"):
-        calibration.fit("beta", two, two > 0)  # type: ignore[arg-type]
+        calibration.fit_calibration("beta", two, two > 0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 2 queries"):
         calibration.cross_fitted(
             "platt", np.arange(2.0), np.array([True, False]), np.zeros(2, int)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ranker.metrics import ranking, significance
-from ranker.metrics.comparison import NO_VALUE, Inference, compare, cut
+from ranker.metrics.comparison import NO_VALUE, Inference, compare, slice_queries
 from ranker.metrics.ranking import Rules
 
 MEASURES = ("NDCG@10", "MAP", "PNR")
@@ -133,18 +133,18 @@ def test_slices_have_the_means_of_their_queries():
 
 def test_cutting_queries_by_a_field():
     frequency = {f"q{n}": str(2**n) for n in range(9)}  # a TSV holds texts
-    assert list(cut("frequency", frequency)) == [
+    assert list(slice_queries("frequency", frequency)) == [
         "tail (1 to 4)",
         "torso (8 to 32)",
         "head (64 to 256)",
     ]
-    assert list(cut("fold", {"a": "2", "b": "10", "c": "2"})) == ["2", "10"]
-    equal = cut("length", {f"q{n}": max(n, 7) for n in range(14)})
+    assert list(slice_queries("fold", {"a": "2", "b": "10", "c": "2"})) == ["2", "10"]
+    equal = slice_queries("length", {f"q{n}": max(n, 7) for n in range(14)})
     assert [len(members) for members in equal.values()] == [8, 2, 4]
-    assert cut("kind", {"a": "", "b": None}) == {NO_VALUE: ["a", "b"]}
+    assert slice_queries("kind", {"a": "", "b": None}) == {NO_VALUE: ["a", "b"]}
     with pytest.raises(ValueError, match="'text' has 40 different texts"):
-        cut("text", {f"q{n}": f"words {n}" for n in range(40)})
-    mixed = cut("size", {"a": "1", "b": "large", "c": math.nan})
+        slice_queries("text", {f"q{n}": f"words {n}" for n in range(40)})
+    mixed = slice_queries("size", {"a": "1", "b": "large", "c": math.nan})
     assert set(mixed) == {"1", "large", "nan"}
 
 

@@ -64,7 +64,7 @@ def test_scores_across_queries_of_each_system():
     qrels = {f"q{q}": {f"d{d}": d % 2 for d in range(4)} for q in range(6)}
     good = {q: {d: 3.0 * g for d, g in grades.items()} for q, grades in qrels.items()}
     alone = {"q0": good["q0"]}
-    found, notes = runs.across_queries(qrels, {"good": good, "alone": alone})
+    found, notes = runs.comparable_scores(qrels, {"good": good, "alone": alone})
     # 12 documents of each kind: 144 pairs, of which 24 are of one query.
     assert (found["good"]["accuracy"], found["good"]["pairs"]) == (1.0, 120)
     assert found["good"]["documents"] == 24 and found["good"]["base_rate"] == 0.5

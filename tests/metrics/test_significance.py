@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ranker.metrics import significance
-from ranker.metrics.significance import Pair, paired_tests
+from ranker.metrics.significance import PairedTotals, paired_tests
 
 
 def mean_pair(a, b):
-    return significance.means(np.asarray(a, float), np.asarray(b, float))
+    return significance.paired_means(np.asarray(a, float), np.asarray(b, float))
 
 
 def test_exact_for_few_queries():
@@ -122,7 +122,7 @@ def pooled(seed, n=7):
     generator = np.random.default_rng(seed)
     weights = generator.integers(1, 20, (2, n)).astype(float)
     totals = np.floor(weights * generator.random((2, n)))
-    return Pair((totals[0], totals[1]), (weights[0], weights[1]))
+    return PairedTotals((totals[0], totals[1]), (weights[0], weights[1]))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -199,17 +199,17 @@ def test_a_large_samples_interval_is_that_of_the_t_test():
 def test_unbounded_ratios():
     """A PNR without a discordant pair: infinite, no interval, and p by its swaps."""
     ones, zeros = np.ones(8), np.zeros(8)
-    (found,) = paired_tests([Pair((ones, ones), (zeros, ones))])
+    (found,) = paired_tests([PairedTotals((ones, ones), (zeros, ones))])
     assert found.difference == math.inf and math.isnan(found.low)
     assert found.p_value == pytest.approx(2 / 2**8)
-    (same,) = paired_tests([Pair((ones, ones), (zeros, zeros))])
+    (same,) = paired_tests([PairedTotals((ones, ones), (zeros, zeros))])
     assert (same.difference, same.p_value) == (0, 1)
 
 
 def test_collections_weigh_alike():
     """Two queries there weigh as much as six here."""
     a, b = np.array([1.0] * 6 + [0.2, 0.1]), np.zeros(8)
-    pair = Pair((a, b), (np.ones(8), np.ones(8)), np.array([0] * 6 + [1] * 2))
+    pair = PairedTotals((a, b), (np.ones(8), np.ones(8)), np.array([0] * 6 + [1] * 2))
     (found,) = paired_tests([pair])
     assert found.difference == pytest.approx((1 + 0.15) / 2)
     signs = np.array(list(itertools.product((1, -1), repeat=8)))
@@ -246,7 +246,9 @@ def test_pooled_tests_reject_one_in_twenty(n):
         total = 1.0 + generator.negative_binomial(1, 0.04, n)
         chance = 1 / (1 + np.exp(-generator.normal(0.4, 0.8, (2, n))))
         right = generator.binomial(total.astype(int), chance) * 1.0
-        pairs.append(Pair((right[0], right[1]), (total - right[0], total - right[1])))
+        pairs.append(
+            PairedTotals((right[0], right[1]), (total - right[0], total - right[1]))
+        )
     found = paired_tests(pairs, permutations=1999)
     assert 0.027 < np.mean([one.p_value < 0.05 for one in found]) < 0.073
 
@@ -261,7 +263,9 @@ def test_the_interval_of_a_pooled_pnr_covers_a_true_difference():
         logits = [ease + add + 0.5 * generator.normal(size=rows) for add in (0.6, 0)]
         right = [generator.binomial(total, 1 / (1 + np.exp(-x))) * 1.0 for x in logits]
         wrong = [total - x for x in right]
-        pairs.append(Pair((right[0], right[1]), (wrong[0], wrong[1]), model="odds"))
+        pairs.append(
+            PairedTotals((right[0], right[1]), (wrong[0], wrong[1]), model="odds")
+        )
     whole = pairs[0]
     true = np.subtract(
         *[x.sum() / w.sum() for x, w in zip(whole.totals, whole.weights, strict=True)]
@@ -280,8 +284,12 @@ def test_an_interval_of_ratios_is_the_same_whichever_system_comes_first(n):
         values = np.exp(generator.normal([[0.5], [0.0]], 0.7, (2, n)))
         weights = (generator.random((2, n)) > 0.05) * 1.0
         totals = values * weights
-        one = Pair((totals[0], totals[1]), (weights[0], weights[1]), model="factor")
-        other = Pair((totals[1], totals[0]), (weights[1], weights[0]), model="factor")
+        one = PairedTotals(
+            (totals[0], totals[1]), (weights[0], weights[1]), model="factor"
+        )
+        other = PairedTotals(
+            (totals[1], totals[0]), (weights[1], weights[0]), model="factor"
+        )
         (found,), (turned,) = (
             paired_tests([x], permutations=999) for x in (one, other)
         )
@@ -301,7 +309,7 @@ def test_the_interval_of_a_mean_ratio_covers_a_true_difference(shift, own):
         query = generator.normal(0.4, 0.5, n)
         logs = query + [[shift], [0.0]] + generator.normal(0, own, (2, n))
         ratios, ones = np.exp(logs), np.ones(n)
-        pairs.append(Pair((ratios[0], ratios[1]), (ones, ones), model="factor"))
+        pairs.append(PairedTotals((ratios[0], ratios[1]), (ones, ones), model="factor"))
     # The mean of exp(normal) is exp(mean + variance / 2).
     true = math.exp(0.4 + (0.25 + own**2) / 2) * (math.exp(shift) - 1)
     found = paired_tests(pairs, permutations=999)

@@ -52,7 +52,7 @@ def batch():
 
 def merged(settings, params, lora=LORA):
     plain = nnx.split(build.abstract(settings, V, "score"), nnx.Param)
-    return plain[0], unflat(adapters.merge(dict(flat(params)), lora), plain[1])
+    return plain[0], unflat(adapters.merge_adapters(dict(flat(params)), lora), plain[1])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,10 +134,10 @@ def train(mesh, lora, batches):
     )
     network = network_of(made.head, mesh, lora)
     plain = helpers.network_of(helpers.DECODER, mesh)
-    base = weights.complete({}, plain, helpers.DECODER, V, "score", seed=0)
+    base = weights.complete_params({}, plain, helpers.DECODER, V, "score", seed=0)
     taken = dict(flat(base))
     frozen = freeze(taken, network, by="a test")
-    params = weights.complete(
+    params = weights.complete_params(
         taken, network, helpers.DECODER, V, "score", seed=0, lora=lora
     )
     tx = optim.make_optimizer(
@@ -199,7 +199,7 @@ def test_settings_that_cannot_work():
 def test_what_trains_is_float32_whatever_it_comes_in():
     network = helpers.network_of(helpers.DECODER, "one")
     half = jnp.zeros((V, 16), jnp.bfloat16)
-    params = weights.complete(
+    params = weights.complete_params(
         {"body.embedding": half}, network, helpers.DECODER, V, "score", seed=0
     )
     found = dict(flat(params))

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 
 from ranker import config, sharding
 from ranker.models import attention, dropout, tiles
-from ranker.models.attention import attend, choose
+from ranker.models.attention import attend, choose_kernel
 from ranker.models.masks import Rule, make_mask, reach
 from ranker.planning.flops import program_flops
 
@@ -216,7 +216,7 @@ def test_kernels_run_on_each_device_alone(kernel, monkeypatch):
     mesh = sharding.make_mesh(config.Mesh(fsdp=2, tensor=2))
     attend_by = partial(attend, rule=Rule(causal=True, scale=0.3))
     expected = jax.jit(attend_by)(q, k, v, segments)
-    monkeypatch.setattr(attention, "choose", lambda *_: kernel)
+    monkeypatch.setattr(attention, "choose_kernel", lambda *_: kernel)
     with jax.set_mesh(mesh):
         heads = NamedSharding(mesh, sharding.spec(("batch", None, "heads", None)))
         run = jax.jit(
@@ -249,16 +249,18 @@ def test_kernels_run_on_each_device_alone(kernel, monkeypatch):
     ],
 )
 def test_the_kernel_follows_platform_and_shape(platform, shape, dtype, cap, kernel):
-    assert choose(platform, shape, dtype, cap) == kernel
+    assert choose_kernel(platform, shape, dtype, cap) == kernel
 
 
 def test_prefixes_need_a_kernel_that_knows_them():
-    assert choose("tpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, shared=True) == "tiles"
+    assert (
+        choose_kernel("tpu", (2, 512, 4, 64), jnp.bfloat16, 0.0, shared=True) == "tiles"
+    )
 
 
 def test_a_length_that_the_kernel_cannot_take():
     with pytest.raises(config.ConfigError, match="200 tokens.*128.* 128 or 256 tokens"):
-        choose("tpu", (2, 200, 4, 64), jnp.bfloat16, 0.0)
+        choose_kernel("tpu", (2, 200, 4, 64), jnp.bfloat16, 0.0)
 
 
 def test_mask_is_the_picture_of_its_docstring():

@@ -49,7 +49,7 @@ def _draw(name, pages, seed):
             else:
                 happy = r.random(pages) < SATISFACTION[pairs[:, k]]
                 reads &= ~(clicks[:, k] & happy) & (r.random(pages) < CONTINUE)
-    return cm.Data(pairs.astype(np.int32), clicks, PAIRS)
+    return cm.ClickedPages(pairs.astype(np.int32), clicks, PAIRS)
 
 
 def _parameters(model):
@@ -73,7 +73,9 @@ def _places():
 @pytest.mark.parametrize("name", cm.MODELS)
 def test_planted_parameters_come_back_within_three_standard_errors(name):
     weak = cm.Prior(1e-3)
-    runs = [cm.fit(_draw(name, 4000, seed), name, prior=weak) for seed in range(24)]
+    runs = [
+        cm.fit_clicks(_draw(name, 4000, seed), name, prior=weak) for seed in range(24)
+    ]
     found = np.array([_parameters(one) for one in runs])
     error = found.std(0, ddof=1) / len(found) ** 0.5
     planted = _parameters(_model(name))
@@ -91,7 +93,7 @@ def test_chances_add_up_over_all_clicks(name):
     pairs = np.array([[3, 1, 7, 5]], np.int32)
     total, marginal = 0.0, np.zeros(DEPTH)
     for clicks in itertools.product([False, True], repeat=DEPTH):
-        data = cm.Data(pairs, np.array([clicks]), PAIRS)
+        data = cm.ClickedPages(pairs, np.array([clicks]), PAIRS)
         p = model.conditional(data)[0]
         chance = np.prod(np.where(clicks, p, 1 - p))
         total += chance
@@ -111,37 +113,37 @@ def test_the_likelihood_is_that_of_the_conditional_chances(name):
 @pytest.mark.parametrize("name", cm.MODELS)
 def test_the_right_model_fits_best(name):
     train, test = _draw(name, 4000, 0), _draw(name, 4000, 1)
-    right = cm.perplexity(cm.fit(train, name).conditional(test), test)[0]
+    right = cm.perplexity(cm.fit_clicks(train, name).conditional(test), test)[0]
     truth = cm.perplexity(_model(name).conditional(test), test)[0]
     assert right == pytest.approx(truth, rel=5e-3)
     for other in cm.MODELS:
-        model = cm.fit(train, other, tolerance=1e-5)
+        model = cm.fit_clicks(train, other, tolerance=1e-5)
         assert cm.perplexity(model.conditional(test), test)[0] > right - 3e-3
 
 
 def test_a_cascade_by_hand():
     """Closed form: clicks over times shown down to the first click."""
-    data = cm.Data(
+    data = cm.ClickedPages(
         np.array([[0, 1], [0, 1], [1, 0]], np.int32),
         np.array([[False, True], [True, False], [False, False]]),
         2,
     )
-    model = cm.fit(data, "cascade", prior=cm.Prior(0.0))
+    model = cm.fit_clicks(data, "cascade", prior=cm.Prior(0.0))
     np.testing.assert_allclose(model.attraction, [1 / 3, 1 / 2], atol=1e-6)
 
 
 def test_short_pages_and_unseen_pairs():
     data = _draw("dbn", 500, 0)
-    short = cm.Data(
+    short = cm.ClickedPages(
         np.where(np.arange(DEPTH) < 2, data.pairs, -1).astype(np.int32),
         data.clicks & (np.arange(DEPTH) < 2),
         PAIRS + 5,
     )
     for name in cm.MODELS:
-        model = cm.fit(short, name, iterations=5)
+        model = cm.fit_clicks(short, name, iterations=5)
         assert np.isfinite(model.attraction).all() and len(model.attraction) == 17
         assert (model.marginal(short)[:, 2:] == 0).all()
         assert np.isfinite(cm.perplexity(model.marginal(short), short)[0])
         assert cm.propensities(model, short)[0] == 1.0
     with pytest.raises(ValueError, match="pbm, ubm, cascade, dcm, dbn"):
-        cm.fit(short, "ccm")
+        cm.fit_clicks(short, "ccm")

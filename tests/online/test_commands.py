@@ -34,7 +34,7 @@ def log(tmp_path_factory):
     path = tmp_path_factory.mktemp("log") / "log.tsv"
     rows = list(
         simulate.make_rows(
-            simulate.split({"A": _pages(12.0), "B": _pages(1.0)}),
+            simulate.split_users({"A": _pages(12.0), "B": _pages(1.0)}),
             40,
             simulate.Traffic(users=500, days=6, pages=4.0, seed=1),
             simulate.Behaviour(),
@@ -393,7 +393,7 @@ def test_simulated_truth(tmp_path):
     for model in ("pbm", "cascade", "dbn"):
         behaviour = simulate.Behaviour(model=model)
         pages = _pages(3.0)
-        show = simulate.split({"A": pages})
+        show = simulate.split_users({"A": pages})
         traffic = simulate.Traffic(users=400, pages=3.0)
         clicked, shown, clicks = set(), set(), 0
         for row in simulate.make_rows(show, 40, traffic, behaviour):

@@ -27,7 +27,7 @@ def test_delta_method_and_cuped_equal_tea_tasting(seed, cuped):
     table = pa.table({"variant": arm, **dict(zip(columns, values.T, strict=True))})
     metric = tt.RatioOfMeans(*(columns if cuped else columns[:2]))
     theirs = tt.Experiment(m=metric).analyze(table)["m"]
-    ours = estimates.compare(*_arms(values, arm), cuped=cuped)
+    ours = estimates.compare_arms(*_arms(values, arm), cuped=cuped)
     for mine, other in (
         (ours.control, theirs.control),
         (ours.treatment, theirs.treatment),
@@ -56,10 +56,10 @@ def test_delta_method_equals_cluster_robust_least_squares():
         cov_kwds={"groups": user, "use_correction": False, "df_correction": False},
     )
     parts = _arms(values, arm)
-    ours = estimates.compare(*parts)
+    ours = estimates.compare_arms(*parts)
     assert ours.difference == pytest.approx(fit.params[1], abs=1e-9)
     variance = sum(
-        estimates.estimate(one).variance * (one.n - 1) / one.n for one in parts
+        estimates.arm_ratio(one).variance * (one.n - 1) / one.n for one in parts
     )
     assert variance**0.5 == pytest.approx(fit.bse[1], abs=1e-9)
 
@@ -68,7 +68,7 @@ def test_fieller_excludes_no_lift_just_where_the_test_rejects():
     seen = set()
     for seed in range(60):
         values, arm = _sample(seed, users=300, lift=0.12)
-        one = estimates.compare(*_arms(values, arm))
+        one = estimates.compare_arms(*_arms(values, arm))
         low, high = one.lift_interval
         assert (low > 0 or high < 0) == (one.p_value < 0.05)
         seen.add(one.p_value < 0.05)
@@ -80,7 +80,7 @@ def test_one_user_twice_is_one_heavier_user():
     values, arm = _sample(5, users=50)
     doubled = values.copy()
     doubled[7] *= 2
-    assert estimates.compare(*_arms(doubled, arm)) != estimates.compare(
+    assert estimates.compare_arms(*_arms(doubled, arm)) != estimates.compare_arms(
         *_arms(values, arm)
     )
     assert _arms(doubled, arm)[0].n + _arms(doubled, arm)[1].n == 50
@@ -89,7 +89,7 @@ def test_one_user_twice_is_one_heavier_user():
 def test_swapped_arms_swap_the_sign():
     values, arm = _sample(6)
     a, b = _arms(values, arm)
-    there, back = estimates.compare(a, b), estimates.compare(b, a)
+    there, back = estimates.compare_arms(a, b), estimates.compare_arms(b, a)
     assert there.difference == -back.difference
     assert there.p_value == back.p_value
 
@@ -107,7 +107,7 @@ def _false_positives(runs, cuped=False, **more):
     p = []
     for seed in range(runs):
         values, arm = _sample(seed, **more)
-        p.append(estimates.compare(*_arms(values, arm), cuped=cuped).p_value)
+        p.append(estimates.compare_arms(*_arms(values, arm), cuped=cuped).p_value)
     return np.mean(np.array(p) < 0.05), p
 
 
@@ -136,7 +136,7 @@ def _ever_significant(runs, looks, users, always_valid):
     for seed in range(runs):
         values, arm = _sample(seed, users=users)
         for n in np.linspace(200, users, looks).astype(int):
-            one = estimates.compare(*_arms(values[:n], arm[:n]))
+            one = estimates.compare_arms(*_arms(values[:n], arm[:n]))
             p = one.p_value
             if always_valid:
                 p, _ = estimates.always_valid(
@@ -160,7 +160,7 @@ def test_resplits_equal_the_test_of_each_split():
     bits = generator.integers(0, 2, (5, 400), np.int8)
     for at in range(5):
         a, b = (Moments.of(values[bits[at] == one]) for one in (1, 0))
-        assert p[at] == pytest.approx(estimates.compare(a, b).p_value, abs=1e-9)
+        assert p[at] == pytest.approx(estimates.compare_arms(a, b).p_value, abs=1e-9)
 
 
 def test_the_forecast_of_power_is_the_power():
@@ -171,7 +171,7 @@ def test_the_forecast_of_power_is_the_power():
     hits = 0
     for seed in range(300):
         drawn, arm = _sample(seed, users=users, lift=lift)
-        hits += estimates.compare(*_arms(drawn, arm)).p_value < 0.05
+        hits += estimates.compare_arms(*_arms(drawn, arm)).p_value < 0.05
     assert 0.3 < found < 0.9
     assert hits / 300 == pytest.approx(found, abs=0.09)  # 3 standard errors
     needed = planning.users_for(whole, lift, power=found, level=0.95, cuped=False)

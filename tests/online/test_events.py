@@ -10,7 +10,7 @@ import pytest
 
 from ranker.errors import DataError
 from ranker.online import events, pages
-from ranker.online.pages import Contradictions, Rules
+from ranker.online.pages import Contradictions, PageRules
 
 HEADER = "time\tuser\tpage\tevent\tquery\tarm\tdocument_id\tposition\tdwell"
 ROWS = [
@@ -27,7 +27,7 @@ def _write(folder, rows, header=HEADER, name="log.tsv"):
 
 
 def _read(path, **more):
-    with events.read([path], fields=pages.FIELDS, **more) as log:
+    with events.read_log([path], fields=pages.FIELDS, **more) as log:
         rows = log.connection.execute(
             'SELECT time, click, "query", arm, position, dwell FROM '
             f"{log.rows(0)} ORDER BY time"
@@ -196,7 +196,7 @@ def test_a_log_in_buckets_is_the_same_log(tmp_path, monkeypatch):
     ]
     path = _write(tmp_path, rows)
     monkeypatch.setattr(events, "ROWS_A_BUCKET", 60)
-    with events.read([path], fields=pages.FIELDS) as log:
+    with events.read_log([path], fields=pages.FIELDS) as log:
         assert log.buckets > 2
         sizes = [
             log.connection.execute(f"SELECT count(*) FROM {log.rows(b)}").fetchall()
@@ -220,8 +220,8 @@ def test_a_log_in_buckets_is_the_same_log(tmp_path, monkeypatch):
 
 def _contradictions(tmp_path, rows, rules=None, header=HEADER):
     found = Contradictions()
-    with events.read([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
-        walked = list(pages.walk(log, rules or Rules(), found, arms=("A", "B")))
+    with events.read_log([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
+        walked = list(pages.walk(log, rules or PageRules(), found, arms=("A", "B")))
     return found.summary(), sum(len(bucket.pages["u"]) for bucket in walked)
 
 
@@ -295,8 +295,8 @@ def test_pages_by_hand(tmp_path):
         "9010\tu\tp4\tclick\t\t\tf\t3",  # nothing follows: dwell not known
     ]
     found = Contradictions()
-    with events.read([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
-        (bucket,) = pages.walk(log, Rules(), found)
+    with events.read_log([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
+        (bucket,) = pages.walk(log, PageRules(), found)
     names = "changed session clicks known dwell satisfied wait top".split()
     kept = np.stack([bucket.pages[name] for name in names], axis=1)
     nan = np.nan

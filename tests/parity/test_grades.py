@@ -19,7 +19,7 @@ from ranker.models.huggingface import ModelError
 from ranker.serving import contract
 from ranker.training.export import export
 from ranker.training.origin import Origin
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 from ranker.training.train import train
 from ranker.training.weights import score_of_words
 
@@ -72,10 +72,10 @@ def test_grades_are_trained_scored_exported_and_read_again(tmp_path):
     losses = [value["loss"] for value in map(json.loads, lines) if "loss" in value]
     assert losses[-1] < losses[0]
     shared = dict(data=sft.data, text=sft.text)
-    scored = score(config.Score(**shared, teacher="sft", rows=8), workdir)
+    scored = score_chunks(config.Score(**shared, teacher="sft", rows=8), workdir)
     assert 0 < scored.facts["min"] < scored.facts["max"] < 4  # expected grades
     out = export(config.Export(**shared, stage="sft", folder="out"), workdir)
-    promise = contract.load(out)
+    promise = contract.load_contract(out)
     assert promise.head == "expected grade of 5"
     assert check.main([str(out)]) == 0
     prepared = prepare(sft.data, sft.text, workdir)
@@ -96,7 +96,7 @@ def test_grades_are_trained_scored_exported_and_read_again(tmp_path):
     np.testing.assert_allclose(
         stock.predict(pairs, show_progress_bar=False), ours, atol=1e-4
     )
-    assert manifests.load(workdir / "sft").done
+    assert manifests.load_manifest(workdir / "sft").done
 
 
 def both(document):

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from ranker import config
 from ranker.batch import Rows
-from ranker.data.packing import Example, Layout, choose, pack
+from ranker.data.packing import Example, Layout, choose_documents, pack
 from ranker.data.prepare import prepare
 from ranker.data.records import Document
 from ranker.data.text import Tokenizer
@@ -265,7 +265,7 @@ def check_export(stage, workdir):
     from sentence_transformers import CrossEncoder
 
     stock = CrossEncoder(str(workdir / "out"), device="cpu")
-    promise = contract.load(workdir / "out")
+    promise = contract.load_contract(workdir / "out")
     pairs = []
     for i in range(len(lists)):
         for row in lists[i].documents.tolist():
@@ -334,11 +334,11 @@ def stepped(folder, segments):
     network = state.make_network(settings, rows, "score", mesh)
     read, _ = import_params(checkpoint, "score", network.abstract, network.shardings)
     before = np.array(read["body.layers.q"][0])
-    params = weights.complete(read, network, settings, rows, "score", seed=0)
+    params = weights.complete_params(read, network, settings, rows, "score", seed=0)
     labels, none = np.array([1, 0], np.float32), np.zeros(2, np.float32)
     lists = [Example(pair, labels, none) for pair in segments]
     layout = Layout(rows=len(lists), length=2 * TOKENS, size=2)
-    chosen = choose([one.lengths for one in lists], layout)
+    chosen = choose_documents([one.lengths for one in lists], layout)
     assert len(chosen.places) == len(lists)
     batch = pack(lists, chosen.rows, layout, pad=0)
     micro = jax.tree.map(lambda leaf: leaf[None], batch)  # one of a step

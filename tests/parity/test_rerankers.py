@@ -18,7 +18,7 @@ from ranker.data.records import Document
 from ranker.data.text import TEMPLATES, Tokenizer, train_bpe, train_wordpiece, words_of
 from ranker.errors import DataError
 from ranker.models.huggingface import ModelError, flat, open_checkpoint
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import adopt, train
 from ranker.training.trained import load_trained
@@ -139,7 +139,7 @@ def test_qwen3_reranker_to_a_student(family, tmp_path):
     expected = published_scores(qwen, tokenizer, pairs)
     np.testing.assert_allclose(scores_of("sft", workdir, prepared), expected, atol=1e-4)
     assert np.ptp(expected) > 0.1
-    facts = manifests.load(workdir / "scores").facts
+    facts = manifests.load_manifest(workdir / "scores").facts
     assert facts["min"] <= expected.min() + 1e-4 and facts["pairs"] == 2 * len(pairs)
     # It is not copied, and a changed checkpoint is not taken for it.
     size = sum(p.stat().st_size for p in (workdir / "sft").rglob("*") if p.is_file())
@@ -223,7 +223,7 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
     template, form = save(tmp_path / "teacher")
     monkeypatch.chdir(tmp_path)
     settings = score_stage("./teacher", template, splits=("unlabelled",))
-    manifest = score(settings, tmp_path / "run")
+    manifest = score_chunks(settings, tmp_path / "run")
     assert manifest.facts["teacher"] == "teacher"
     text = dataclasses.replace(settings.text, teacher_tokenizer="./teacher")
     prepared = prepare(settings.data, text, tmp_path / "run")
@@ -249,10 +249,12 @@ def test_a_checkpoint_scores_by_its_name(save, tmp_path, monkeypatch):
     wanted = [len(expected), min(expected), np.mean(expected), max(expected)]
     np.testing.assert_allclose(written, wanted, atol=1e-4)
     # It is a stage like any other, and is not made twice.
-    scores_again = score(settings, tmp_path / "run")
+    scores_again = score_chunks(settings, tmp_path / "run")
     assert scores_again.key == manifest.key
     with pytest.raises(ModelError, match="no such folder, and no hub name"):
-        score(dataclasses.replace(settings, teacher="./no/where"), tmp_path / "two")
+        score_chunks(
+            dataclasses.replace(settings, teacher="./no/where"), tmp_path / "two"
+        )
 
 
 def test_a_bfloat16_teacher_takes_half_the_memory(tmp_path):

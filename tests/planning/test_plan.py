@@ -292,7 +292,7 @@ def test_search_leaves_out_what_needs_more_than_what_did_not_fit():
         batch=config.Batch(size=8),
         loop=config.Loop(steps=1),
     )
-    found = list(search.candidates(settings, None, 4))
+    found = list(search.options(settings, None, 4))
     by = {one.flags[-2:]: one for one in found if one.settings.mesh.fsdp == 4}
     dots = by["--config.batch.size=8", "--config.model.remat=dots"]
     none = by["--config.batch.size=8", "--config.model.remat=none"]
@@ -315,7 +315,7 @@ def test_steps_of_epochs_are_those_of_the_records():
     )
 
     def steps(records=None, tokens=0):
-        texts = job.Texts(tokens)
+        texts = job.TextLengths(tokens)
         made = job.make_job(settings, None, jax.devices()[:1], records, texts)
         assert made.by_epochs
         return made.steps

@@ -14,7 +14,7 @@ from ranker import manifests, report
 from ranker.data import datasets, formats
 from ranker.data.records import Document, RankedList
 from ranker.metrics import agreement, comparison
-from ranker.metrics.runs import across_queries, agreements
+from ranker.metrics.runs import agreements, comparable_scores
 from ranker.reporting import charts, figures, page, tables, workdir
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&\u202e\x07\"'<b>|"
@@ -118,7 +118,7 @@ def made(tmp_path_factory):
         fields={HOSTILE[:20]: {f"q{q}": f"<{q % 2}>" for q in range(12)}},
     )
     agreed, values = agreements(runs, {"distill": "sft"}, found.queries)
-    across, _ = across_queries(qrels, runs)
+    across, _ = comparable_scores(qrels, runs)
     summary = {**found.summary(), "agreement": agreed, "split": "test"}
     summary["across_queries"] = across
     (folder / "evaluate" / "per_query.tsv").write_text(tables.per_query(found, values))
@@ -138,7 +138,7 @@ def test_one_page_shows_everything_and_runs_nothing(made, capsys):
     text = pathlib.Path(lines[0]).read_text()
     words = check(text)
     assert "default-src 'none'" in text and "prefers-color-scheme:dark" in text
-    summary = manifests.load(made / "evaluate").facts["summary"]
+    summary = manifests.load_manifest(made / "evaluate").facts["summary"]
     bm25 = summary["systems"]["bm25"]
     assert f"{bm25['metrics']['NDCG@5']:.4f}" in words
     assert tables.interval(bm25["interval"]["NDCG@5"]) in words
@@ -147,13 +147,13 @@ def test_one_page_shows_everything_and_runs_nothing(made, capsys):
     assert "calibration error, platt" in words and shown in words
     assert "</script><img src=x onerror=alert(1)>&" in words  # as text
     assert "grade 2" in words and "not judged" in words
-    assert manifests.load(made / "sft").key in words
+    assert manifests.load_manifest(made / "sft").key in words
     assert "Kendall's tau-b" in words and "unreadable lines" in words
     assert text.count("<polyline") == 4  # loss and dev of two stages
 
 
 def test_simulated_users_choose_on_the_synthetic_collection_alone(made, tmp_path):
-    assert workdir.read(made).online is None
+    assert workdir.read_workdir(made).online is None
     folder = copy(made, tmp_path)
     shutil.rmtree(folder / "report", ignore_errors=True)
     path = folder / "prepare" / "manifest.json"
@@ -162,7 +162,7 @@ def test_simulated_users_choose_on_the_synthetic_collection_alone(made, tmp_path
         kind="prepare", settings={"data": {"world": {"seed": 0}}}, inputs={}
     )
     prepare.finish(folder / "prepare")
-    found = workdir.read(folder)
+    found = workdir.read_workdir(folder)
     pairs = {(one["a"], one["b"]): one for one in found.online["pairs"]}
     assert set(pairs) == {("bm25", "distill"), ("bm25", "sft"), ("distill", "sft")}
     # The judgements decide: distill follows them twice as closely as sft, bm25 not.
@@ -172,11 +172,11 @@ def test_simulated_users_choose_on_the_synthetic_collection_alone(made, tmp_path
     assert "Online (simulated)" in words and "it rehearses an online test" in words
     (folder / "evaluate" / "bm25.trec").unlink()
     (folder / "evaluate" / "sft.trec").unlink()
-    assert workdir.read(folder).online is None
+    assert workdir.read_workdir(folder).online is None
 
 
 def test_the_queries_are_those_that_differ_most(made):
-    found = workdir.read(made, against="sft")
+    found = workdir.read_workdir(made, against="sft")
     leads = [one.values[0] - one.values[1] for one in [*found.won, *found.lost[::-1]]]
     assert leads == sorted(leads, reverse=True) and found.against == "sft"
     best = found.won[0].tops[0]
@@ -195,7 +195,7 @@ def test_what_is_missing_or_broken_is_named(made, tmp_path):
     (folder / "evaluate" / "sft.trec").write_text("broken")
     (folder / "evaluate" / "per_query.tsv").unlink()
     (folder / "sft" / "manifest.json").write_text("{")
-    found = workdir.read(folder)
+    found = workdir.read_workdir(folder)
     assert [one.name for one in found.stages] == ["prepare", "distill", "evaluate"]
     told = "\n".join(found.missing)
     assert "stage sft cannot be shown" in told and "sft.trec:1" in told
@@ -206,9 +206,9 @@ def test_what_is_missing_or_broken_is_named(made, tmp_path):
 def test_before_the_evaluation(made, tmp_path):
     folder = copy(made, tmp_path)
     (folder / "evaluate" / "manifest.json").unlink()
-    aside = manifests.load(folder / "sft")
+    aside = manifests.load_manifest(folder / "sft")
     (folder / "sft").rename(folder / f"sft.{aside.key}")
-    found = workdir.read(folder)
+    found = workdir.read_workdir(folder)
     assert [one.name for one in found.stages] == ["prepare", "distill"]
     assert "No system has been evaluated yet" in check(page.render(found))
 
@@ -236,11 +236,11 @@ def test_help_waits_for_nothing():
 
 
 def test_charts_of_little_or_odd_values():
-    one = charts.lines([charts.Series("x", [1.0], [np.nan])], "step", "<loss>")
+    one = charts.line_chart([charts.Series("x", [1.0], [np.nan])], "step", "<loss>")
     assert "&lt;loss&gt;" in one and "nan" not in one
     flat = np.zeros(3)
     assert "nan" not in charts.scatter(flat, flat, (0.0, 0.0), "a", "b")
-    assert "nan" not in charts.histogram(np.zeros(0), "a", 0)
+    assert "nan" not in charts.histogram_chart(np.zeros(0), "a", 0)
     assert "nan" not in charts.dots([("x" * 99, [])], "a")
     for low, high in ((-3.0, 1e6), (0.0, 1e-9), (2.0, 2.0)):
         marks = charts.ticks(low, high)

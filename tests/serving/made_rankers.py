@@ -121,6 +121,6 @@ def export(folder, model=ENCODERS["bert"], *, length=64, seed=0, stage="made"):
         folder, model, made.params, head="score", tokenizer=tokenizer, length=length
     )
     frame = own_frame(load_tokenizer(folder), model, length)
-    about = golden.Described(stage=stage, template="pair", model=model, frame=frame)
+    about = golden.ModelFacts(stage=stage, template="pair", model=model, frame=frame)
     golden.write_contract(folder, about, golden.texts([], None), made)
     return ranker.load(folder)

@@ -87,7 +87,7 @@ def exported(root, model, template):
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     size = data.tokenizer("").vocab_size
     network = make_network(model, size, "score", mesh)
-    params = weights.complete({}, network, model, size, "score", seed=0)
+    params = weights.complete_params({}, network, model, size, "score", seed=0)
     # Fresh weights are so small that all scores are alike.
     params = jax.tree.map(lambda x: x * 7, params)
     manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
@@ -129,7 +129,7 @@ def test_an_export_keeps_its_contract(folders, kind, capsys):
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
 def test_golden_pairs_are_of_every_kind(folders, kind):
-    promise = contract.load(folders[kind])
+    promise = contract.load_contract(folders[kind])
     assert len(promise.golden) == 16
     kinds = {one.kind for one in promise.golden}
     hard = {"short", "cut", "other script", "padding", "punctuation"}
@@ -148,7 +148,7 @@ def test_cross_encoder_scores_the_texts_of_the_contract(folders):
     from sentence_transformers import CrossEncoder
 
     for folder in folders.values():
-        promise = contract.load(folder)
+        promise = contract.load_contract(folder)
         texts = [
             (
                 promise.query.format(query=one.query),
@@ -372,7 +372,7 @@ def test_two_folders_are_compared(folders, copy, capsys):
 
 
 def test_scores_of_a_server_are_explained(folders, tmp_path, capsys):
-    promise = contract.load(folders["encoder"])
+    promise = contract.load_contract(folders["encoder"])
     golden = np.array([one.score for one in promise.golden])
     path = tmp_path / "served.json"
     call = [str(folders["encoder"]), "--scores", str(path)]
@@ -394,8 +394,8 @@ def test_scores_of_a_server_are_explained(folders, tmp_path, capsys):
 
 def test_every_fault_of_the_table_is_named_by_itself(folders):
     """What a fault scores is explained by that fault, or by one with equal scores."""
-    promise = contract.load(folders["encoder"])
-    trial = causes.Trial(readers.Stock(folders["encoder"], promise), promise)
+    promise = contract.load_contract(folders["encoder"])
+    trial = causes.FaultTrial(readers.Stock(folders["encoder"], promise), promise)
     golden = np.array([one.score for one in promise.golden], np.float32)
     named = set()
     for fault in causes.FAULTS:
@@ -417,8 +417,8 @@ def test_every_fault_of_the_table_is_named_by_itself(folders):
 def test_half_precision_is_named(folders):
     import torch
 
-    promise = contract.load(folders["encoder"])
-    trial = causes.Trial(readers.Stock(folders["encoder"], promise), promise)
+    promise = contract.load_contract(folders["encoder"])
+    trial = causes.FaultTrial(readers.Stock(folders["encoder"], promise), promise)
     golden = np.array([one.score for one in promise.golden], np.float32)
     found = trial.reader.otherwise(trial.given, lambda model: model.to(torch.bfloat16))
     cause = causes.find_cause(trial, None, found, golden, 1e-6)

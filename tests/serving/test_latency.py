@@ -15,7 +15,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("latency") / "export"
     model = export(folder)
     params = dict(flat(model.scorer.params))
-    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    onnx_graph.write_graph(folder / onnx_graph.FILE, model.scorer.model, params)
     return folder
 
 

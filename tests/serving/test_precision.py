@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from ranker import config
 from ranker.models.huggingface import flat
 from ranker.serving import contract, onnx_graph, precision, runtimes, starting
-from ranker.serving.precision import Candidate, Graded
+from ranker.serving.precision import Graded, Reduced
 
 MARGIN = 0.005
 
@@ -59,8 +59,8 @@ def test_the_bound_of_even_losses_is_that_of_t():
 def test_what_did_not_change_is_bounded_by_the_number_of_queries():
     assert precision.upper_bound(np.zeros(100)) == pytest.approx(0.003)
     same = np.full(100, 0.5)
-    assert precision.judge(same, same, MARGIN).accepted
-    few = precision.judge(same[:20], same[:20], MARGIN)
+    assert precision.loss_verdict(same, same, MARGIN).accepted
+    few = precision.loss_verdict(same[:20], same[:20], MARGIN)
     assert not few.accepted and "20 queries" in few.reason and "61" in few.reason
 
 
@@ -71,10 +71,10 @@ def _centred(x):
 def test_reasons_of_a_refusal():
     draw = np.random.default_rng(2)
     reference = draw.random(200)
-    worse = precision.judge(reference, reference - 0.02, MARGIN)
+    worse = precision.loss_verdict(reference, reference - 0.02, MARGIN)
     assert not worse.accepted and worse.loss == pytest.approx(0.02)
     assert worse.reason.startswith("it loses 0.0200")
-    noisy = precision.judge(
+    noisy = precision.loss_verdict(
         reference, reference + _centred(draw.normal(0, 0.2, 200)), MARGIN
     )
     assert not noisy.accepted and math.isfinite(noisy.upper)
@@ -100,7 +100,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("precision") / "export"
     model = export(folder)
     params = dict(flat(model.scorer.params))
-    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    onnx_graph.write_graph(folder / onnx_graph.FILE, model.scorer.model, params)
     lists = []
     for i in range(70):
         segments = rows(6, model.scorer.vocab_size, seed=i, longest=20)
@@ -113,8 +113,8 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
     folder, model, lists = exported
     lines = []
     tried = [
-        Candidate("bfloat16", "onnxruntime", precision.to_bfloat16),
-        Candidate("int8", "onnxruntime", broken),
+        Reduced("bfloat16", "onnxruntime", precision.to_bfloat16),
+        Reduced("int8", "onnxruntime", broken),
     ]
     settings = config.Onnx(precision="int8", margin=0.02)
     found = precision.accept(
@@ -131,18 +131,18 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
     size = (folder / runtimes.FILES["bfloat16"]).stat().st_size
     assert size < 0.8 * (folder / onnx_graph.FILE).stat().st_size
     found.save(folder)
-    again = contract.load(folder)
+    again = contract.load_contract(folder)
     assert again.precisions == found.precisions
     good["speedup"] = 1.5  # as where the CPU has units for it
     again = dataclasses.replace(again, precisions={"bfloat16": good})
-    assert starting.choose(folder, again, "auto", "auto") == (
+    assert starting.choose_runtime(folder, again, "auto", "auto") == (
         "onnxruntime",
         "bfloat16",
     )
     good["speedup"] = 0.9  # as where it has none
     slower = dataclasses.replace(again, precisions={"bfloat16": good})
-    assert starting.choose(folder, slower, "auto", "auto")[1] == "float32"
-    assert starting.choose(folder, slower, "auto", "bfloat16")[1] == "bfloat16"
+    assert starting.choose_runtime(folder, slower, "auto", "auto")[1] == "float32"
+    assert starting.choose_runtime(folder, slower, "auto", "bfloat16")[1] == "bfloat16"
 
 
 def test_a_server_refuses_what_was_not_accepted(exported):
@@ -150,11 +150,11 @@ def test_a_server_refuses_what_was_not_accepted(exported):
     path = folder / runtimes.FILES["int8_dynamic"]
     precision.to_dynamic_int8(folder / onnx_graph.FILE, path)
     with pytest.raises(precision.ModelError, match="has not accepted"):
-        starting.choose(folder, model.contract, "auto", "int8_dynamic")
+        starting.choose_runtime(folder, model.contract, "auto", "int8_dynamic")
     record = {"accepted": True, "runtime": "onnxruntime", "digest": "0" * 16}
     edited = dataclasses.replace(model.contract, precisions={"int8_dynamic": record})
     with pytest.raises(precision.ModelError, match="not the file that was accepted"):
-        starting.choose(folder, edited, "auto", "int8_dynamic")
+        starting.choose_runtime(folder, edited, "auto", "int8_dynamic")
 
 
 @pytest.mark.parametrize("record", [3, {"runtime": "os"}, {"runtime": "jax"}])
@@ -163,14 +163,14 @@ def test_records_that_cannot_be_read_are_named(exported, record):
     key = "int4" if record == {"runtime": "jax"} else "int8"
     edited = dataclasses.replace(model.contract, precisions={key: record})
     with pytest.raises(precision.contract.ContractError, match=f"precisions: '{key}'"):
-        starting.choose(folder, edited, "auto", "auto")
+        starting.choose_runtime(folder, edited, "auto", "auto")
 
 
 def test_bfloat16_of_a_device_is_accepted_and_served_there(exported, monkeypatch):
     folder, model, lists = exported
-    assert precision.ON_DEVICE not in precision.candidates("bfloat16")
+    assert precision.ON_DEVICE not in precision.reduced_files("bfloat16")
     monkeypatch.setattr(runtimes, "device", lambda: "TPU v6")  # computed on a CPU here
-    assert precision.candidates("bfloat16") == [precision.ON_DEVICE]
+    assert precision.reduced_files("bfloat16") == [precision.ON_DEVICE]
     settings = config.Onnx(precision="bfloat16", margin=0.1)
     lines = []
     found = precision.accept(
@@ -185,7 +185,7 @@ def test_bfloat16_of_a_device_is_accepted_and_served_there(exported, monkeypatch
         edited = dataclasses.replace(
             found, precisions={"bfloat16": {**record, **changed}}
         )
-        return starting.choose(folder, edited, name, wanted)
+        return starting.choose_runtime(folder, edited, name, wanted)
 
     assert chosen() == ("jax", "bfloat16")
     assert chosen(speedup=0.9) == chosen(device="H100") == ("jax", "float32")
@@ -194,7 +194,7 @@ def test_bfloat16_of_a_device_is_accepted_and_served_there(exported, monkeypatch
         chosen(digest="0" * 16)
     monkeypatch.undo()
     assert chosen() == ("onnxruntime", "float32")
-    before = contract.load(folder)
+    before = contract.load_contract(folder)
     found.save(folder)
     limits = starting.Limits()
     served, batcher = starting.start(
@@ -213,13 +213,13 @@ def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
     make = precision.to_static_int8 if name == "int8" else precision.to_dynamic_int8
     make(folder / onnx_graph.FILE, path, segments)
     expected, vocabulary = model.scorer(segments), model.scorer.vocab_size
-    opened: list[runtimes.Runtime] = [runtimes.Onnx(path, name, vocabulary)]
+    opened: list[runtimes.Runtime] = [runtimes.OnnxRuntime(path, name, vocabulary)]
     if name == "int8":
         opened.append(runtimes.OpenVino(path, name, vocabulary))
     for runtime in opened:
-        found = runtimes.score(runtime, segments)
+        found = runtimes.score_pairs(runtime, segments)
         assert np.corrcoef(found, expected)[0, 1] > 0.9
-        alone = [float(runtimes.score(runtime, [one])[0]) for one in segments]
+        alone = [float(runtimes.score_pairs(runtime, [one])[0]) for one in segments]
         assert found.tolist() == alone, runtime.name
     path.unlink()
 
@@ -228,13 +228,13 @@ def test_golden_pairs_stop_a_folder_that_scores_otherwise(exported):
     folder, model, _ = exported
     pairs = [(one.query, (one.title, one.text)) for one in model.contract.golden]
     segments = model.encoder.pairs(pairs)
-    runtime = runtimes.Onnx(
+    runtime = runtimes.OnnxRuntime(
         folder / onnx_graph.FILE, "float32", model.scorer.vocab_size
     )
     starting.check_golden(model.contract, runtime, segments)
     path = folder / "broken.onnx"
     broken(folder / onnx_graph.FILE, path, [])
-    wrong = runtimes.Onnx(path, "float32", model.scorer.vocab_size)
+    wrong = runtimes.OnnxRuntime(path, "float32", model.scorer.vocab_size)
     with pytest.raises(precision.contract.ContractError, match="golden pairs score"):
         starting.check_golden(model.contract, wrong, segments)
     path.unlink()

@@ -42,7 +42,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recipes") / "export"
     model = export(folder, length=LENGTH)
     params = dict(flat(model.scorer.params))
-    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    onnx_graph.write_graph(folder / onnx_graph.FILE, model.scorer.model, params)
     return folder
 
 
@@ -169,7 +169,7 @@ def test_vespa(folder, expected):
     assert [one.name for one in graph.output] == [output]
     assert f"onnx(ranker).{name}{{d0:0,d1:0}}" in schema
     # The inputs that they make score as the server does.
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     assert len(promise.prefix) == 1 and promise.middle == promise.suffix
     functions = vespa_functions(schema, promise.prefix[0], promise.middle[0])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

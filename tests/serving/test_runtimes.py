@@ -25,15 +25,15 @@ def narrow(model):
 def made(request, tmp_path_factory):
     model = network(ENCODERS[request.param], VOCABULARY)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
-    onnx_graph.write(path, model.model, dict(flat(model.params)))
+    onnx_graph.write_graph(path, model.model, dict(flat(model.params)))
     pairs = rows(12, VOCABULARY)
     return model, path, pairs, model(pairs)
 
 
 def test_a_graph_scores_as_our_model(made):
     _, path, pairs, expected = made
-    for kind in (runtimes.Onnx, runtimes.OpenVino):
-        found = runtimes.score(kind(path, "float32", VOCABULARY), pairs)
+    for kind in (runtimes.OnnxRuntime, runtimes.OpenVino):
+        found = runtimes.score_pairs(kind(path, "float32", VOCABULARY), pairs)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
 
@@ -71,7 +71,7 @@ def test_names_and_types_are_those_that_other_servers_ask_for(made):
 def test_a_score_is_a_function_of_its_pair(made):
     model, path, pairs, _ = made
     opened = [
-        runtimes.Onnx(path, "float32", VOCABULARY),
+        runtimes.OnnxRuntime(path, "float32", VOCABULARY),
         runtimes.OpenVino(path, "float32", VOCABULARY),
         runtimes.OpenVino(path, "bfloat16", VOCABULARY),
     ]
@@ -79,10 +79,10 @@ def test_a_score_is_a_function_of_its_pair(made):
         opened.append(runtimes.Jax(model, "float32"))
         opened.append(runtimes.Jax(narrow(model), "bfloat16"))
     for runtime in opened:
-        together = runtimes.score(runtime, pairs)
-        alone = [runtimes.score(runtime, [one])[0] for one in pairs]
+        together = runtimes.score_pairs(runtime, pairs)
+        alone = [runtimes.score_pairs(runtime, [one])[0] for one in pairs]
         assert together.tolist() == [float(x) for x in alone], runtime.name
-        backwards = runtimes.score(runtime, pairs[::-1])[::-1]
+        backwards = runtimes.score_pairs(runtime, pairs[::-1])[::-1]
         assert together.tolist() == backwards.tolist(), runtime.name
 
 
@@ -99,7 +99,7 @@ def test_jax_does_not_trace_after_it_is_warm():
     runtime = runtimes.Jax(counted, "float32")
     runtime.warm(64)
     assert traces == 2  # rows of 32 and of 64 tokens
-    found = runtimes.score(runtime, rows(20, VOCABULARY, longest=64))
+    found = runtimes.score_pairs(runtime, rows(20, VOCABULARY, longest=64))
     assert traces == 2
     assert np.isfinite(found).all()
 
@@ -111,23 +111,23 @@ def test_rows_of_a_batch_on_a_device_do_not_matter(precision, near, monkeypatch)
     many = runtimes.Jax(model if precision == "float32" else narrow(model), precision)
     monkeypatch.setattr(many, "rows", lambda padded: 4)
     pairs = rows(6, VOCABULARY, longest=30)
-    together = runtimes.score(many, pairs)
-    alone = np.array([runtimes.score(many, [pair])[0] for pair in pairs])
+    together = runtimes.score_pairs(many, pairs)
+    alone = np.array([runtimes.score_pairs(many, [pair])[0] for pair in pairs])
     assert together.tolist() == alone.tolist()
-    expected = runtimes.score(one, pairs)
+    expected = runtimes.score_pairs(one, pairs)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(together, expected, atol=near * scale, rtol=0)
 
 
 def test_what_a_graph_cannot_hold_is_refused(tmp_path):
     with pytest.raises(ModelError, match="decoder"):
-        onnx_graph.write(tmp_path / "m.onnx", DECODER, {})
+        onnx_graph.write_graph(tmp_path / "m.onnx", DECODER, {})
 
 
 def test_files_that_are_not_there_are_named(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="onnxruntime cannot open it"):
         (tmp_path / "m.onnx").write_bytes(b"none")
-        runtimes.Onnx(tmp_path / "m.onnx", "float32", VOCABULARY)
+        runtimes.OnnxRuntime(tmp_path / "m.onnx", "float32", VOCABULARY)
     monkeypatch.setattr(runtimes, "installed", lambda name: False)
     with pytest.raises(ModelError, match=r"ranker\[openvino\]"):
         runtimes.open_runtime(tmp_path, "openvino", "float32")

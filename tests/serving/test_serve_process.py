@@ -29,7 +29,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "export"
     model = export(folder)
     params = dict(flat(model.scorer.params))
-    onnx_graph.write(folder / onnx_graph.FILE, model.scorer.model, params)
+    onnx_graph.write_graph(folder / onnx_graph.FILE, model.scorer.model, params)
     return folder
 
 
@@ -91,14 +91,14 @@ def answer_of(connection):
 
 def offline(folder):
     """Scores of a query's texts in the server's runtime."""
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     backend = load_tokenizer(folder).backend_tokenizer
     encoder = PairEncoder(contract_frame(promise), backend)
     runtime = runtimes.open_runtime(folder, "onnxruntime", "float32")
 
     def score(query, texts):
         pairs = encoder.pairs([(query, ("", text)) for text in texts])
-        return runtimes.score(runtime, pairs).astype(float).tolist()
+        return runtimes.score_pairs(runtime, pairs).astype(float).tolist()
 
     return score
 

@@ -65,7 +65,7 @@ def made(tmp_path_factory):
     mesh = sharding.make_mesh(config.Mesh(), jax.devices()[:1])
     size = data.tokenizer("").vocab_size
     network = make_network(ENCODER, size, "score", mesh)
-    params = weights.complete({}, network, ENCODER, size, "score", seed=0)
+    params = weights.complete_params({}, network, ENCODER, size, "score", seed=0)
     params = jax.tree.map(lambda x: x * 7, params)
     manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
     trained = Trained(
@@ -83,13 +83,13 @@ def made(tmp_path_factory):
 def test_a_graph_and_a_calibration_are_added(made):
     folder, trained, data, score = made
     served.add_served(folder, config.Export(), trained, data, score)
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     found = calibration.from_json(promise.calibration)
     golden = np.array([one.score for one in promise.golden])
     assert ((found(golden) > 0) & (found(golden) < 1)).all()
     runtime = runtimes.open_runtime(folder, "onnxruntime", "float32")
     rows = [served.precision.golden_row(promise, one) for one in promise.golden]
-    np.testing.assert_allclose(runtimes.score(runtime, rows), golden, atol=1e-4)
+    np.testing.assert_allclose(runtimes.score_pairs(runtime, rows), golden, atol=1e-4)
 
 
 def test_a_precision_is_tried_on_dev(made, capsys):
@@ -97,7 +97,7 @@ def test_a_precision_is_tried_on_dev(made, capsys):
     onnx = config.Onnx(precision="bfloat16", margin=0.05)
     settings = config.Export(onnx=onnx, calibration="none")
     served.add_served(folder, settings, trained, data, score)
-    record = contract.load(folder).precisions["bfloat16"]
+    record = contract.load_contract(folder).precisions["bfloat16"]
     assert record["queries"] == 60 and record["runtime"] == "openvino"
     assert abs(record["loss"]) < 0.05
     assert "bfloat16 by openvino: " in capsys.readouterr().out

@@ -25,7 +25,7 @@ from ranker.serving import forms, server
 from ranker.serving.batching import Batcher, Full, Limits
 from ranker.serving.frame import Frame, PairEncoder
 from ranker.serving.runtimes import Name, Precision
-from ranker.serving.texts import Cut, DocumentCache, TextEncoder, digest
+from ranker.serving.texts import Cut, DocumentCache, TextEncoder, text_digest
 
 LENGTH = 24
 
@@ -598,14 +598,16 @@ def test_documents_are_tokenised_once(encoder):
 def test_the_cache_is_bounded_and_keeps_what_is_used():
     cache = DocumentCache(limit=1000)  # two of 400 bytes and 36 of ids
     for name in "abc":
-        cache.put(digest(("", name)), np.zeros(9, np.int32))
-        cache.get(digest(("", "a")))
+        cache.put(text_digest(("", name)), np.zeros(9, np.int32))
+        cache.get(text_digest(("", "a")))
     assert cache.bytes == 2 * 436
-    cache.put(digest(("", "long")), np.zeros(151, np.int32))  # alone over the limit
+    cache.put(
+        text_digest(("", "long")), np.zeros(151, np.int32)
+    )  # alone over the limit
     assert cache.bytes == 2 * 436
-    assert cache.get(digest(("", "a"))) is not None
-    assert cache.get(digest(("", "b"))) is None
-    assert digest(("a", "b")) != digest(("", "ab")) != digest(("ab", ""))
+    assert cache.get(text_digest(("", "a"))) is not None
+    assert cache.get(text_digest(("", "b"))) is None
+    assert text_digest(("a", "b")) != text_digest(("", "ab")) != text_digest(("ab", ""))
 
 
 def test_cuts_that_a_request_asks_for(encoder):

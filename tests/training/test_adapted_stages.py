@@ -104,7 +104,7 @@ def test_merged_weights_are_the_base_and_a_low_rank_change(run):
         change = merged["body.layers.down"][i] - down
         values = np.linalg.svd(change, compute_uv=False)
         assert values[1] > 1e-3 and values[2:].max() < 1e-6  # of rank two
-    manifest = manifests.load(root / "cpt")
+    manifest = manifests.load_manifest(root / "cpt")
     assert manifest.settings["lora"]["rank"] == 2
     assert manifest.facts["base"]["path"] == str(root / "llama")
 

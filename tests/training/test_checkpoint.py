@@ -106,7 +106,7 @@ def test_a_damaged_result_is_no_result(tmp_path, capsys):
     victim.write_bytes(victim.read_bytes()[:-1])
     with pytest.raises(StageError, match="no checkpoint that is whole at step 5; run"):
         checkpoints.restore_params(params)
-    assert not manifests.load(tmp_path).done and checkpoints.latest == 3
+    assert not manifests.load_manifest(tmp_path).done and checkpoints.latest == 3
 
 
 def test_the_result_is_the_checkpoint_that_the_manifest_names(tmp_path):

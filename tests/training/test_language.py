@@ -21,7 +21,9 @@ CAPPED = dataclasses.replace(helpers.DECODER, logit_cap=3.0)
 def value_and_grad(settings, mesh_name, loss):
     """Of loss(model, batch), on a mesh."""
     network = helpers.network_of(settings, mesh_name, "language")
-    params = weights.complete({}, network, settings, helpers.V, "language", seed=0)
+    params = weights.complete_params(
+        {}, network, settings, helpers.V, "language", seed=0
+    )
     batch = jax.tree.map(lambda x: x[0], helpers.batch_of())
 
     def total(params, batch):

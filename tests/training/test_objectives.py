@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ranker import config
-from ranker.batch import Batch, Rows
+from ranker.batch import PackedBatch, Rows
 from ranker.losses import (
     distillation,
     listwise,
@@ -28,7 +28,7 @@ def _batch():
     generator = np.random.default_rng(0)
     shape = (_LISTS, _SIZE)
     nothing = jnp.zeros((1, 1), jnp.int32)
-    return Batch(
+    return PackedBatch(
         rows=Rows(nothing, nothing, nothing, nothing),
         loss_mask=nothing > 0,
         score_index=jnp.zeros(shape, jnp.int32),

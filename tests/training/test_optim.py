@@ -282,7 +282,9 @@ def test_the_abstract_state_is_the_real_one(name):
     made = helpers.network_of(helpers.DECODER, "data2-fsdp2-tensor2")
     settings = dataclasses.replace(SETTINGS, optimiser=name, ema=0.5)
     tx = optim.make_optimizer(settings, 10, made.abstract)
-    params = weights.complete({}, made, helpers.DECODER, helpers.V, "score", seed=0)
+    params = weights.complete_params(
+        {}, made, helpers.DECODER, helpers.V, "score", seed=0
+    )
     real = state.abstract_like(state.init_state(made, params, tx, 0))
     planned = state.abstract_state(made, tx)
     assert jax.tree.structure(real) == jax.tree.structure(planned)

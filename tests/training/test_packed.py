@@ -8,7 +8,7 @@ from flax import nnx
 
 from ranker import config, sharding
 from ranker.data import pairs, pipeline
-from ranker.data.packing import Example, Layout, choose, pack, text_example
+from ranker.data.packing import Example, Layout, choose_documents, pack, text_example
 from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment, Tokenizer, train_bpe, train_wordpiece
 from ranker.training import objectives, optim, state, step, weights
@@ -43,7 +43,7 @@ def examples(count, seed=0):
 
 def packed(given, layout):
     """All of `given` in one shard."""
-    choice = choose([one.lengths for one in given], layout)
+    choice = choose_documents([one.lengths for one in given], layout)
     assert choice.places == list(range(len(given)))
     return pack(given, choice.rows, layout, pad=0)
 
@@ -57,7 +57,9 @@ def a_row_each(given, layout):
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_those_of_a_row_a_document(name):
     network = helpers.network_of(MODELS[name], "one")
-    params = weights.complete({}, network, MODELS[name], helpers.V, "score", seed=0)
+    params = weights.complete_params(
+        {}, network, MODELS[name], helpers.V, "score", seed=0
+    )
     # Weights far from zero, so that a token of a neighbour would be seen.
     params = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, params)
     score = scoring.make_score(network)
@@ -74,7 +76,9 @@ def test_scores_are_those_of_a_row_a_document(name):
 def test_the_language_loss_is_that_of_a_row_a_text():
     settings, objective = helpers.OBJECTIVES["language"]
     network = helpers.network_of(settings, "one", "language")
-    params = weights.complete({}, network, settings, helpers.V, "language", seed=0)
+    params = weights.complete_params(
+        {}, network, settings, helpers.V, "language", seed=0
+    )
     texts = [text_example(s) for one in examples(5) for s in one.segments]
     made = objectives.make_objective(objective, groups=1)
 
@@ -135,7 +139,7 @@ def test_lists_are_scored_in_order(text, name, mesh):
     network = state.make_network(
         settings, encoder.tokenizer.vocab_size, "score", network.mesh
     )
-    params = weights.complete(
+    params = weights.complete_params(
         {}, network, settings, encoder.tokenizer.vocab_size, "score", seed=0
     )
     seen = []
@@ -175,7 +179,7 @@ def test_a_run_is_compiled_once(text):
     tx = optim.make_optimizer(
         config.Optim(learning_rate=1e-3, warmup=1), 10, network.abstract
     )
-    params = weights.complete({}, network, settings, vocab, made.head, seed=0)
+    params = weights.complete_params({}, network, settings, vocab, made.head, seed=0)
     current = state.init_state(network, params, tx, 0)
     traces = []
     counted = objectives.Objective(

@@ -16,9 +16,9 @@ from ranker.data.records import Document, RankedList
 from ranker.data.text import Segment
 from ranker.models.heads import over_passages
 from ranker.serving import contract, starting
-from ranker.training.evaluate import evaluate
+from ranker.training.evaluate import evaluate_systems
 from ranker.training.export import export
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 from ranker.training.train import train
 
 TWO = config.Passages(most=2, score="max")
@@ -39,7 +39,7 @@ TWO = config.Passages(most=2, score="max")
 )
 def test_windows_of_a_document(size, room, most, overlap, expected):
     how = config.Passages(most=most, overlap=overlap, score="max")
-    found = passages.cut(np.arange(size), room, how)
+    found = passages.cut_passages(np.arange(size), room, how)
     assert [one.tolist() for one in found] == [list(range(*one)) for one in expected]
 
 
@@ -48,11 +48,11 @@ def test_a_documents_score_is_that_of_its_passages(how):
     counts = [1, 3, 2]
     scores = np.array([0.5, -3.0, -1.0, -2.0, 4.0, 2.0], np.float32)
     expected = [0.5, -1.0, 4.0] if how == "max" else [0.5, -2.0, 3.0]
-    found = passages.pool(scores, passages.numbers(counts), how)
+    found = passages.pool_scores(scores, passages.numbers(counts), how)
     np.testing.assert_allclose(found, expected)
     # In another order, as batches give them.
     order = np.array([5, 2, 0, 4, 1, 3])
-    again = passages.pool(scores[order], passages.numbers(counts)[order], how)
+    again = passages.pool_scores(scores[order], passages.numbers(counts)[order], how)
     np.testing.assert_allclose(again, expected)
     # And on the devices, with padding that no loss sees.
     laid = np.full((1, 4, 3), 99.0, np.float32)
@@ -202,13 +202,13 @@ def test_training_scoring_evaluation_and_export_read_alike(tmp_path, capsys):
     assert done.settings["passages"] == {"most": 3, "overlap": 4, "score": "max"}
     prepared = prepare(DATA, TEXT, tmp_path)
     fields = dict(data=DATA, text=TEXT)
-    evaluate(
+    evaluate_systems(
         config.Evaluate(**fields, systems=("student",), reference="student"), tmp_path
     )
-    score(config.Score(**fields, teacher="student", splits=("train",)), tmp_path)
+    score_chunks(config.Score(**fields, teacher="student", splits=("train",)), tmp_path)
     onnx = config.Onnx(precision="none")
     folder = export(config.Export(**fields, stage="student", onnx=onnx), tmp_path)
-    promise = contract.load(folder)
+    promise = contract.load_contract(folder)
     assert promise.passages == {"most": 3, "overlap": 4, "score": "max"}
     model = ranker.load(folder)
     corpus = prepared.corpus()
@@ -240,7 +240,7 @@ def test_training_scoring_evaluation_and_export_read_alike(tmp_path, capsys):
         starting.start(folder, limits=None)  # type: ignore[arg-type]
     # Saved again it promises the same.
     model.save(tmp_path / "again")
-    assert contract.load(tmp_path / "again").passages == promise.passages
+    assert contract.load_contract(tmp_path / "again").passages == promise.passages
     # A damaged promise is named.
     fields = json.loads((folder / contract.FILE).read_text())
     fields["passages"]["score"] = "first"

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from ranker import config, sharding
-from ranker.batch import Batch, Impressions, Rows
+from ranker.batch import Impressions, PackedBatch, Rows
 from ranker.data.prepare import prepare
 from ranker.models.build import POSITION_BIAS
 from ranker.online import attraction
@@ -25,7 +25,7 @@ def _batch(labels, positions, weights=None):
     labels = jnp.asarray(labels, jnp.float32)
     nothing = jnp.zeros((1, 1), jnp.int32)
     weights = jnp.ones(labels.shape) if weights is None else jnp.asarray(weights)
-    return Batch(
+    return PackedBatch(
         rows=Rows(nothing, nothing, nothing, nothing),
         loss_mask=nothing > 0,
         score_index=jnp.zeros(labels.shape, jnp.int32),

@@ -132,29 +132,31 @@ def test_killed_and_resumed_by_other_numbers_of_processes_is_the_same(workdir):
     assert len(a.chunks) == 50 and a.pairs == 2000
     for number in range(len(a.chunks)):
         assert a.path(number).read_bytes() == b.path(number).read_bytes()
-    facts = [manifests.load(workdir / name).facts for name in ("clean", "killed")]
+    facts = [
+        manifests.load_manifest(workdir / name).facts for name in ("clean", "killed")
+    ]
     assert facts[0] == facts[1] and facts[0]["pairs"] == 2000
     assert facts[0]["std"] > 0
     for name in ("clean", "killed"):
-        proof = teacher.verify(dataclasses.replace(stage, name=name), workdir)
+        proof = teacher.verify_chunks(dataclasses.replace(stage, name=name), workdir)
         assert proof.pairs == 2000
 
 
 def test_processes_take_different_chunks(workdir):
     for index in (1, 0):
         one = settings("shared", process_index=index, process_count=2)
-        manifest = teacher.score(one, workdir)
+        manifest = teacher.score_chunks(one, workdir)
         done = set(range(10)) - set(job_of(workdir, "shared").missing())
         assert done == ({1, 3, 5, 7, 9} if index else set(range(10)))
         assert (manifest is None) == (index == 1)
-        assert (manifests.load(workdir / "shared").done) == (index == 0)
-    teacher.score(settings("alone"), workdir)
+        assert (manifests.load_manifest(workdir / "shared").done) == (index == 0)
+    teacher.score_chunks(settings("alone"), workdir)
     np.testing.assert_array_equal(values(workdir, "shared"), values(workdir, "alone"))
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(workdir):
-    teacher.score(settings("whole", chunk_pairs=1000), workdir)
-    teacher.score(settings("part", chunk_pairs=15), workdir)
+    teacher.score_chunks(settings("whole", chunk_pairs=1000), workdir)
+    teacher.score_chunks(settings("part", chunk_pairs=15), workdir)
     np.testing.assert_allclose(
         values(workdir, "whole"), values(workdir, "part"), atol=1e-6
     )
@@ -162,15 +164,15 @@ def test_scores_do_not_depend_on_what_else_is_scored(workdir):
 
 def test_a_finished_job_scores_what_was_taken_out_alone(workdir):
     stage = settings("again")
-    teacher.score(stage, workdir)
+    teacher.score_chunks(stage, workdir)
     job = job_of(workdir, "again")
     before = [os.stat(job.path(k)).st_mtime_ns for k in range(10)]
     data = job.path(3).read_bytes()
     job.path(3).write_bytes(data[:-1])
     with pytest.raises(DataError, match="00003-of-00010.*digest differs.*delete"):
-        teacher.verify(stage, workdir)
+        teacher.verify_chunks(stage, workdir)
     job.path(3).unlink()
-    teacher.score(stage, workdir)
+    teacher.score_chunks(stage, workdir)
     after = [os.stat(job.path(k)).st_mtime_ns for k in range(10)]
     assert [k for k in range(10) if before[k] != after[k]] == [3]
     assert job.path(3).read_bytes() == data
@@ -197,15 +199,15 @@ def test_a_score_that_is_not_finite_stops_with_the_chunks_name(workdir, monkeypa
     poison(monkeypatch, where=smallest)
     match = r"chunk 00000-of-00010: 1 pairs.*query 'q\d', document 'd\d+'.*nan"
     with pytest.raises(FloatingPointError, match=match):
-        teacher.score(settings("nan"), workdir)
+        teacher.score_chunks(settings("nan"), workdir)
     assert job_of(workdir, "nan").missing() == list(range(10))
 
 
 def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
-    teacher.score(settings("sound"), workdir)
+    teacher.score_chunks(settings("sound"), workdir)
     stage = settings("poisoned", quarantine=2)
     poison(monkeypatch, where=smallest)
-    manifest = teacher.score(stage, workdir)
+    manifest = teacher.score_chunks(stage, workdir)
     assert manifest.facts["pairs"] == 180 and manifest.facts["quarantined"] == 10
     lines = (workdir / "poisoned" / "quarantined.jsonl").read_text().splitlines()
     bad = [json.loads(line) for line in lines]
@@ -214,14 +216,14 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
     sound, found = values(workdir, "sound"), values(workdir, "poisoned")
     rest = np.delete(sound, [one["pair"] for one in bad])
     np.testing.assert_array_equal(found, rest)
-    assert teacher.verify(stage, workdir).pairs == 180
+    assert teacher.verify_chunks(stage, workdir).pairs == 180
     with pytest.raises(DataError, match="have no score: they were set aside"):
         load_targets(workdir / "poisoned", {"train": [None] * 4})
 
 
 def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):
     poison(monkeypatch, where=smallest, alone=False)
-    manifest = teacher.score(settings("neighbour", quarantine=1), workdir)
+    manifest = teacher.score_chunks(settings("neighbour", quarantine=1), workdir)
     assert manifest.facts["pairs"] == 190 and not manifest.facts["quarantined"]
 
 
@@ -236,7 +238,7 @@ def test_what_stops_the_writing_of_a_chunk_stops_the_job(workdir, monkeypatch):
 
     monkeypatch.setattr(jobs, "save_chunk", full)
     with pytest.raises(errors.StageError, match="no space left"):
-        teacher.score(settings("full"), workdir)
+        teacher.score_chunks(settings("full"), workdir)
     missing = job_of(workdir, "full").missing()
     assert 3 in missing and not {0, 1, 2} & set(missing)
 
@@ -260,9 +262,9 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
         "outside", input=str(tmp_path / "pairs.jsonl"), output=str(tmp_path / "out")
     )
     with pytest.raises(DataError, match="00000-of-00003: 2 pairs.*pair 9,.*visible|d9"):
-        teacher.score(stage, workdir)
+        teacher.score_chunks(stage, workdir)
     stage = dataclasses.replace(stage, quarantine=3)
-    manifest = teacher.score(stage, workdir)
+    manifest = teacher.score_chunks(stage, workdir)
     assert manifest.facts["pairs"] == 47 and manifest.facts["quarantined"] == 3
     bad = [
         json.loads(line)
@@ -271,7 +273,7 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
     found = {one["pair"]: one["reason"] for one in bad}
     assert "pairs.jsonl:10" in found[9] and "pair 3 too" in found[11]
     assert "no room for a document in 32 tokens" in found[7]
-    assert teacher.verify(stage, workdir).pairs == 47
+    assert teacher.verify_chunks(stage, workdir).pairs == 47
     # The same texts score the same, wherever they come from.
     table = pq.read_table(tmp_path / "out" / "chunks")
     assert table.column_names == ["pair", "query_id", "document_id", "score"]
@@ -279,13 +281,13 @@ def test_pairs_that_were_never_prepared(workdir, tmp_path):
     # What was scored is no longer what the input says.
     write_jsonl(tmp_path / "pairs.jsonl", [*rows[:20], pair(77), *rows[21:]])
     with pytest.raises(errors.StageError, match="jsonl"):
-        teacher.verify(stage, workdir)
+        teacher.verify_chunks(stage, workdir)
 
 
 def test_distillation_refuses_scores_of_another_input(workdir, tmp_path):
     write_jsonl(tmp_path / "pairs.jsonl", [pair(i) for i in range(4)])
     stage = settings("foreign", input=str(tmp_path / "pairs.jsonl"))
-    teacher.score(stage, workdir)
+    teacher.score_chunks(stage, workdir)
     student = config.Train(
         **STAGE,
         name="distill",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ranker import config
-from ranker.batch import Batch
+from ranker.batch import PackedBatch
 from ranker.training import objectives
 
 
@@ -19,7 +19,7 @@ def cut(batch, parts):
     pieces = jax.tree.map(reshape, batch)
     rows = pieces.rows.tokens.shape[1]
     first = np.arange(parts)[:, None, None] * rows * helpers.T
-    return Batch(
+    return PackedBatch(
         **{
             **{name: getattr(pieces, name) for name in vars(batch)},
             "score_index": (pieces.score_index - first).astype(np.int32),

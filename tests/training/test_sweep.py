@@ -81,7 +81,7 @@ def test_a_sweep_ends_with_one_table_whatever_diverges(tmp_path, capsys, monkeyp
     assert "failed" not in runs[0] and "learning_rate" in runs[1]["failed"]
     for run in runs:
         if run["stage"] in good:
-            manifest = manifests.load(workdir / run["stage"])
+            manifest = manifests.load_manifest(workdir / run["stage"])
             assert manifest.done and run["steps"] == run["checkpoint"] == 2
             rate = float(run["values"]["optim.learning_rate"])
             assert manifest.settings["optim"]["learning_rate"] == rate
@@ -89,7 +89,9 @@ def test_a_sweep_ends_with_one_table_whatever_diverges(tmp_path, capsys, monkeyp
             assert run["metrics"]["dev_ndcg@5"] == dev and run["metrics"]["loss"] > 0
     winner = max(
         good,
-        key=lambda name: manifests.load(workdir / name).facts["metrics"]["dev_ndcg@5"],
+        key=lambda name: manifests.load_manifest(workdir / name).facts["metrics"][
+            "dev_ndcg@5"
+        ],
     )
     page = (workdir / "sft-sweep.md").read_text()
     assert page.count("\n| ") == 5 and f"| {winner}* | " in page

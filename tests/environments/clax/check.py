@@ -41,7 +41,7 @@ THEIRS = {
 }
 
 
-def draw(name: str, seed: int) -> ours.Data:
+def draw(name: str, seed: int) -> ours.ClickedPages:
     """Pages of users who look and click by the model."""
     r = np.random.default_rng(seed)
     pairs = np.argsort(r.random((PAGES, PAIRS)), axis=1)[:, :DEPTH]
@@ -63,10 +63,10 @@ def draw(name: str, seed: int) -> ours.Data:
         else:
             happy = click & (r.random(PAGES) < SATISFACTION[pairs[:, k]])
             reads &= ~happy & (chance < 0.85)
-    return ours.Data(pairs.astype(np.int32), clicks, PAIRS)
+    return ours.ClickedPages(pairs.astype(np.int32), clicks, PAIRS)
 
 
-def as_batch(data: ours.Data) -> dict[str, jax.Array]:
+def as_batch(data: ours.ClickedPages) -> dict[str, jax.Array]:
     """The same pages as clax reads them; id 0 is padding."""
     positions = np.broadcast_to(np.arange(1, DEPTH + 1), data.pairs.shape)
     return {
@@ -77,7 +77,9 @@ def as_batch(data: ours.Data) -> dict[str, jax.Array]:
     }
 
 
-def fit_theirs(name: str, train: ours.Data, test: ours.Data) -> list[np.ndarray]:
+def fit_theirs(
+    name: str, train: ours.ClickedPages, test: ours.ClickedPages
+) -> list[np.ndarray]:
     """Marginal and conditional chances of a click in the pages of `test`."""
     graph, state, rest = nnx.split(THEIRS[name](nnx.Rngs(0)), nnx.Param, ...)
     batch, tx = as_batch(train), optax.adam(0.05)
@@ -104,7 +106,7 @@ def main() -> None:
     worst = 0.0
     for name in ours.MODELS:
         train, test = draw(name, 0), draw(name, 1)
-        model = ours.fit(train, name)
+        model = ours.fit_clicks(train, name)
         chances = model.marginal(test), model.conditional(test)
         for kind, a, b in zip(
             ("marginal", "conditional"),
