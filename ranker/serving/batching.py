@@ -67,6 +67,7 @@ class Batcher:
     def __init__(self, runtime: Runtime, limits: Limits, *, workers: int):
         self.runtime, self.limits = runtime, limits
         self.waiting_tokens = 0  # of requests taken, not yet scored
+        self._usual = 0.0  # tokens of a request, of late
         self._rate = _FIRST_RATE * workers
         self._jobs: collections.deque[Pending] = collections.deque()
         self._changed = threading.Condition()
@@ -100,20 +101,35 @@ class Batcher:
           Full: when the queue is full, or its end is further off than the deadline.
         """
         with self._changed:
-            before = self.waiting_tokens
-            wait = before / self._rate
-            if before and before + tokens > self.limits.queue_tokens:
-                raise Full(
-                    f"{before} tokens wait, and at most {self.limits.queue_tokens} may",
-                    wait / 2,
-                )
-            if wait > self.limits.wait_seconds:
-                raise Full(
-                    f"the queue is {wait:.1f} s long, and at most "
-                    f"{self.limits.wait_seconds:g} s may be waited",
-                    wait - self.limits.wait_seconds,
-                )
+            self._usual += _SMOOTH * (tokens - self._usual)
+            self._check(tokens)
             self.waiting_tokens += tokens
+
+    def check(self) -> None:
+        """Tells whether a request has room that is not read yet, so of unknown size.
+
+        It is taken to have half as many tokens as usual: what is refused so would
+        hardly have fitted, and under overload most requests are never read.
+
+        Raises:
+          Full: as `reserve` would.
+        """
+        self._check(self._usual / 2)
+
+    def _check(self, tokens: float) -> None:
+        before = self.waiting_tokens
+        wait = before / self._rate
+        if before and before + tokens > self.limits.queue_tokens:
+            raise Full(
+                f"{before} tokens wait, and at most {self.limits.queue_tokens} may",
+                wait / 2,
+            )
+        if wait > self.limits.wait_seconds:
+            raise Full(
+                f"the queue is {wait:.1f} s long, and at most "
+                f"{self.limits.wait_seconds:g} s may be waited",
+                wait - self.limits.wait_seconds,
+            )
 
     def release(self, tokens: int) -> None:
         """Gives room back that `reserve` took."""

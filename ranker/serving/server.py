@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import ranker
 from ranker.errors import DataError
@@ -299,17 +301,22 @@ def _endpoint(name: str, parse: Parse) -> Callable:
         except (asyncio.CancelledError, ClientDisconnect):
             state.metrics.failures.labels(err="dropped").inc()
             return Response(status_code=499)
-        if state.closing:
-            response.headers["connection"] = "close"
         if response.status_code == 200:
             state.metrics.successes.labels(method=name).inc()
             state.metrics.duration.observe(time.perf_counter() - begun)
         else:
             kind = _FAILURES.get(response.status_code, "validation")
             state.metrics.failures.labels(err=kind).inc()
-        return response
+        return _last(state, response)
 
     return endpoint
+
+
+def _last(state: State, response: Response) -> Response:
+    """The response; the last one of its connection, where the server ends."""
+    if state.closing:
+        response.headers["connection"] = "close"
+    return response
 
 
 _FAILURES = {429: "overloaded", 503: "unhealthy", 424: "inference", 401: "key"}
@@ -319,8 +326,6 @@ async def _answer(state: State, http: HttpRequest, parse: Parse) -> Response:
     refused = _not_allowed(state, http) or _not_ready(state)
     if refused:
         return refused
-    assert state.batcher
-    state.batcher.reserve(0)  # a full queue refuses before it reads
     begun = time.perf_counter()
     with _Held(state) as held:
         body = parse_body(await _read(http, state.limits, held))
@@ -430,38 +435,45 @@ async def _openapi(http: HttpRequest) -> Response:
     return JSONResponse(openapi.document())
 
 
+def _parse_rerank(body: Any, limit: int) -> Request:
+    return forms.parse_rerank(body, limit=limit)
+
+
+def _parse_tei(body: Any, limit: int) -> Request:
+    return forms.parse_rerank(body, tei=True, limit=limit)
+
+
+def _parse_score(body: Any, limit: int) -> Request:
+    return forms.parse_score(body, limit=limit)
+
+
+def _parse_predict(body: Any, limit: int) -> Request:
+    return forms.parse_predict(body, limit=limit)
+
+
+def _parse_any(body: Any, limit: int) -> Request:
+    fields = body if isinstance(body, dict) else {}
+    if "text_pairs" in fields or "text_1" in fields:
+        return _parse_score(body, limit)
+    parse = _parse_predict if "inputs" in fields else _parse_rerank
+    return parse(body, limit)
+
+
+_POSTS: dict[str, tuple[str, Parse]] = {
+    "/rerank": ("rerank", _parse_rerank),
+    "/v1/rerank": ("rerank", _parse_rerank),
+    "/v2/rerank": ("rerank", _parse_rerank),
+    "/tei/rerank": ("rerank", _parse_tei),
+    "/score": ("score", _parse_score),
+    "/v1/score": ("score", _parse_score),
+    "/predict": ("predict", _parse_predict),
+    "/invocations": ("invocations", _parse_any),  # SageMaker
+    "/": ("rerank", _parse_rerank),  # as Text Embeddings Inference serves a reranker
+}
+
+
 def make_routes() -> list[Route]:
     """What the server answers, by path and method."""
-
-    def rerank(body: Any, limit: int) -> Request:
-        return forms.parse_rerank(body, limit=limit)
-
-    def tei(body: Any, limit: int) -> Request:
-        return forms.parse_rerank(body, tei=True, limit=limit)
-
-    def score(body: Any, limit: int) -> Request:
-        return forms.parse_score(body, limit=limit)
-
-    def predict(body: Any, limit: int) -> Request:
-        return forms.parse_predict(body, limit=limit)
-
-    def any_form(body: Any, limit: int) -> Request:
-        fields = body if isinstance(body, dict) else {}
-        if "text_pairs" in fields or "text_1" in fields:
-            return score(body, limit)
-        return predict(body, limit) if "inputs" in fields else rerank(body, limit)
-
-    posts: dict[str, tuple[str, Parse]] = {
-        "/rerank": ("rerank", rerank),
-        "/v1/rerank": ("rerank", rerank),
-        "/v2/rerank": ("rerank", rerank),
-        "/tei/rerank": ("rerank", tei),
-        "/score": ("score", score),
-        "/v1/score": ("score", score),
-        "/predict": ("predict", predict),
-        "/invocations": ("invocations", any_form),  # SageMaker
-        "/": ("rerank", rerank),  # as Text Embeddings Inference serves a reranker
-    }
     gets = {
         "/health": _health,
         "/ping": _health,
@@ -474,10 +486,43 @@ def make_routes() -> list[Route]:
     return [
         *(
             Route(path, _endpoint(name, parse), methods=["POST"])
-            for path, (name, parse) in posts.items()
+            for path, (name, parse) in _POSTS.items()
         ),
         *(Route(path, one, methods=["GET"]) for path, one in gets.items()),
     ]
+
+
+class _Gate:
+    """Refuses a request where the queue is full, before it is routed and read.
+
+    Under ten times the load nearly all are refused, by the one thread that takes
+    connections too: what each costs decides how many there may be.
+    """
+
+    def __init__(self, app: ASGIApp, state: State):
+        self._app, self._state = app, state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers 429, or hands the request on."""
+        try:
+            if scope["type"] == "http" and scope["method"] == "POST":
+                self._check(scope)
+        except Full as error:
+            metrics, (name, _) = self._state.metrics, _POSTS[scope["path"]]
+            metrics.requests.labels(method=name).inc()
+            metrics.failures.labels(err=_FAILURES[429]).inc()
+            response = _last(self._state, _full(error))
+            await response(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Full; a request without a key is told that instead, by its route."""
+        state = self._state
+        if not state.batcher or scope["path"] not in _POSTS:
+            return
+        if not _not_allowed(state, HttpRequest(scope)):
+            state.batcher.check()
 
 
 async def _no_route(http: HttpRequest, error: Exception) -> Response:
@@ -527,6 +572,7 @@ def make_app(
     app = Starlette(
         routes=make_routes(),
         lifespan=lifespan,
+        middleware=[Middleware(_Gate, state=state)],
         exception_handlers={HTTPException: _no_route, Exception: _failed},
     )
     app.router.redirect_slashes = False  # a redirected POST loses its body
