@@ -14,6 +14,7 @@ from typing import Any
 from ranker import cli
 
 _GRACE = 0.5  # seconds for connections that were taken to send their requests
+_BACKLOG = 1 << 16  # connections not taken yet; the kernel allows fewer (somaxconn)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +115,7 @@ def _serve(given: argparse.Namespace) -> int:
         log_level="warning",
         access_log=False,  # a request's headers hold keys, its body texts
         timeout_keep_alive=75,
+        backlog=_BACKLOG,
         http=Protocol,
     )
     running = _make_server()(settings, state, given.drain)

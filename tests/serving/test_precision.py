@@ -11,7 +11,14 @@ from onnx import numpy_helper
 
 from ranker import config
 from ranker.models.huggingface import flat
-from ranker.serving import contract, onnx_graph, precision, runtimes, starting
+from ranker.serving import (
+    contract,
+    onnx_graph,
+    precision,
+    quantisation,
+    runtimes,
+    starting,
+)
 from ranker.serving.precision import Graded, Reduced
 
 MARGIN = 0.005
@@ -113,7 +120,7 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
     folder, model, lists = exported
     lines = []
     tried = [
-        Reduced("bfloat16", "onnxruntime", precision.to_bfloat16),
+        Reduced("bfloat16", "onnxruntime", quantisation.to_bfloat16),
         Reduced("int8", "onnxruntime", broken),
     ]
     settings = config.Onnx(precision="int8", margin=0.02)
@@ -148,7 +155,7 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
 def test_a_server_refuses_what_was_not_accepted(exported):
     folder, model, _ = exported
     path = folder / runtimes.FILES["int8_dynamic"]
-    precision.to_dynamic_int8(folder / onnx_graph.FILE, path)
+    quantisation.to_dynamic_int8(folder / onnx_graph.FILE, path)
     with pytest.raises(precision.ModelError, match="has not accepted"):
         starting.choose_runtime(folder, model.contract, "auto", "int8_dynamic")
     record = {"accepted": True, "runtime": "onnxruntime", "digest": "0" * 16}
@@ -210,7 +217,9 @@ def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
     folder, model, lists = exported
     path = folder / runtimes.FILES[name]
     segments = [segment for one in lists[:6] for segment in one.segments]
-    make = precision.to_static_int8 if name == "int8" else precision.to_dynamic_int8
+    make = (
+        quantisation.to_static_int8 if name == "int8" else quantisation.to_dynamic_int8
+    )
     make(folder / onnx_graph.FILE, path, segments)
     expected, vocabulary = model.scorer(segments), model.scorer.vocab_size
     opened: list[runtimes.Runtime] = [runtimes.OnnxRuntime(path, name, vocabulary)]
@@ -222,6 +231,39 @@ def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
         alone = [float(runtimes.score_pairs(runtime, [one])[0]) for one in segments]
         assert found.tolist() == alone, runtime.name
     path.unlink()
+
+
+def test_a_product_whose_input_has_outliers_stays_in_float32(exported, tmp_path):
+    """One unit of a layer is 300 times as large, and is read at a 300th."""
+    folder, model, lists = exported
+    source, target = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    graph = onnx.load(str(folder / onnx_graph.FILE))
+    factors = {"body.layers.up.1": np.s_[:, 0], "body.layers.down.1": np.s_[0]}
+    for weight in graph.graph.initializer:
+        if weight.name in factors:
+            value = numpy_helper.to_array(weight).copy()
+            value[factors[weight.name]] *= 300.0 if "up" in weight.name else 1 / 300.0
+            weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    onnx.save(graph, str(source))
+    segments = [segment for one in lists[:8] for segment in one.segments]
+    expected = runtimes.score(runtimes.OnnxRuntime(source, "float32", 1000), segments)
+    far = []
+    for rows_of_train in ([], segments[:24]):
+        quantisation.to_dynamic_int8(source, target, rows_of_train)
+        found = runtimes.score(
+            runtimes.OnnxRuntime(target, "int8_dynamic", 1000), segments
+        )
+        far.append(float(np.abs(found - expected).mean()))
+    nodes = onnx.load(str(target)).graph.node
+    kept = {one.input[1] for one in nodes if one.op_type == "MatMul"}
+    assert "body.layers.down.1" in kept
+    integer = [one for one in nodes if one.op_type.startswith("MatMulInteger")]
+    assert len(integer) >= 10
+    assert far[1] < 0.5 * far[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "int8.onnx",
+        "model.onnx",
+    ]
 
 
 def test_golden_pairs_stop_a_folder_that_scores_otherwise(exported):

@@ -498,6 +498,59 @@ def test_a_full_queue_refuses_before_it_tokenises(encoder):
     assert state.batcher.waiting_tokens == 0
 
 
+def test_a_full_queue_refuses_what_it_has_not_read(encoder):
+    limits = Limits(queue_tokens=100)
+    state, _, app = make(encoder, limits=limits, keys=(b"secret",))
+    keyed = {"x-api-key": "secret"}
+    with TestClient(app) as client:
+        wait_ready(client)
+        assert state.batcher
+
+        def status(path="/rerank", headers=keyed):
+            """Of a body that no route could read."""
+            return client.post(path, content=b"{", headers=headers).status_code
+
+        assert status() == 400
+        for _ in range(40):  # the usual request comes to have 30 tokens
+            with state.batcher.room(30):
+                pass
+        with state.batcher.room(80):
+            assert status() == 400  # half of a usual one fits
+        with state.batcher.room(90):
+            paths = ("/rerank", "/v2/rerank", "/score", "/predict", "/")
+            assert {status(path) for path in paths} == {429}
+            assert status("/nowhere") == 404
+            assert status(headers={}) == 401  # never told that the queue is full
+            assert client.get("/health").status_code == 200
+            page = client.get("/metrics").text
+        assert 'ranker_request_failure_total{err="overloaded"} 5.0' in page
+        assert 'ranker_request_count_total{method="rerank"} 6.0' in page
+        assert status() == 400
+
+
+def test_a_refused_body_is_not_waited_for(encoder):
+    """Text Embeddings Inference and others send large bodies in parts."""
+    state, _, app = make(encoder, limits=Limits(queue_tokens=10))
+    sent = []
+
+    async def receive():
+        raise AssertionError("the body was asked for")
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/rerank", "headers": []}
+    scope |= {"query_string": b"", "app": app}
+    with TestClient(app) as client:
+        wait_ready(client)
+        assert state.batcher
+        with state.batcher.room(20):
+            asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 429
+    assert b"retry-after" in dict(sent[0]["headers"])
+    assert json.loads(sent[1]["body"])["error_type"] == "Overloaded"
+
+
 def test_a_long_wait_is_refused():
     batcher = Batcher(Counting(), Limits(wait_seconds=2.0), workers=1)
     batcher.measured(100, 1.0)
