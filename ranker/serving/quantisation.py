@@ -199,7 +199,8 @@ def _noisiest(path: pathlib.Path, rows: Sequence[Segment]) -> list[str]:
         ids, mask, types = runtimes.arrays([row], 1, len(row.tokens))
         fields = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         given = {one.name: fields[one.name] for one in session.get_inputs()}
-        for name, x in zip(inputs, session.run(inputs, given), strict=True):
+        values: Any = session.run(inputs, given)
+        for name, x in zip(inputs, values, strict=True):
             # A step of 8 bits, to the size of what it is added to.
             noise[name] += float(np.ptp(x) / np.sqrt(np.mean(np.square(x)) + 1e-30))
     found = sorted(products, key=lambda name: -noise[products[name]])

@@ -246,11 +246,13 @@ def test_a_product_whose_input_has_outliers_stays_in_float32(exported, tmp_path)
             weight.CopyFrom(numpy_helper.from_array(value, weight.name))
     onnx.save(graph, str(source))
     segments = [segment for one in lists[:8] for segment in one.segments]
-    expected = runtimes.score(runtimes.OnnxRuntime(source, "float32", 1000), segments)
+    expected = runtimes.score_pairs(
+        runtimes.OnnxRuntime(source, "float32", 1000), segments
+    )
     far = []
     for rows_of_train in ([], segments[:24]):
         quantisation.to_dynamic_int8(source, target, rows_of_train)
-        found = runtimes.score(
+        found = runtimes.score_pairs(
             runtimes.OnnxRuntime(target, "int8_dynamic", 1000), segments
         )
         far.append(float(np.abs(found - expected).mean()))
