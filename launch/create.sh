@@ -102,7 +102,8 @@ waiting with --resume, or choose another name"
   choose_shape
   set_place
   id="$(od -An -N8 -tx1 /dev/urandom | tr -d ' \n')"
-  if $dry_run; then id=ID; fi
+  # What an earlier TPU of this name was given.
+  if $dry_run; then id=ID; else rm -f "$(versions_file)"; fi
 fi
 need_gcloud
 if ! $resume; then

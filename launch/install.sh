@@ -1,20 +1,24 @@
 #!/usr/bin/env bash
 # Installs this checkout, as it stands, on every worker: Python, jax and libtpu as
 # launch/constraints.txt pins them, and the bucket at /mnt/bucket. Again, after a change.
+# The first worker finds out the version of every package. All of them get those, in
+# each restart too; another install changes only what the checkout no longer takes.
 #
-#   launch/install.sh NAME [--extras tpu,track] [--source FOLDER] [--dry-run]
+#   launch/install.sh NAME [--extras tpu,track] [--source FOLDER] [--upgrade] [--dry-run]
 #
 # --extras LIST    of the package [tpu]
 # --source FOLDER  of the checkout [the one with this script]
+# --upgrade        take the newest versions, whatever was installed before
 # --dry-run        print the commands instead
 
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-source_folder="$here/.." new_extras="" tpu=""
+source_folder="$here/.." new_extras="" tpu="" upgrade=false
 while (($#)); do
   case "$1" in
     --help | -h) help ;;
     --dry-run) dry_run=true && shift ;;
+    --upgrade) upgrade=true && shift ;;
     --extras | --extras=*) take_value "$@" && new_extras="$value" && shift "$taken" ;;
     --source | --source=*) take_value "$@" && source_folder="$value" && shift "$taken" ;;
     -*) usage_error "unknown flag $1" ;;
@@ -38,6 +42,7 @@ trap 'exit 130' INT TERM
 if ! $dry_run; then
   pack_source "$source_folder" "$state_root/$name/source.tar.gz"
   save_state
+  if $upgrade; then rm -f "$(versions_file)"; fi
 fi
-install_on_workers || die "$name is $detail; make it anew: launch/delete.sh, launch/create.sh"
-say "installed; run a stage with: launch/run.sh $name -- python -m ranker.train ..."
+install_on_workers resolve || die "$name is $detail; make it anew: launch/delete.sh, launch/create.sh"
+say "installed, with the versions in $(versions_file); run a stage with: launch/run.sh $name -- python -m ranker.train ..."

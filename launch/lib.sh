@@ -387,11 +387,46 @@ pack_source() {
   fi
 }
 
-# Puts the packed source on every worker and installs it. Returns 1 when the TPU is gone.
+# What `install` gives every worker, in every restart the same.
+versions_file() { printf '%s' "$state_root/$name/versions.txt"; }
+
+unpack="rm -rf ranker.new && mkdir ranker.new && tar -xzf ranker-source.tar.gz -C ranker.new \
+&& rm -rf ranker && mv ranker.new ranker"
+
+# Sends this machine's record of versions to all workers, or to the first.
+send_versions() { scp_to "$1" "$(versions_file)" "$name:ranker-versions.txt"; }
+
+# Asks the first worker which version of every package this source and these extras take.
+# Sets `text`.
+ask_versions() {
+  text="$(ssh_to first "$unpack && $worker resolve $(quote "$extras")")" || return 1
+  $dry_run || grep -q '^ranker-version ' <<<"$text"
+}
+
+# Records the versions, those recorded before wherever they still can be. Returns 1 when
+# the TPU is gone.
+resolve_versions() {
+  local text file
+  file="$(versions_file)"
+  $dry_run || : >>"$file"
+  insist send_versions first || return 1
+  insist ask_versions || return 1
+  if $dry_run; then
+    printf '%s\n' "$text"
+    return
+  fi
+  sed -n 's/^ranker-version //p' <<<"$text" >"$file.new"
+  mv "$file.new" "$file"
+}
+
+# Puts the packed source on every worker and installs it, with the versions of the first
+# time; with a word behind, as the source needs them now. Returns 1 when the TPU is gone.
 install_on_workers() {
   local archive="$state_root/$name/source.tar.gz"
   insist scp_to all "$archive" "$name:ranker-source.tar.gz" || return 1
-  insist ssh_to all "rm -rf ranker.new && mkdir ranker.new \
-&& tar -xzf ranker-source.tar.gz -C ranker.new && rm -rf ranker && mv ranker.new ranker \
-&& $worker install $(quote "$extras" "$bucket")" || return 1
+  if [[ -n ${1:-} || ! -s $(versions_file) ]]; then
+    resolve_versions || return 1
+  fi
+  insist send_versions all || return 1
+  insist ssh_to all "$unpack && $worker install $(quote "$extras" "$bucket")" || return 1
 }

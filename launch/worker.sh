@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What a worker of the TPU is told to do; run there by the other scripts.
 #
+#   worker.sh resolve EXTRAS           print "ranker-version NAME==VERSION" of each package
 #   worker.sh install EXTRAS BUCKET    Python, the package, and the bucket at /mnt/bucket
 #   worker.sh start JOB COMMAND...     start the command, apart from this connection
 #   worker.sh follow JOB BYTE SECONDS  the job's output from BYTE on, while it runs
@@ -42,14 +43,32 @@ use a bucket made with --enable-hierarchical-namespace"
   rm -rf "$probe.renamed"
 }
 
-install() {
-  local extras="$1" bucket="$2" uv="$HOME/.local/bin/uv"
+uv="$HOME/.local/bin/uv"
+versions="$HOME/ranker-versions.txt" # NAME==VERSION, as run.sh and install.sh send them
+
+make_venv() {
   # The VM's own Python is 3.10 on most images. uv brings a newer one.
   [[ -x $uv ]] || PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet 'uv>=0.5'
   [[ -x $HOME/ranker-venv/bin/python ]] ||
     "$uv" venv --quiet --python 3.12 "$HOME/ranker-venv"
+}
+
+# Versions that the file has already stay where they can.
+resolve() {
+  local extras=() extra
+  for extra in ${1//,/ }; do extras+=("--extra=$extra"); done
+  make_venv
+  "$uv" pip compile --quiet --python "$HOME/ranker-venv/bin/python" --no-header \
+    --no-annotate --constraint "$HOME/ranker/launch/constraints.txt" "${extras[@]}" \
+    --output-file "$versions" "$HOME/ranker/pyproject.toml" >/dev/null
+  sed -n 's/^[A-Za-z0-9].*==/ranker-version &/p' "$versions"
+}
+
+install() {
+  local extras="$1" bucket="$2"
+  make_venv
   "$uv" pip install --quiet --python "$HOME/ranker-venv/bin/python" \
-    --constraint "$HOME/ranker/launch/constraints.txt" --editable "$HOME/ranker[$extras]"
+    --constraint "$versions" --editable "$HOME/ranker[$extras]"
   [[ -z $bucket ]] || mount_bucket "$bucket"
   echo "installed on $(hostname)"
 }
@@ -124,6 +143,6 @@ stop() {
 command="${1:?worker.sh wants a command}"
 shift
 case "$command" in
-  install | main | start | follow | code | stop) "$command" "$@" ;;
+  resolve | install | main | start | follow | code | stop) "$command" "$@" ;;
   *) fail "unknown command $command" ;;
 esac

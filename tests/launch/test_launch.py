@@ -34,6 +34,7 @@ class Cloud:
         self._tool("mountpoint", 'touch "$HOME/mounted"')
         shutil.copytree(LAUNCH, self.source / "launch")
         (self.source / "pyproject.toml").write_text("")
+        self.publish("flax==1", "jax==1")
         self.environment = {
             "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(folder),
@@ -45,6 +46,13 @@ class Cloud:
             "RANKER_STOP_SECONDS": "60",
             "RANKER_BUCKET_FOLDER": str(self.bucket),
         }
+
+    def publish(self, *newest):
+        """Sets the newest version of each package that there is."""
+        (self.folder / "index").write_text("".join(f"{one}\n" for one in newest))
+
+    def installed(self, worker, name="tpu1"):
+        return (self.home(worker, name) / "installed").read_text().split()
 
     def _tool(self, name, text):
         path = self.folder / "bin" / name
@@ -336,15 +344,50 @@ def test_deleting_what_is_gone_only_clears_the_record(cloud):
 def test_install_reaches_every_worker_of_every_slice(cloud):
     cloud.made("--slices", "2", "--bucket", "gs://my-bucket", install=False)
     cloud("install.sh", "tpu1", "--source", str(cloud.source), "--extras", "tpu,track")
-    assert all("--node=all" in call for call in cloud.calls("ssh") + cloud.calls("scp"))
+    calls = cloud.calls("scp") + cloud.calls("ssh")
+    sent, asked = [call for call in calls if "--node=all" not in call]
+    assert "tpu1:ranker-versions.txt" in sent and "resolve tpu,track" in asked[-1]
     for worker in range(4):
         home = cloud.home(worker)
         assert (home / "ranker" / "pyproject.toml").exists()
         calls = (home / "uv-calls").read_text()
         assert f"{home}/ranker[tpu,track]" in calls
-        assert "launch/constraints.txt" in calls and "--python 3.12" in calls
+        assert "--python 3.12" in calls
+        assert ("launch/constraints.txt" in calls) == (worker == 0)  # it resolves
+        assert cloud.installed(worker) == ["flax==1", "jax==1"]
         assert (home / "mounted").exists()
     assert not list(cloud.bucket.iterdir())  # the probe has gone
+
+
+def test_every_restart_has_the_versions_of_the_first_install(cloud):
+    cloud.made("--bucket", "gs://my-bucket", "--spot")
+    cloud.publish("flax==2", "jax==1", "new==1")
+    cloud.faults(["follow", "preempt", 1])
+    cloud(*RUN, JOB)
+    assert cloud.calls("create")  # it was taken away, and another one made
+    for worker in range(2):
+        assert cloud.installed(worker) == ["flax==1", "jax==1"]
+    # What a changed checkout takes in addition is new; the rest stays.
+    install = ("install.sh", "tpu1", "--source", str(cloud.source))
+    said = cloud(*install).stderr
+    assert cloud.installed(1) == ["flax==1", "jax==1", "new==1"]
+    kept = cloud.folder / "state" / "tpu1" / "versions.txt"
+    assert str(kept) in said and kept.read_text().split() == cloud.installed(1)
+    cloud(*install, "--upgrade")
+    assert cloud.installed(1) == ["flax==2", "jax==1", "new==1"]
+    # Another TPU of this name begins anew.
+    cloud("delete.sh", "tpu1")
+    cloud.publish("flax==3")
+    cloud.made()
+    assert cloud.installed(0) == cloud.installed(1) == ["flax==3"]
+
+
+def test_versions_that_cannot_be_resolved_install_nothing(cloud):
+    cloud.made(install=False)
+    cloud.faults(["worker.sh resolve", "fail", 3])
+    found = cloud("install.sh", "tpu1", "--source", str(cloud.source), code=1)
+    assert "no answer from tpu1 after 3 tries" in found.stderr
+    assert not (cloud.home() / "installed").exists()
 
 
 def test_install_packs_what_git_would_take(cloud):
@@ -652,7 +695,7 @@ def test_dry_run_prints_every_command_and_does_nothing(cloud):
     assert all(line.startswith("gcloud ") for line in commands), commands
     verbs = [line.split()[4] for line in commands if line.split()[3] != "tpu-vm"]
     assert [v for v in verbs if v != "describe"] == [
-        *("create", "scp", "ssh", "ssh", "ssh", "ssh", "delete")
+        *("create", "scp", "scp", "ssh", "scp", "ssh", "ssh", "ssh", "ssh", "delete")
     ]
     # Printed so that a shell that is given the line gives gcloud the same words.
     (start,) = [line for line in commands if "worker.sh start" in line]
