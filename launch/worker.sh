@@ -55,11 +55,11 @@ make_venv() {
 
 # Versions that the file has already stay where they can.
 resolve() {
-  local extras=() extra
-  for extra in ${1//,/ }; do extras+=("--extra=$extra"); done
+  local flags=() extra
+  for extra in ${1//,/ }; do flags+=("--extra=$extra"); done
   make_venv
   "$uv" pip compile --quiet --python "$HOME/ranker-venv/bin/python" --no-header \
-    --no-annotate --constraint "$HOME/ranker/launch/constraints.txt" "${extras[@]}" \
+    --no-annotate --constraint "$HOME/ranker/launch/constraints.txt" "${flags[@]}" \
     --output-file "$versions" "$HOME/ranker/pyproject.toml" >/dev/null
   sed -n 's/^[A-Za-z0-9].*==/ranker-version &/p' "$versions"
 }
