@@ -201,7 +201,7 @@ def _steps(
       tokens: of a step.
     """
     loop, objective = settings.loop, settings.objective
-    if loop.steps >= 0:
+    if not loop.by_epochs:
         return loop.steps
     if records is None and isinstance(objective, config.Distillation):
         if glob.glob(objective.triples):
@@ -291,7 +291,7 @@ def _train(
             text=texts.tokens,
         ),
         steps=steps,
-        by_epochs=settings.loop.steps < 0,
+        by_epochs=settings.loop.by_epochs,
         decoder=isinstance(model, config.Decoder),
         text=texts.tokens,
         a_pair=(0, 0) if language else each,
@@ -359,7 +359,7 @@ def _score(
         kind="score",
         function=make_score(network),
         arguments=(
-            placed(network.abstract, network.shardings),
+            placed(network.scoring, network.shardings),
             _batch(mesh, layout, micro=0),
         ),
         mesh=mesh,

@@ -281,7 +281,13 @@ def _score_chunks(run: ScoreRun, job: jobs.Job, mine: Sequence[int]) -> None:
     devices = jax.local_devices() if settings.devices == "local" else jax.devices()
     mesh = sharding.make_mesh(settings.mesh, devices)
     teacher = load_trained(
-        run.workdir, settings.teacher, run.prepared, mesh, kinds=_KINDS, by=run.by
+        run.workdir,
+        settings.teacher,
+        run.prepared,
+        mesh,
+        kinds=_KINDS,
+        by=run.by,
+        scoring=True,
     )
     scorer = _Scorer(settings, teacher, run.prepared)
     if not mine:  # loading is what all processes do together

@@ -1,5 +1,6 @@
 """What a training step changes, as one pytree, and how it is made on a mesh."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ranker import config, sharding
 from ranker.models import build
 from ranker.models.adapters import Factor
 from ranker.models.build import HeadKind
+from ranker.models.params import dotted
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +41,24 @@ class Network:
     frozen: Any  # as `abstract`, of what does not train; empty without adapters
     frozen_shardings: Any
     model: config.Decoder | config.Encoder
+
+    @property
+    def scoring(self) -> Any:
+        """`abstract` of who only scores: matrices of layers in the model's own dtype.
+
+        They are taken to it before each product, so scores are the same to the bit.
+        With bfloat16 a large teacher takes half the memory, and none for moments.
+        """
+
+        def kept(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            name = dotted(path)
+            matrix = name.startswith("body.layers.") and not re.search(
+                "norm|bias", name
+            )
+            dtype = self.model.dtype if matrix else leaf.dtype
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+
+        return jax.tree_util.tree_map_with_path(kept, self.abstract)
 
 
 def make_network(

@@ -1,7 +1,6 @@
 """A finished training stage as a model: what later stages read."""
 
 import pathlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ from ranker.manifests import TrainFacts, TrainSettings
 from ranker.models import adapters
 from ranker.models.build import POSITION_BIAS, HeadKind
 from ranker.models.huggingface import Checkpoint, import_params, open_checkpoint
-from ranker.models.params import dotted, flat, unflat
+from ranker.models.params import flat, unflat
 from ranker.training.checkpoint import Checkpoints
 from ranker.training.state import Network, make_network, placed
 
@@ -39,7 +38,7 @@ class Trained:
     vocab_size: int
     length: int  # tokens a row that it was trained with
     network: Network
-    params: Any  # adapters are merged into them, in float32
+    params: Any  # adapters have been merged into them, in float32
     passages: config.Passages = config.ONE_PASSAGE  # of a long document
 
     def encoder(self, prepared: Prepared) -> ListEncoder:
@@ -73,8 +72,18 @@ def load_trained(
     *,
     kinds: tuple[str, ...],
     by: str,
+    scoring: bool = False,
 ) -> Trained:
     """Loads the result of stage `name` onto the mesh.
+
+    Args:
+      workdir: of all stages.
+      name: of the stage.
+      prepared: data that it was trained on.
+      mesh: its parameters lie on it.
+      kinds: kinds of stage that can serve.
+      by: name of the stage that asks, for messages.
+      scoring: parameters are kept as `Network.scoring` has them, for the same scores.
 
     Raises:
       StageError: when the stage is missing, unfinished, not one of `kinds`, made from
@@ -82,8 +91,11 @@ def load_trained(
     """
     line = lineage(workdir, name, prepared, kinds=kinds, by=by)
     last = line[-1]
-    params = put_together(line, mesh, lora=config.NO_LORA)
+    params = put_together(line, mesh, lora=config.NO_LORA, scoring=scoring)
     network = last.network(mesh, config.NO_LORA)
+    if scoring:
+        for path, leaf in flat(network.scoring):  # one by one: never two copies of all
+            params[path] = params.pop(path).astype(leaf.dtype)
     return Trained(
         name=name,
         manifest=last.manifest,
@@ -136,11 +148,20 @@ class Ancestor:
             position_bias=position_bias,
         )
 
-    def restore(self, mesh: Mesh, lora: config.Lora) -> dict[str, jax.Array]:
-        """What the stage has trained, by dotted path, without a bias of positions."""
+    def restore(
+        self, mesh: Mesh, lora: config.Lora, *, scoring: bool = False
+    ) -> dict[str, jax.Array]:
+        """What the stage has trained, by dotted path, without a bias of positions.
+
+        Args:
+          mesh: its parameters lie on it.
+          lora: of the stage.
+          scoring: in the dtypes of `Network.scoring`.
+        """
         bias = (self.settings.objective or {}).get(POSITION_BIAS, 0)
         network = self.network(mesh, lora, position_bias=bias)
-        params = dict(flat(_restore(self.folder, network)))
+        abstract = network.scoring if scoring else network.abstract
+        params = dict(flat(_restore(self.folder, placed(abstract, network.shardings))))
         params.pop(POSITION_BIAS, None)
         return params
 
@@ -180,17 +201,19 @@ def lineage(
 
 
 def put_together(
-    line: list[Ancestor], mesh: Mesh, *, lora: config.Lora
+    line: list[Ancestor], mesh: Mesh, *, lora: config.Lora, scoring: bool = False
 ) -> dict[str, jax.Array]:
     """Weights of the last of a lineage by dotted path, for who trains with `lora`.
 
-    Adapters are merged into their base, unless they are trained on as they are.
+    Adapters are merged into their base, unless they are trained on as they are. With
+    `scoring` a stage without adapters is read in the dtypes of `Network.scoring`.
     """
     params: dict[str, jax.Array] = {}
     before: HeadKind | None = None
     for one, after in zip(line, [*(one.lora for one in line[1:]), lora], strict=True):
         if not one.lora.rank:
-            params = _whole(one, one.network(mesh, config.NO_LORA))
+            alone = scoring and one is line[-1]
+            params = _whole(one, one.network(mesh, config.NO_LORA), scoring=alone)
         else:
             taken = for_head(params, before or one.head, one.head)
             params = _adapted(one, taken, one.network(mesh, one.lora))
@@ -213,10 +236,10 @@ def for_head(
     return {p: v for p, v in params.items() if head == wanted or p.startswith("body.")}
 
 
-def _whole(one: Ancestor, network: Network) -> dict[str, jax.Array]:
+def _whole(one: Ancestor, network: Network, *, scoring: bool) -> dict[str, jax.Array]:
     """All weights of a stage without adapters."""
     if one.checkpoint is None:
-        return one.restore(network.mesh, config.NO_LORA)
+        return one.restore(network.mesh, config.NO_LORA, scoring=scoring)
     return _read_source(one.checkpoint, one.head, network)
 
 
@@ -277,10 +300,10 @@ def _open_source(
     return checkpoint
 
 
-def _restore(folder: pathlib.Path, network: Network) -> Any:
+def _restore(folder: pathlib.Path, wanted: Any) -> Any:
     checkpoints = Checkpoints(folder)
     try:
-        return checkpoints.restore_params(placed(network.abstract, network.shardings))
+        return checkpoints.restore_params(wanted)
     finally:
         checkpoints.close()
 
@@ -290,18 +313,11 @@ def _read_source(
 ) -> dict[str, jax.Array]:
     """The weights of a stage without steps, which are a checkpoint's.
 
-    Matrices that are computed with in bfloat16, and come in it, are kept in it: a large
-    teacher takes half the memory to the same scores.
+    Matrices that are computed with in bfloat16, and come in it, are kept in it, whoever
+    reads them: nothing is lost.
     """
     narrow = checkpoint.halves and checkpoint.model.dtype == "bfloat16"
-
-    def kept(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        name = dotted(path)
-        matrix = name.startswith("body.layers.") and not re.search("norm|bias", name)
-        dtype = "bfloat16" if narrow and matrix else leaf.dtype
-        return jax.ShapeDtypeStruct(leaf.shape, dtype)
-
-    abstract = jax.tree_util.tree_map_with_path(kept, network.abstract)
+    abstract = network.scoring if narrow else network.abstract
     params, _ = import_params(checkpoint, head, abstract, network.shardings)
     return params
 

@@ -1,6 +1,7 @@
 """Scoring as a job: killed, resumed, poisoned, by any number of processes."""
 
 import dataclasses
+import functools
 import json
 import os
 import pickle
@@ -11,12 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from ranker import config, errors, manifests, score
+from ranker import config, errors, manifests, score, sharding
+from ranker.data.prepare import prepare
 from ranker.errors import DataError
+from ranker.models.params import flat
 from ranker.scoring import job as jobs
 from ranker.scoring.targets import load_targets
 from ranker.training import score as teacher
+from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import train
+from ranker.training.trained import load_trained
 
 WORLD = config.World(
     num_topics=6,
@@ -30,26 +35,27 @@ WORLD = config.World(
 STAGE = dict(data=config.Data(world=WORLD), text=config.Text(teacher_length=32))
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    sft = config.Train(
+MODEL = config.Decoder(
+    num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
+)
+
+
+def train_settings(name):
+    return config.Train(
         **STAGE,
-        name="sft",
-        model=config.Decoder(
-            num_layers=1,
-            embed_dim=16,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=8,
-            mlp_dim=16,
-        ),
+        name=name,
+        model=MODEL,
         objective=config.Rank(),
         optim=config.Optim(learning_rate=1e-2, warmup=0),
         batch=config.Batch(size=8, list_size=4),
         loop=config.Loop(steps=1),
     )
-    train(sft, folder)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    train(train_settings("sft"), folder)
     return folder
 
 
@@ -152,6 +158,51 @@ def test_processes_take_different_chunks(workdir):
         assert (manifests.load_manifest(workdir / "shared").done) == (index == 0)
     teacher.score_chunks(settings("alone"), workdir)
     np.testing.assert_array_equal(values(workdir, "shared"), values(workdir, "alone"))
+
+
+def test_a_trained_teacher_scores_from_weights_in_its_own_dtype(workdir):
+    """Of bfloat16: half the memory of its matrices, and not a bit of its scores."""
+    stage = dataclasses.replace(
+        train_settings("low"),
+        model=dataclasses.replace(MODEL, dtype="bfloat16"),
+    )
+    train(stage, workdir)
+    prepared = prepare(stage.data, stage.text, workdir)
+    mesh = sharding.make_mesh(config.Mesh(data=2, fsdp=2, tensor=2))
+    load = functools.partial(
+        load_trained, workdir, "low", prepared, mesh, kinds=("sft",), by="the test"
+    )
+    whole, half = load(), load(scoring=True)
+    matrices = 0
+    for (path, a), (_, b) in zip(flat(whole.params), flat(half.params), strict=True):
+        assert a.dtype == "float32" and a.sharding == b.sharding
+        matrix = path.startswith("body.layers.") and "norm" not in path
+        assert b.dtype == ("bfloat16" if matrix else "float32"), path
+        matrices += matrix
+    assert matrices > 4
+    lists = [prepared.lists("train")[i] for i in range(8)]
+    score_of = make_score(whole.network)
+    scores = [
+        score_lists(
+            score_of,
+            one.params,
+            one.network,
+            lists,
+            one.encoder(prepared),
+            rows=16,
+        )
+        for one in (whole, half)
+    ]
+    np.testing.assert_array_equal(*scores)
+    assert np.std(scores[0]) > 0
+    # One that computes in float32 keeps float32.
+    as_it_was = load_trained(
+        *(workdir, "sft", prepared, mesh),
+        kinds=("sft",),
+        by="the test",
+        scoring=True,
+    )
+    assert all(one.dtype == "float32" for _, one in flat(as_it_was.params))
 
 
 def test_scores_do_not_depend_on_what_else_is_scored(workdir):
