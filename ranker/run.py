@@ -123,8 +123,12 @@ def _checked(
     said = check_imports(stages.values(), fetch=fetch)  # before the slow imports
 
     from ranker.training.evaluate import check_measures
+    from ranker.training.run import check_metric
 
     check_measures(settings.measures)
+    for stage in stages.values():
+        if isinstance(stage, config.Train):
+            check_metric(stage)
     if not fetch:
         for line in said:
             print(f"[models] {line}")

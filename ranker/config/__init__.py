@@ -50,10 +50,10 @@ from ranker.config.stages import Score as Score
 from ranker.config.stages import ScoreFormat as ScoreFormat
 from ranker.config.stages import Stage as Stage
 from ranker.config.stages import Train as Train
+from ranker.config.training import DEV_LANGUAGE as DEV_LANGUAGE
 from ranker.config.training import LORA_TARGETS as LORA_TARGETS
 from ranker.config.training import NO_LORA as NO_LORA
 from ranker.config.training import Batch as Batch
-from ranker.config.training import DevMetric as DevMetric
 from ranker.config.training import Distillation as Distillation
 from ranker.config.training import DistillationLoss as DistillationLoss
 from ranker.config.training import LambdaScheme as LambdaScheme

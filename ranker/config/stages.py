@@ -7,6 +7,7 @@ from ranker.config.checks import positive, require
 from ranker.config.data import Data, Judge, Mesh, Text
 from ranker.config.models import DType, Encoder, Model, Pretrained
 from ranker.config.training import (
+    DEV_LANGUAGE,
     NO_LORA,
     Batch,
     Distillation,
@@ -93,9 +94,10 @@ class Train(Stage):
             f"optim.warmup {self.optim.warmup} is over loop.steps {self.loop.steps}",
         )
         language = isinstance(self.objective, Language)
-        measured = "dev_language" if language else "dev_ndcg@5"
+        measured = DEV_LANGUAGE if language else "rankings (dev_ndcg@5)"
         require(
-            self.loop.best_metric in ("none", measured),
+            self.loop.best_metric == "none"
+            or (self.loop.best_metric == DEV_LANGUAGE) == language,
             f"stage {self.name!r} measures {measured} on dev, and loop.best_metric is "
             f"{self.loop.best_metric!r}",
         )

@@ -81,7 +81,7 @@ class Batch:
         )
 
 
-DevMetric = Literal["none", "dev_ndcg@5", "dev_language"]
+DEV_LANGUAGE = "dev_language"  # loss on dev; of the other metrics more is better
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,9 @@ class Loop:
     # Steps between checkpoints; below 1: share of all. One is always saved at the end.
     save_every: int | float = 1000
     keep: int = 2  # checkpoints kept, the newest
-    best_metric: DevMetric = "none"  # the checkpoint with its best value is kept too
+    # The checkpoint with its best value on dev is kept too: dev_ before a measure as
+    # `ranker.evaluate` takes it (dev_ndcg@5, dev_MRR@10); cpt: dev_language.
+    best_metric: str = "none"
     result: Literal["last", "best"] = "last"  # checkpoint that later stages read
     patience: int = 0  # evaluations without a better best_metric, then ends; 0: never
     eval_queries: int = 0  # dev queries that an evaluation measures; 0: all
@@ -116,16 +118,21 @@ class Loop:
             "how long)",
         )
         require(
-            self.steps >= 0 or self.epochs > 0,
+            not self.by_epochs or self.epochs > 0,
             "neither loop.steps nor loop.epochs is given; set one of them",
         )
         require(
-            self.steps < 0 or not self.epochs,
+            self.by_epochs or not self.epochs,
             f"loop.steps is {self.steps} and loop.epochs is {self.epochs:g}; give one "
             "of them: loop.steps=-1 with epochs, or loop.epochs=0 with steps",
         )
         for name in ("eval_every", "save_every"):
             whole_or_share(f"loop.{name}", getattr(self, name))
+        require(
+            self.best_metric == "none" or self.best_metric.startswith("dev_"),
+            f"loop.best_metric is {self.best_metric!r}; expected none, dev_language, "
+            "or dev_ before a measure, such as dev_ndcg@5",
+        )
         require(
             self.best_metric == "none" or self.eval_every > 0,
             f"loop.best_metric {self.best_metric!r} is measured every loop.eval_every "
@@ -141,6 +148,17 @@ class Loop:
             "loop.result is 'best', and loop.best_metric is 'none'; name the metric of "
             "dev that decides",
         )
+
+    @property
+    def by_epochs(self) -> bool:
+        """Whether `epochs` says how long, and not `steps`."""
+        return self.steps < 0
+
+    @property
+    def best_measure(self) -> str:
+        """The measure of ranking that `best_metric` names; "": none."""
+        name = self.best_metric.removeprefix("dev_")
+        return "" if self.best_metric in ("none", DEV_LANGUAGE) else name
 
     def exact(self, steps: int) -> "Loop":
         """These settings of a run of so many steps: without epochs and shares."""

@@ -84,14 +84,26 @@ def run_of(
     return run
 
 
-def mean_ndcg(
-    lists: ListRecords, corpus: ListRecords, scores: Float[np.ndarray, " P"]
-) -> float:
-    """Mean NDCG@5 of the candidates ordered by `scores`; see `run_of`."""
-    found = ranking.evaluate(
-        qrels_of(lists), run_of(lists, corpus, scores), ("NDCG@5",)
-    )
-    return found["NDCG@5"].mean
+def means(
+    lists: ListRecords,
+    corpus: ListRecords,
+    scores: Float[np.ndarray, " P"],
+    measures: Sequence[str],
+) -> dict[str, float]:
+    """Means over the queries of the candidates ordered by `scores`; see `run_of`.
+
+    Args:
+      lists: with their judgements.
+      corpus: documents by place.
+      scores: of the candidates of all lists, in order.
+      measures: names as `measures.parse_measure` takes them.
+
+    Raises:
+      ValueError: for an unknown measure.
+    """
+    run = run_of(lists, corpus, scores)
+    found = ranking.evaluate(qrels_of(lists), run, measures)
+    return {name: one.mean for name, one in found.items()}
 
 
 def agreements(

@@ -22,7 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ranker import manifests, processes, storage
 from ranker.errors import StageError
-from ranker.training.progress import MORE_IS_BETTER
+from ranker.training.progress import is_better
 from ranker.training.state import TrainState, abstract_like
 
 FOLDER = "checkpoints"
@@ -99,17 +99,19 @@ class Checkpoints:
 
     def best(self) -> tuple[int, float] | None:
         """Step and value of the checkpoint with the best `best_metric` so far."""
-        found = []
+        found: tuple[int, float] | None = None
         for step in self.steps:
             try:
                 metrics = storage.read_sealed(self._record(f"step_{step}"))["metrics"]
             except (OSError, ValueError):
                 continue  # it is found damaged when it is wanted
-            if self._best_metric in metrics:
-                found.append((step, metrics[self._best_metric]))
-        sign = 1 if MORE_IS_BETTER.get(self._best_metric, True) else -1
-        # The first of equals, so that the choice does not depend on when one looks.
-        return max(found, key=lambda one: (sign * one[1], -one[0]), default=None)
+            value = metrics.get(self._best_metric)
+            # The first of equals, so that the choice does not depend on when one looks.
+            if value is not None and is_better(
+                self._best_metric, value, found[1] if found else None
+            ):
+                found = step, value
+        return found
 
     def is_better(self, metrics: dict[str, float]) -> bool:
         """Whether a state with these metrics of dev is the best so far."""
@@ -118,9 +120,9 @@ class Checkpoints:
         self.wait()
 
         def decide() -> bool:
-            best, value = self.best(), metrics[self._best_metric]
-            more = MORE_IS_BETTER[self._best_metric]
-            return best is None or (value > best[1] if more else value < best[1])
+            best = self.best()
+            value = metrics[self._best_metric]
+            return is_better(self._best_metric, value, best[1] if best else None)
 
         return processes.first(decide)
 

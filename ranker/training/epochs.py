@@ -25,7 +25,7 @@ def settle(run: TrainingRun, feed: Feed | None) -> TrainingRun:
       ConfigError: when the warm-up has more steps than there are.
     """
     steps = run.settings.loop.steps
-    if steps < 0:
+    if run.settings.loop.by_epochs:
         assert feed is not None, "epochs of no records"
         counted = count_steps(feed, run.settings.loop.epochs)
         steps = processes.first(lambda: counted)

@@ -26,7 +26,7 @@ from ranker.data.tokens import TokenStore, key_of, make_store
 from ranker.data.triples import Shuffled, Triples
 from ranker.losses.reduction import WeightedSum
 from ranker.metrics.agreement import fit_affine
-from ranker.metrics.runs import mean_ndcg
+from ranker.metrics.runs import means
 from ranker.scoring.targets import Joined, Targets, load_targets
 from ranker.training.judge import judged_lists
 from ranker.training.run import TrainingRun
@@ -335,12 +335,18 @@ def _target_scale(
 
 
 def make_measure(run: TrainingRun) -> MeasureParams:
-    """What measures parameters on dev: the language loss, or NDCG@5; {} without dev."""
+    """What measures parameters on dev; {} without dev.
+
+    The language loss, or NDCG@5 and the measure that `loop.best_metric` names. A value
+    that no query of dev has (NaN) is left out.
+    """
     if isinstance(run.settings.objective, config.Language):
         return _language_measure(run)
     encoder, dev = _encoder(run), run.prepared.lists("dev")
     dev = _first(dev, run.settings.loop.eval_queries)
     score, batch = make_score(run.network), run.settings.batch
+    best = run.settings.loop.best_measure
+    names = ("ndcg@5",) if best in ("", "ndcg@5") else ("ndcg@5", best)
     # What fits while training fits here: the rows of a micro-batch.
     rows = batch.size // batch.accumulate * batch.list_size * encoder.passages.most
 
@@ -348,7 +354,8 @@ def make_measure(run: TrainingRun) -> MeasureParams:
         if not len(dev):
             return {}
         scores = score_lists(score, params, run.network, dev, encoder, rows=rows)
-        return {"dev_ndcg@5": mean_ndcg(dev, encoder.corpus, scores)}
+        found = means(dev, encoder.corpus, scores, names)
+        return {f"dev_{k}": value for k, value in found.items() if value == value}
 
     return measure
 

@@ -7,12 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from ranker.config import DEV_LANGUAGE
 from ranker.errors import StageError
 
 Values = dict[str, float]
 
-# Metrics of dev that a best checkpoint can be chosen by: whether more of it is better.
-MORE_IS_BETTER = {"dev_ndcg@5": True, "dev_language": False}
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a metric of dev is better than the best so far; None: there is none."""
+    if best is None:
+        return True
+    return value < best if metric == DEV_LANGUAGE else value > best
 
 
 @dataclass
@@ -45,8 +50,8 @@ class Progress:
         self.measured, self.dev = step, values
         if metric not in values:
             return
-        value, more = values[metric], MORE_IS_BETTER[metric]
-        better = self.best is None or (value > self.best if more else value < self.best)
+        value = values[metric]
+        better = is_better(metric, value, self.best)
         self.best = value if better else self.best
         self.stalled = 0 if better else self.stalled + 1
 

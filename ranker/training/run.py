@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ranker import config, errors, manifests, sharding
 from ranker.data.prepare import Prepared
 from ranker.manifests import Manifest, TrainFacts, TrainSettings
+from ranker.metrics.measures import COUNTS, parse_measure
 from ranker.training import card
 from ranker.training.objectives import Objective, make_objective
 from ranker.training.origin import (
@@ -113,6 +114,7 @@ def plan(
     Raises:
       ConfigError, ModelError, StageError: when it cannot be run from what is there.
     """
+    check_metric(settings)
     origin = find_origin(settings, prepared)
     _check_dev(settings, prepared)
     kind = KINDS[type(settings.objective)]
@@ -228,10 +230,24 @@ def _source(settings: config.Train, origin: Origin) -> dict[str, Any] | None:
     return config.to_dict(dataclasses.replace(settings.model, path=folder, revision=""))
 
 
+def check_metric(settings: config.Train) -> None:
+    """Raises `ConfigError` for a best_metric that is no measure, before any work."""
+    name = settings.loop.best_measure
+    try:
+        base = parse_measure(name).base if name else ""
+        if base in (*COUNTS, "RBP-residual", "Judged"):
+            raise ValueError(f"{base} does not tell which ranking is better")
+    except ValueError as error:
+        raise config.ConfigError(
+            f"stage {settings.name!r}: loop.best_metric is "
+            f"{settings.loop.best_metric!r}, dev_ before a measure: {error}"
+        ) from error
+
+
 def _check_dev(settings: config.Train, prepared: Prepared) -> None:
     """Raises `ConfigError` where the best checkpoint is asked for and nothing tells."""
     metric = settings.loop.best_metric
-    source = prepared.clicks if metric == "dev_language" else prepared.lists
+    source = prepared.clicks if metric == config.DEV_LANGUAGE else prepared.lists
     if metric != "none" and not len(source("dev")):
         raise config.ConfigError(
             f"loop.best_metric is {metric!r}, but the split 'dev' is empty; leave it "

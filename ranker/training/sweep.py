@@ -10,7 +10,7 @@ from ranker import config, processes, storage
 from ranker.config.sweep import Trial
 from ranker.manifests import Manifest
 from ranker.reporting import tables
-from ranker.training.progress import MORE_IS_BETTER
+from ranker.training.progress import is_better
 from ranker.training.train import train
 
 
@@ -60,21 +60,25 @@ def _results(manifest: Manifest, folder: pathlib.Path) -> dict[str, Any]:
     return {
         "steps": manifest.facts["steps"],
         "checkpoint": checkpoint,
-        "metrics": {k: v for k, v in metrics.items() if k in ("loss", *MORE_IS_BETTER)},
+        "metrics": {
+            k: v for k, v in metrics.items() if k == "loss" or k.startswith("dev_")
+        },
     }
 
 
 def best(rows: Sequence[dict[str, Any]]) -> str:
-    """The stage with the best value on dev; "" where none was measured."""
-    for metric, more in MORE_IS_BETTER.items():
-        found = {
-            row["stage"]: row["metrics"][metric]
-            for row in rows
-            if metric in row.get("metrics", {})
-        }
-        if found:
-            return (max if more else min)(found, key=lambda stage: found[stage])
-    return ""
+    """The stage with the best value on dev; "" where none was measured.
+
+    What a stage chooses its checkpoint by is the last of its metrics.
+    """
+    measured = [name for row in rows for name in row.get("metrics", ())]
+    metric = next((name for name in reversed(measured) if name.startswith("dev_")), "")
+    stage, so_far = "", None
+    for row in rows:
+        value = row.get("metrics", {}).get(metric)
+        if value is not None and is_better(metric, value, so_far):
+            stage, so_far = row["stage"], value
+    return stage
 
 
 def runs_grid(name: str, rows: Sequence[dict[str, Any]]) -> tables.Grid:

@@ -36,7 +36,7 @@ from ranker.training.inputs import (
 from ranker.training.optim import make_optimizer, make_schedule
 from ranker.training.progress import Progress, first_wrong
 from ranker.training.reporter import Reporter
-from ranker.training.run import TrainingRun, plan
+from ranker.training.run import TrainingRun, check_metric, plan
 from ranker.training.scorer import device_batch, shards_of
 from ranker.training.state import TrainState, init_state
 from ranker.training.step import make_step
@@ -65,6 +65,7 @@ def train(
       FloatingPointError: when a loss or gradient is not finite, naming the step.
       Stopped: at SIGTERM, with everything saved.
     """
+    check_metric(settings)
     prepared = prepare(settings.data, settings.text, workdir, replace=replace)
     run = plan(settings, prepared, workdir)
     return execute(run, replace=replace, profile=profile)

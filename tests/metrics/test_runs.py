@@ -35,10 +35,11 @@ def test_scores_go_to_the_documents_of_each_list():
     assert runs.qrels_of(LISTS) == {q: {"a": 2, "c": 0} for q in ("q0", "q1")}
 
 
-def test_mean_ndcg_by_hand():
+def test_means_by_hand():
     scores = np.array([1.0, 2.0, 9.0, 8.0, 7.0])
     # The relevant document is second in both.
-    assert runs.mean_ndcg(LISTS, CORPUS, scores) == pytest.approx(1 / np.log2(3))
+    found = runs.means(LISTS, CORPUS, scores, ("NDCG@5", "mrr"))
+    assert found == {"NDCG@5": pytest.approx(1 / np.log2(3)), "mrr": 0.5}
 
 
 def test_judged_scores_are_those_that_both_have():

@@ -121,4 +121,7 @@ def test_the_best_is_that_of_dev_or_none():
     assert sweep.best(rows) == "b"
     rows = [row("a", **{"dev_ndcg@5": 0.5}), row("b", **{"dev_ndcg@5": 0.4})]
     assert sweep.best(rows) == "a"
+    # What the checkpoints are chosen by decides.
+    rows[0]["metrics"]["dev_MRR@10"], rows[1]["metrics"]["dev_MRR@10"] = 0.1, 0.2
+    assert sweep.best(rows) == "b"
     assert sweep.best([row("a", loss=1.0)]) == ""
