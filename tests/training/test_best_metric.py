@@ -37,6 +37,7 @@ def of(metric):
     return dataclasses.replace(STAGE, loop=loop)
 
 
+@pytest.mark.slow
 def test_the_best_by_a_measure_is_kept_and_is_the_result(tmp_path):
     done = train(STAGE, tmp_path)
     lines = [
