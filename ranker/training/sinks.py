@@ -118,7 +118,7 @@ class _Wandb:
 
 
 class _MLflow:
-    """Steps that are made again after a kill are written again, with equal values."""
+    """Steps that it has already are left out; they would be the same."""
 
     name = "mlflow"
 
@@ -128,6 +128,13 @@ class _MLflow:
         self._client = mlflow.MlflowClient()
         self._run = identity(folder, self.name, lambda: self._begin(folder, stage))
         self._client.update_run(self._run, status="RUNNING")
+        known = self._client.get_run(self._run).data.metrics
+        self._last = {
+            name: max(
+                one.step for one in self._client.get_metric_history(self._run, name)
+            )
+            for name in known
+        }
 
     def _begin(self, folder: pathlib.Path, stage: str) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "ranker"
@@ -143,11 +150,14 @@ class _MLflow:
 
         now = int(time.time() * 1000)
         # MLflow refuses "@" in a name.
+        named = {name.replace("@", "_at_"): value for name, value in values.items()}
         metrics = [
-            Metric(name.replace("@", "_at_"), value, now, count)
-            for name, value in values.items()
+            Metric(name, value, now, count)
+            for name, value in named.items()
+            if count > self._last.get(name, -1)
         ]
-        self._client.log_batch(self._run, metrics=metrics)
+        if metrics:
+            self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:
         self._client.set_terminated(self._run)

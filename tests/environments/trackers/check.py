@@ -1,4 +1,4 @@
-"""Two lives of one stage are one run in each tracker, with every step once or alike."""
+"""Two lives of one stage are one run in each tracker, with every step once."""
 
 import json
 import pathlib
@@ -34,6 +34,7 @@ for name, values in {
 }.items():
     found = client.get_metric_history(run.info.run_id, name)
     assert {one.step: one.value for one in found} == values, (name, found)
+    assert len(found) == len(values), (name, found)
 
 files = list((FOLDER / "wandb").glob(f"offline-run-*-{before['wandb']}/*.wandb"))
 assert len(files) == 2, files  # a file a life; W&B joins them by the run's id
