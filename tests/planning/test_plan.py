@@ -8,12 +8,17 @@ import types
 
 import jax
 import pytest
+from flax import nnx
 from jax.experimental.compilation_cache import compilation_cache
+from published import PUBLISHED, write_header
 
 from ranker import config
 from ranker import plan as entry
 from ranker.chips import CHIPS
+from ranker.models.build import abstract
+from ranker.models.huggingface import open_checkpoint
 from ranker.planning import chips, estimate, job, search
+from ranker.planning.known import KNOWN
 
 compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -194,6 +199,20 @@ def test_without_the_compiler(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(config.ConfigError, match=r"pip install 'ranker\[tpu\]'"):
         entry.prepare_compiler("v5e:2x2")
+
+
+def test_networks_that_are_known_are_those_of_the_published_configs(tmp_path):
+    for name in KNOWN.keys() & PUBLISHED.keys():
+        write_header(tmp_path / name, PUBLISHED[name])
+        found = open_checkpoint(config.Pretrained(path=str(tmp_path / name)))
+        assert KNOWN[name] == (found.model, found.vocab_size), name
+    assert len(list(tmp_path.glob("*/*"))) == 2
+    sizes = {"17m": 17, "32m": 32, "68m": 68, "150m": 150, "400m": 400, "1b": 1030}
+    for size, millions in sizes.items():
+        model, vocab_size = KNOWN[f"jhu-clsp/ettin-encoder-{size}"]
+        _, shapes = nnx.split(abstract(model, vocab_size, "score"))
+        count = sum(one.size for one in jax.tree.leaves(shapes))
+        assert count == pytest.approx(millions * 1e6, rel=0.02), size
 
 
 def test_every_chip_has_sensible_figures():
