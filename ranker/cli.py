@@ -102,9 +102,10 @@ def _as_prepared(stage: Any, workdir: pathlib.Path | None, *, said: bool) -> Any
     found = manifests.read_manifest(workdir / manifests.PREPARE)
     if found is None:
         return stage
-    if not found.done or "config" not in found.facts:
+    if not found.done:
         return stage
-    fields = {k: config.from_dict(v) for k, v in found.facts["config"].items()}
+    told = manifests.PrepareFacts.of(found.facts).config
+    fields = {name: config.from_dict(value) for name, value in told.items()}
     differs = any(getattr(stage, name) != value for name, value in fields.items())
     if differs and not said:
         print(

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, get_args, get_origin, get_type_hints
 
 import ranker
 from ranker import config, processes
+from ranker.config import Role
 from ranker.errors import StageError
 from ranker.storage import digest, file_digests, find_damage, read_sealed, write_sealed
 
@@ -58,16 +59,30 @@ class Manifest:
         """Writes the manifest of a stage that has not finished, in one process."""
         processes.first(lambda: self.save(folder))
 
-    def finish(self, folder: pathlib.Path, **facts: Any) -> "Manifest":
+    def finish(
+        self,
+        folder: pathlib.Path,
+        found: "Facts | None" = None,
+        *,
+        files: dict[str, list[Any]] | None = None,
+    ) -> "Manifest":
         """Marks the stage as done, with what it found out, and saves it.
 
         Waits for all processes first: what they write is on disk before the manifest
         says so. The facts are those of the first process.
+
+        Args:
+          folder: of the stage.
+          found: facts beside those that the manifest has.
+          files: `outputs` of the folder, where damage to them is to be found.
         """
         processes.meet()
+        facts = {**self.facts, **(found.to_dict() if found else {})}
+        if files is not None:
+            facts["files"] = files
 
         def write() -> "Manifest":
-            done = dataclasses.replace(self, facts={**self.facts, **facts}, done=True)
+            done = dataclasses.replace(self, facts=facts, done=True)
             done.save(folder)
             return done
 
@@ -100,6 +115,45 @@ class Facts:
     def to_dict(self) -> dict[str, Any]:
         """As a manifest has them."""
         return {k: v for k, v in vars(self).items() if v is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoleFacts(Facts):
+    """How a role's model reads text."""
+
+    tokenizer: str  # digest
+    template: str  # digest
+    vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareFacts(Facts):
+    """What all stages read of the prepared data."""
+
+    config: dict[str, Any]  # data and text, from which a stage run alone begins
+    teacher: dict[str, Any]  # RoleFacts
+    student: dict[str, Any]  # RoleFacts
+    report: dict[str, Any]  # what the data held
+    pieces: dict[str, str]  # digests of what stages read
+
+    def of_role(self, role: Role) -> RoleFacts:
+        """Those of a role."""
+        return RoleFacts.of(self.teacher if role == "teacher" else self.student)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportFacts(Facts):
+    """What an export notes."""
+
+    stage: str  # that trained the weights
+    length: int  # tokens a row
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateFacts(Facts):
+    """What an evaluation has come to."""
+
+    summary: dict[str, Any]  # metrics.comparison.Comparison's, and more
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ def dry_run(settings: config.Pipeline, workdir: pathlib.Path) -> None:
     wanted = prepare.plan(settings.data, settings.reading)
     first = manifests.decide(workdir / prepare.NAME, wanted)
     print(f"[prepare] {decision_line(first)}")
-    if first.found is None or "pieces" not in first.found.facts:
+    if first.found is None or not first.found.facts:
         for name in stages:
             print(f"[{name}] would run: its data has not been prepared")
         return

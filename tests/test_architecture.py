@@ -299,6 +299,38 @@ def test_a_name_in_two_modules_is_seen():
     assert _several(trees) == {"Job": {"a", "b"}}
 
 
+# --- manifests ---
+
+
+def _untyped(tree):
+    """Lines that read a manifest's fact by a text, which no type checker sees."""
+    for node in ast.walk(tree):
+        match node:
+            case (
+                ast.Subscript(value=ast.Attribute(attr="facts") as read)
+                | ast.Attribute(value=ast.Attribute(attr="facts") as read, attr="get")
+                | ast.Compare(ops=[ast.In()], comparators=[ast.Attribute() as read])
+            ) if read.attr == "facts":
+                if ast.unparse(read) != "log.facts":  # of a log of events
+                    yield node.lineno
+
+
+def test_facts_of_manifests_are_read_and_written_by_their_types():
+    """A misspelt one is then an error of the type checker."""
+    wrong = [
+        f"{path}:{line}"
+        for path, module in _modules()
+        if module not in ("manifests", "data.packing")
+        for line in _untyped(_tree(path))
+    ]
+    assert not wrong, f"use `manifests.Facts.of`: {wrong}"
+
+
+def test_an_untyped_fact_is_seen():
+    source = "a.facts['x']\na.b.facts.get('x')\n'x' in a.facts\nF.of(a.facts).x\n"
+    assert sorted(_untyped(ast.parse(source))) == [1, 2, 3]
+
+
 # --- what tests may know ---
 
 # Tests hold what is public. These name what is not, and why.

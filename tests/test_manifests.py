@@ -10,6 +10,13 @@ from ranker import manifests, storage
 from ranker.errors import StageError
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counted(manifests.Facts):
+    """What a stage of these tests finds out."""
+
+    count: float
+
+
 def test_a_second_run_is_told_who_works_there(tmp_path):
     manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
     code = (
@@ -53,9 +60,10 @@ def test_a_replaced_stage_is_moved_aside_with_all_that_it_holds(tmp_path, capsys
 
 
 def test_manifests_are_sealed(tmp_path):
-    manifests.Manifest(kind="sft", settings={"a": 1}, inputs={}).finish(tmp_path, x=0.5)
+    manifest = manifests.Manifest(kind="sft", settings={"a": 1}, inputs={})
+    manifest.finish(tmp_path, Counted(count=0.5))
     path = tmp_path / "manifest.json"
-    assert manifests.load_manifest(tmp_path).facts == {"x": 0.5}
+    assert manifests.load_manifest(tmp_path).facts == {"count": 0.5}
     path.write_text(path.read_text().replace("0.5", "0.6"))
     with pytest.raises(StageError, match="its digest does not fit"):
         manifests.load_manifest(tmp_path)
@@ -78,8 +86,9 @@ def test_a_key_is_of_kind_settings_and_inputs_alone():
 
 
 def test_what_a_stage_finds_out_at_its_end_holds(tmp_path):
-    done = made(facts={"metrics": None, "vocab_size": 9}).finish(tmp_path, metrics=0.5)
-    assert done.facts == {"metrics": 0.5, "vocab_size": 9}
+    begun = made(facts={"count": None, "vocab_size": 9})
+    done = begun.finish(tmp_path, Counted(count=0.5))
+    assert done.facts == {"count": 0.5, "vocab_size": 9}
     assert manifests.load_manifest(tmp_path) == done and done.done
 
 
@@ -153,7 +162,7 @@ def test_a_stage_may_be_replaced_to_and_fro(tmp_path):
     both = [made(settings={"steps": n}) for n in (1, 2)]
     for count, manifest in enumerate(both * 2):
         assert not manifests.is_done(folder, manifest, replace=True)
-        manifest.finish(folder, count=count)
+        manifest.finish(folder, Counted(count=count))
     assert manifests.load_manifest(folder).facts == {"count": 3}
     assert manifests.load_manifest(tmp_path / f"sft.{both[0].key}").facts == {
         "count": 2

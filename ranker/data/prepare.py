@@ -52,6 +52,11 @@ class Prepared:
     manifest: manifests.Manifest
     text: config.Text
 
+    @property
+    def facts(self) -> manifests.PrepareFacts:
+        """What was found out of the data."""
+        return manifests.PrepareFacts.of(self.manifest.facts)
+
     def inputs(self, *pieces: str) -> dict[str, str]:
         """Digests of the pieces that a stage reads, for its manifest.
 
@@ -59,7 +64,7 @@ class Prepared:
           pieces: "corpus", "lists/SPLIT", "clicks/SPLIT", or a role, for its tokenizer
             and template.
         """
-        digests = self.manifest.facts["pieces"]
+        digests = self.facts.pieces
         # A split that the data does not have is one without records.
         return {f"{NAME}/{one}": digests.get(one, "empty") for one in pieces}
 
@@ -156,14 +161,15 @@ def remember(prepared: Prepared, data: config.Data) -> None:
     depend on, such as the length of a row.
     """
     told = _config(data, prepared.text)
-    if prepared.manifest.facts.get("config") != told["config"]:
-        prepared.manifest.finish(prepared.folder, **told)
+    if prepared.facts.config != told:
+        facts = dataclasses.replace(prepared.facts, config=told)
+        prepared.manifest.finish(prepared.folder, facts)
 
 
 def _config(data: config.Data, settings: config.Text) -> dict[str, Any]:
     """What a stage that is run alone in this workdir begins from, as JSON has it."""
     fields = {"data": config.to_dict(data), "text": config.to_dict(settings)}
-    return {"config": json.loads(json.dumps(fields))}
+    return json.loads(json.dumps(fields))
 
 
 def predict(
@@ -175,13 +181,14 @@ def predict(
       found: of the data as it is prepared.
       manifest: of the data as it is to be prepared.
     """
-    pieces = dict(found.facts["pieces"])
+    facts = manifests.PrepareFacts.of(found.facts)
+    pieces = dict(facts.pieces)
     for change in manifests.changes(found, manifest):
         role = next((one for one in ROLES if change.startswith(f"text.{one}_")), None)
         for piece in [role] if role else pieces:
             pieces[piece] = "not known before it is prepared"
-    facts = {**found.facts, "pieces": pieces, "files": {}}
-    return dataclasses.replace(manifest, facts=facts, done=True)
+    facts = dataclasses.replace(facts, pieces=pieces)
+    return dataclasses.replace(manifest, facts=facts.to_dict(), done=True)
 
 
 def _prepare(
@@ -208,9 +215,9 @@ def _prepare(
             facts = _write(data, prepared, source, make)
     finally:
         shutil.rmtree(folder / _WORK, ignore_errors=True)
-    for line in summary.report_lines(facts["report"]):
+    for line in summary.report_lines(facts.report):
         print(f"[{NAME}] {line}", flush=True)
-    return manifest.finish(folder, **facts, files=manifests.outputs(folder))
+    return manifest.finish(folder, facts, files=manifests.outputs(folder))
 
 
 def _write(
@@ -218,7 +225,7 @@ def _write(
     prepared: Prepared,
     source: Source,
     make_table: Callable[[], Clicks],
-) -> dict[str, Any]:
+) -> manifests.PrepareFacts:
     """Writes all pieces and the report; returns the facts of the manifest."""
     folder = prepared.folder
     content = _Content()
@@ -229,15 +236,15 @@ def _write(
     source.bind(corpus)
     table = make_table()
     pieces = {"corpus": content.hexdigest()}
-    facts: dict[str, Any] = _config(data, prepared.text)
+    roles = {}
     for role in ROLES:
         _make_tokenizer(prepared, role, source, table)
         tokenizer = prepared.tokenizer(role)
-        facts[role] = {
-            "tokenizer": tokenizer.digest,
-            "template": tokenizer.template_digest,
-            "vocab_size": tokenizer.vocab_size,
-        }
+        roles[role] = manifests.RoleFacts(
+            tokenizer=tokenizer.digest,
+            template=tokenizer.template_digest,
+            vocab_size=tokenizer.vocab_size,
+        )
         pieces[role] = storage.digest([tokenizer.digest, tokenizer.template_digest])
     room = Room(prepared, data.on_error)
     lists = {split: _Content() for split in SPLITS}
@@ -253,7 +260,13 @@ def _write(
     pieces |= _write_clicks(folder / "clicks", table, room)
     report = _report(prepared, source, room, a_query)
     storage.write_json(folder / summary.FILE, report)
-    return {**facts, "report": report, "pieces": pieces}
+    return manifests.PrepareFacts(
+        config=_config(data, prepared.text),
+        teacher=roles["teacher"].to_dict(),
+        student=roles["student"].to_dict(),
+        report=report,
+        pieces=pieces,
+    )
 
 
 def _write_clicks(folder: pathlib.Path, table: Clicks, room: "Room") -> dict[str, str]:

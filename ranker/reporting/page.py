@@ -14,6 +14,7 @@ from html import escape
 import numpy as np
 
 from ranker.data import summary
+from ranker.manifests import PrepareFacts, TrainResults
 from ranker.metrics import agreement
 from ranker.reporting import charts, figures, online, parts, tables
 from ranker.reporting.parts import figure, frame, html_table, legend, text
@@ -100,7 +101,9 @@ def _progress(stages: Sequence[StageFolder]) -> str:
 
 def _curve(stage: StageFolder) -> str:
     steps, losses = stage.curve("loss")
-    facts, metrics = stage.manifest.facts, stage.manifest.facts.get("metrics", {})
+    results = TrainResults(metrics={}, steps=int(max(steps, default=0)), checkpoint=0)
+    if stage.manifest.done:
+        results = TrainResults.of(stage.manifest.facts)
     named = sorted({n for row in stage.metrics for n in row if n.startswith("dev_")})
     lines = [charts.Series("loss", steps, losses, 0)] if steps else []
     body = ""
@@ -120,12 +123,12 @@ def _curve(stage: StageFolder) -> str:
     took = seconds(stage.metrics)
     shown = {
         "kind": stage.manifest.kind,
-        "steps": facts.get("steps", int(max(steps, default=0))),
+        "steps": results.steps,
         "state": "done" if stage.manifest.done else "not finished",
         **({"last loss": f"{losses[-1]:.4g}"} if losses else {}),
         **{
             name: f"{value:.4f}"
-            for name, value in metrics.items()
+            for name, value in results.metrics.items()
             if name in named and isinstance(value, int | float)
         },
         **({"tokens/s (median)": f"{np.median(rates):,.0f}"} if rates else {}),
@@ -257,8 +260,8 @@ def _provenance(contents: WorkdirReport) -> str:
         "what it was made from: equal keys, equal results.</p>"
     )
     for one in contents.stages:
-        report = one.manifest.facts.get("report")
-        if one.manifest.kind == "prepare" and isinstance(report, dict):
+        if one.manifest.kind == "prepare" and one.manifest.done:
+            report = PrepareFacts.of(one.manifest.facts).report
             # Workdirs of earlier versions hold a flat one.
             known = summary.report_lines(report) if "splits" in report else ()
             facts = [[*line.partition(": ")[::2]] for line in known]

@@ -108,10 +108,10 @@ def read_workdir(workdir: pathlib.Path, *, against: str = "") -> WorkdirReport:
             "the --workdir of a run"
         )
     evaluation = next((s for s in stages if s.manifest.kind == "evaluate"), None)
-    if evaluation is None or "summary" not in evaluation.manifest.facts:
+    if evaluation is None or not evaluation.manifest.done:
         missing.append("No system has been evaluated yet: no table, slices or queries.")
         return WorkdirReport(workdir, stages, None, missing=missing)
-    summary = evaluation.manifest.facts["summary"]
+    summary = manifests.EvaluateFacts.of(evaluation.manifest.facts).summary
     names, reference = list(summary["systems"]), summary["reference"]
     if against and against not in names:
         raise DataError(

@@ -134,7 +134,7 @@ def write_job(
         min=proof.min,
         max=proof.max,
     )
-    return manifest.finish(folder, **facts.to_dict())
+    return manifest.finish(folder, facts)
 
 
 def _scores(records: list[RankedList], content: ChunkPairs) -> np.ndarray:

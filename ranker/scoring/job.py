@@ -32,7 +32,7 @@ from array_record.python.array_record_module import (
 
 from ranker import config, storage
 from ranker.errors import DataError, StageError
-from ranker.manifests import Manifest, changes, check_types
+from ranker.manifests import Manifest, ScoreFacts, changes, check_types
 from ranker.scoring.pairs import Bad, Chunk, ChunkPairs, Input
 from ranker.storage import open_path
 
@@ -225,17 +225,16 @@ def load_job(folder: Any) -> Job:
         manifest = Manifest(**found["manifest"])
         for record in (manifest, *chunks):
             check_types(record)
-        teacher = manifest.facts.get("teacher")
-        if teacher not in manifest.inputs or not isinstance(
-            manifest.facts.get("teacher_facts"), dict
-        ):
+        facts = ScoreFacts.of(manifest.facts)
+        check_types(facts)
+        if facts.teacher not in manifest.inputs or facts.teacher_facts is None:
             raise ValueError("it does not say who the teacher is")
         if found["format"] not in get_args(config.ScoreFormat):
             raise ValueError(f"the format is {str(found['format'])[:80]!r}")
         follows = all(a.first + a.pairs == b.first for a, b in pairwise(chunks))
         if not chunks or chunks[0].first or not follows:
             raise ValueError("its chunks do not follow each other")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, StageError) as error:
         raise DataError(
             f"{folder / FILE} is not a scoring job's: {str(error)[:200]}; name the "
             "folder that ranker.score writes to"

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ranker.manifests import ScoreFacts
 from ranker.scoring.job import Job
 
 _RECENT = 900.0  # seconds that the present speed is taken over
@@ -71,10 +72,10 @@ def read_status(job: Job) -> Status:
 
 def status_lines(job: Job, found: Status) -> list[str]:
     """The status in lines for a reader."""
-    facts = job.manifest.facts
-    teacher = facts["teacher_facts"]
+    facts = ScoreFacts.of(job.manifest.facts)
+    teacher = facts.teacher_facts or {}
     lines = [
-        f"teacher     {facts['teacher']} ({job.manifest.inputs[facts['teacher']]}), "
+        f"teacher     {facts.teacher} ({job.manifest.inputs[facts.teacher]}), "
         f"tokenizer {str(teacher.get('tokenizer'))[:16]}, template "
         f"{str(teacher.get('template'))[:16]}",
         f"chunks      {found.done:,} of {found.chunks:,} done, "

@@ -9,12 +9,11 @@ from ranker.models.folder import licence_of
 from ranker.training.trained import Trained
 
 FILE = "README.md"
-_FACTS = "begins_from"  # of a stage's manifest
 
 
-def origin_facts(path: str, folder: pathlib.Path) -> dict[str, Any]:
+def base_of(path: str, folder: pathlib.Path) -> dict[str, str]:
     """What a stage keeps of the checkpoint that it begins from, for a card."""
-    return {_FACTS: {"path": path, "licence": licence_of(folder)}}
+    return {"path": path, "licence": licence_of(folder)}
 
 
 def write_card(
@@ -49,8 +48,9 @@ def _begins_from(
     workdir: pathlib.Path, manifest: manifests.Manifest
 ) -> dict[str, str] | None:
     """The checkpoint at the beginning of a chain of stages; None: there is none."""
-    if _FACTS in manifest.facts:
-        return manifest.facts[_FACTS]
+    base = manifests.TrainFacts.of(manifest.facts).begins_from
+    if base:
+        return base
     for name in manifest.inputs:
         found = manifests.load_manifest(workdir / name)
         if found is not None and found.kind in ("cpt", "sft", "distill"):

@@ -260,8 +260,9 @@ class Checkpoints:
             finished, so that it resumes from the checkpoint before when run again.
         """
         manifest = manifests.load_manifest(self.folder)
-        facts = manifest.facts if manifest else {}
-        step = processes.first(lambda: facts.get("checkpoint", self.latest))
+        facts = manifest and manifests.TrainFacts.of(manifest.facts)
+        chosen = facts.checkpoint if facts else None
+        step = processes.first(lambda: self.latest if chosen is None else chosen)
         if step is None or self.newest_whole([step], ("params",)) is None:
             if manifest and manifest.done:
                 processes.first(lambda: self._reopen(manifest))

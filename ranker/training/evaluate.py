@@ -16,7 +16,7 @@ from ranker.data.pairs import Indexed
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import Document, RankedList
 from ranker.errors import DataError
-from ranker.manifests import Manifest, ScoreFacts
+from ranker.manifests import EvaluateFacts, Manifest, ScoreFacts
 from ranker.metrics import comparison
 from ranker.metrics.cascade import merge_runs
 from ranker.metrics.measures import parse_measure
@@ -130,11 +130,12 @@ def execute(run: EvaluateRun, *, replace: bool = False) -> dict[str, Any]:
         if todo:
             summary = _measure(run)
             files = processes.first(lambda: manifests.outputs(run.folder))
-            run.manifest.finish(run.folder, summary=summary, files=files)
+            facts = EvaluateFacts(summary=summary)
+            run.manifest.finish(run.folder, facts, files=files)
         else:
             found = manifests.load_manifest(run.folder)
             assert found is not None
-            summary = found.facts["summary"]
+            summary = EvaluateFacts.of(found.facts).summary
     _finish(summary, run.workdir)
     return summary
 

@@ -16,7 +16,7 @@ from ranker import config, manifests, processes, sharding
 from ranker.data.prepare import Prepared, prepare
 from ranker.data.records import RankedList
 from ranker.data.text import Segment, Tokenizer
-from ranker.manifests import Manifest
+from ranker.manifests import ExportFacts, Manifest, TrainSettings
 from ranker.models.huggingface import export_huggingface
 from ranker.serving import contract, golden
 from ranker.serving.frame import tokenizer_frame
@@ -103,8 +103,7 @@ def execute(run: ExportRun, *, replace: bool = False) -> pathlib.Path:
             processes.first(lambda: _write(run, trained, mesh))
             run.manifest.finish(
                 run.folder,
-                stage=stage,
-                length=trained.length,
+                ExportFacts(stage=stage, length=trained.length),
                 files=processes.first(lambda: manifests.outputs(run.folder)),
             )
             if processes.leads():
@@ -122,7 +121,7 @@ def _write(run: ExportRun, trained: Trained, mesh: Mesh) -> None:
         tokenizer = run.prepared.tokenizer(trained.role)
         score = partial(score_segments, trained=trained, tokenizer=tokenizer, mesh=mesh)
         add_served(run.folder, settings, trained, run.prepared, score)
-    report = run.prepared.manifest.facts["report"]
+    report = run.prepared.facts.report
     write_card(run.folder, run.workdir, trained, report)
 
 
@@ -134,7 +133,8 @@ def _own_mesh(run: ExportRun) -> Mesh:
     if processes.count() == 1:
         return sharding.make_mesh(run.settings.mesh)
     devices = jax.local_devices()
-    parts = math.gcd(run.parent.settings["model"]["embed_dim"], len(devices))
+    width = TrainSettings.of(run.parent.settings).model["embed_dim"]
+    parts = math.gcd(width, len(devices))
     return sharding.make_mesh(config.Mesh(fsdp=parts), devices)
 
 

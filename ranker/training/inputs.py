@@ -288,7 +288,8 @@ def scored_lists(
     if "judge" in manifest.settings:
         read = functools.partial(judged_lists, place)
     lists = {split: read(split) for split in splits}
-    targets = load_targets(manifest.facts["output"] or place, lists)
+    facts = manifests.ScoreFacts.of(manifest.facts)
+    targets = load_targets(facts.output or place, lists)
     objective = settings.objective
     assert isinstance(objective, config.Distillation)
     scale, shift = _target_scale(objective, manifest, lists, targets)
@@ -308,8 +309,9 @@ def _target_scale(
         grades are equal.
     """
     if objective.target_scale in ("data", "list"):  # objectives.py sees to each list
-        std = max(manifest.facts["std"], 1e-6)
-        return 1 / std, -manifest.facts["mean"] / std
+        facts = manifests.ScoreFacts.of(manifest.facts)
+        std = max(facts.std, 1e-6)
+        return 1 / std, -facts.mean / std
     if objective.target_scale == "labels":
         splits = list(lists)
         if "train" not in splits:

@@ -80,7 +80,8 @@ def plan(
             f"{settings.scores!r} holds "
             f"{'those of another input' if splits is None else 'judged lists'}"
         )
-    teacher = scores.facts["teacher"]
+    scored = ScoreFacts.of(scores.facts)
+    teacher = scored.teacher
     manifest = Manifest(
         kind="score",
         settings={
@@ -96,7 +97,7 @@ def plan(
         },
         facts=ScoreFacts(
             teacher=teacher,
-            teacher_facts=scores.facts["teacher_facts"],
+            teacher_facts=scored.teacher_facts,
         ).to_dict(),
     )
     return JudgeRun(settings, workdir, prepared, scores, manifest)
@@ -250,7 +251,7 @@ def _write(run: JudgeRun) -> Manifest:
     judge, corpus, findings = run.settings.judge, run.prepared.corpus(), Findings()
     splits = run.manifest.settings["splits"]
     lists = {split: run.prepared.lists(split) for split in splits}
-    place = run.scores.facts["output"] or run.workdir / run.settings.scores
+    place = ScoreFacts.of(run.scores.facts).output or run.workdir / run.settings.scores
     targets = iter(load_targets(place, lists))
 
     def judged(split: str) -> Iterator[RankedList]:

@@ -59,7 +59,7 @@ def find_origin(settings: config.Train, prepared: Prepared) -> Origin:
             f"{model_name(settings)} reads its own; set --config.text.{role}_tokenizer="
             f"{model_name(settings)}"
         )
-    tokens = prepared.manifest.facts[role]["vocab_size"]
+    tokens = prepared.facts.of_role(role).vocab_size
     rows = checkpoint.vocab_size if checkpoint else tokens
     if tokens > rows:
         raise config.ConfigError(

@@ -195,9 +195,10 @@ def _facts(settings: config.Train, origin: Origin, prepared: Prepared) -> TrainF
     base = None
     if settings.lora.rank:  # what the adapters belong to: a stage, or a checkpoint
         base = settings.parent or config.to_dict(settings.model)
+    reads = prepared.facts.of_role(origin.role)
     return TrainFacts(
-        tokenizer=prepared.manifest.facts[origin.role]["tokenizer"],
-        template=prepared.manifest.facts[origin.role]["template"],
+        tokenizer=reads.tokenizer,
+        template=reads.template,
         vocab_size=origin.vocab_size,
         base=base,
         source=_source(settings, origin),
@@ -209,8 +210,7 @@ def _begins(settings: config.Train, origin: Origin) -> dict[str, Any] | None:
     """Where the weights are from, for the model card."""
     if settings.parent or not origin.checkpoint:
         return None
-    facts = card.origin_facts(model_name(settings), origin.checkpoint.folder)
-    return facts["begins_from"]
+    return card.base_of(model_name(settings), origin.checkpoint.folder)
 
 
 def _source(settings: config.Train, origin: Origin) -> dict[str, Any] | None:

@@ -219,7 +219,7 @@ def _score(run: ScoreRun) -> Manifest | None:
         min=proof.min,
         max=proof.max,
     )
-    return manifest.finish(run.folder, **facts.to_dict())
+    return manifest.finish(run.folder, facts)
 
 
 def with_teacher(

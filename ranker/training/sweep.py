@@ -8,7 +8,7 @@ from typing import Any
 
 from ranker import config, processes, storage
 from ranker.config.sweep import Trial
-from ranker.manifests import Manifest
+from ranker.manifests import Manifest, TrainResults
 from ranker.reporting import tables
 from ranker.training.progress import is_better
 from ranker.training.train import train
@@ -51,14 +51,15 @@ def sweep(
 
 def _results(manifest: Manifest, folder: pathlib.Path) -> dict[str, Any]:
     """Steps, and metrics at the step that is the result where they were logged."""
-    checkpoint, metrics = manifest.facts["checkpoint"], dict(manifest.facts["metrics"])
+    results = TrainResults.of(manifest.facts)
+    checkpoint, metrics = results.checkpoint, dict(results.metrics)
     if processes.leads():
         for line in (folder / "metrics.jsonl").read_text().splitlines():
             found = json.loads(line)
             if found["step"] == checkpoint:
                 metrics |= {k: v for k, v in found.items() if k in metrics}
     return {
-        "steps": manifest.facts["steps"],
+        "steps": results.steps,
         "checkpoint": checkpoint,
         "metrics": {
             k: v for k, v in metrics.items() if k == "loss" or k.startswith("dev_")

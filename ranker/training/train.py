@@ -17,7 +17,7 @@ from flax import nnx
 
 from ranker import chips, config, errors, manifests, processes, storage
 from ranker.data.prepare import prepare
-from ranker.manifests import Manifest, TrainResults
+from ranker.manifests import Manifest, TrainFacts, TrainResults
 from ranker.models.attention import choose_kernel
 from ranker.models.build import POSITION_BIAS
 from ranker.models.flops import model_flops
@@ -88,7 +88,7 @@ def execute(run: TrainingRun, *, replace: bool = False, profile: int = 0) -> Man
             )
         work = dataclasses.replace(open_work(run, stack), profile=profile)
         results = fit(work) if work.run.settings.loop.steps else take_over(work)
-        return run.manifest.finish(run.folder, **results.to_dict())
+        return run.manifest.finish(run.folder, results)
 
 
 def adopt(
@@ -105,7 +105,7 @@ def adopt(
     claim = manifests.claim(run.folder, run.manifest, replace=replace, wait=True)
     with claim as todo:
         if todo:
-            run.manifest.finish(run.folder, **results.to_dict())
+            run.manifest.finish(run.folder, results)
     kinds = (run.manifest.kind,)
     return manifests.require_stage(workdir, settings.name, kinds=kinds, by="score")
 
@@ -198,7 +198,7 @@ def take_over(work: Work) -> TrainResults:
     run = work.run
     params, frozen = first_params(run, work.reporter)
     state = init_state(run.network, params, optax.identity(), run.settings.seed)
-    if "source" not in run.manifest.facts:
+    if TrainFacts.of(run.manifest.facts).source is None:
         work.checkpoints.save(state, 0, {}, {})
     dev = work.measure(nnx.merge_state(params, frozen))
     _report_dev(work.reporter, 0, dev)

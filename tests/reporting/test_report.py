@@ -58,6 +58,13 @@ def check(text):
     return parser.words
 
 
+def facts_of(report):
+    """Of prepared data, as far as a page shows them."""
+    return manifests.PrepareFacts(
+        config={}, teacher={}, student={}, report=report, pieces={}
+    )
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A workdir as the stages leave it, without their models."""
@@ -84,11 +91,14 @@ def made(tmp_path_factory):
         )
     datasets.write_lists(folder / "prepare" / "lists", {"test": lists})
     prepare = manifests.Manifest(kind="prepare", settings={"x": HOSTILE}, inputs={})
-    prepare.finish(folder / "prepare", report={"queries, test": 12, HOSTILE: HOSTILE})
+    prepare.finish(folder / "prepare", facts_of({HOSTILE: HOSTILE}))
     inputs = {"prepare": prepare.key}
     for name, kind in (("sft", "sft"), ("distill", "distill")):
         manifest = manifests.Manifest(kind=kind, settings={}, inputs=inputs)
-        manifest.finish(folder / name, steps=3, metrics={"dev_ndcg@5": 0.5})
+        manifest.finish(
+            folder / name,
+            manifests.TrainResults(metrics={"dev_ndcg@5": 0.5}, steps=3, checkpoint=3),
+        )
         rows = [
             {"step": n, "time": 5.0 + 70 * n, "loss": 3.0 / n} for n in (1, 2, 2, 3)
         ]
@@ -123,7 +133,7 @@ def made(tmp_path_factory):
     summary["across_queries"] = across
     (folder / "evaluate" / "per_query.tsv").write_text(tables.per_query(found, values))
     evaluate = manifests.Manifest(kind="evaluate", settings={}, inputs=inputs)
-    evaluate.finish(folder / "evaluate", summary=summary)
+    evaluate.finish(folder / "evaluate", manifests.EvaluateFacts(summary=summary))
     return folder
 
 
@@ -161,7 +171,7 @@ def test_simulated_users_choose_on_the_synthetic_collection_alone(made, tmp_path
     prepare = manifests.Manifest(
         kind="prepare", settings={"data": {"world": {"seed": 0}}}, inputs={}
     )
-    prepare.finish(folder / "prepare")
+    prepare.finish(folder / "prepare", facts_of({}))
     found = workdir.read_workdir(folder)
     pairs = {(one["a"], one["b"]): one for one in found.online["pairs"]}
     assert set(pairs) == {("bm25", "distill"), ("bm25", "sft"), ("distill", "sft")}

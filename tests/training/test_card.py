@@ -4,18 +4,21 @@ import json
 import types
 
 from ranker import config, manifests
-from ranker.training.card import FILE, origin_facts, write_card
+from ranker.training.card import FILE, base_of, write_card
 
 
 def test_a_card_names_base_licence_data_and_measures(tmp_path):
     base = tmp_path / "base"
     base.mkdir()
     (base / "README.md").write_text("---\nlicense: apache-2.0\ntags:\n- x\n---\n# B\n")
+    facts = manifests.TrainFacts(
+        tokenizer="t",
+        template="u",
+        vocab_size=9,
+        begins_from=base_of("some/base", base),
+    )
     manifest = manifests.Manifest(
-        kind="distill",
-        settings={},
-        inputs={},
-        facts=origin_facts("some/base", base),
+        kind="distill", settings={}, inputs={}, facts=facts.to_dict()
     )
     model = config.Encoder(num_layers=6, embed_dim=384, num_heads=12, mlp_dim=1536)
     trained = types.SimpleNamespace(
@@ -47,4 +50,4 @@ def test_a_card_names_base_licence_data_and_measures(tmp_path):
 
 
 def test_a_base_without_a_card_has_no_licence(tmp_path):
-    assert origin_facts("x", tmp_path)["begins_from"]["licence"] == ""
+    assert base_of("x", tmp_path)["licence"] == ""

@@ -97,8 +97,12 @@ def test_a_damaged_one_is_named_and_the_one_before_used(tmp_path, capsys):
 def test_a_damaged_result_is_no_result(tmp_path, capsys):
     """Another checkpoint is never read in its place; the stage goes on instead."""
     saved(tmp_path, [3, 5]).close()
-    manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
-    manifest.finish(tmp_path, checkpoint=5)
+    facts = manifests.TrainFacts(tokenizer="t", template="u", vocab_size=9)
+    manifest = manifests.Manifest(
+        kind="sft", settings={}, inputs={}, facts=facts.to_dict()
+    )
+    results = manifests.TrainResults(metrics={}, steps=7, checkpoint=5)
+    manifest.finish(tmp_path, results)
     params = abstract_params()
     checkpoints = Checkpoints(tmp_path)
     np.testing.assert_array_equal(checkpoints.restore_params(params)["w"], 5)
@@ -113,8 +117,12 @@ def test_the_result_is_the_checkpoint_that_the_manifest_names(tmp_path):
     """With `loop.result = "best"` it is not the newest."""
     values = [0.1, 0.9, 0.3]
     saved(tmp_path, [3, 5, 7], metric="dev_ndcg@5", values=values).close()
-    manifest = manifests.Manifest(kind="sft", settings={}, inputs={})
-    manifest.finish(tmp_path, checkpoint=5)
+    facts = manifests.TrainFacts(tokenizer="t", template="u", vocab_size=9)
+    manifest = manifests.Manifest(
+        kind="sft", settings={}, inputs={}, facts=facts.to_dict()
+    )
+    results = manifests.TrainResults(metrics={}, steps=7, checkpoint=5)
+    manifest.finish(tmp_path, results)
     checkpoints = Checkpoints(tmp_path)
     found = checkpoints.restore_params(abstract_params())
     np.testing.assert_array_equal(found["w"], 5)
