@@ -6,10 +6,10 @@ import json
 import pathlib
 from collections.abc import Callable
 
-import likelihood
 import numpy as np
 import pipelines
 import students
+import untrained
 from setting import Run
 from sizes import Sizes
 
@@ -87,10 +87,18 @@ PARTS = (
     ),
     Part("e5", "parity with sentence-transformers", pipelines.parity, _e5, _BERT, 0.9),
     Part(
+        "e4-cosine",
+        "MiniLM as it is, the trivial baseline",
+        untrained.cosine_part,
+        lambda sizes: _groups("e4-cosine", sizes.nqqed.test, untrained.CHUNK),
+        _BERT,
+        0.1,
+    ),
+    Part(
         "e4-likelihood",
         "SmolLM2 as it is, by the query's likelihood",
-        likelihood.score_all,
-        lambda sizes: ["e4-likelihood.npz"],
+        untrained.likelihood_part,
+        lambda sizes: _groups("e4-likelihood", sizes.queries, untrained.CHUNK),
         _LLM,
         0.2,
     ),

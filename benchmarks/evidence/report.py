@@ -254,12 +254,16 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
         "random order": (shuffled[None], 0.0, 0),
         "BM25": (data.bm25[test][None], 0.0, 0),
     }
-    names = {
-        "cosine": "MiniLM's cosine, untrained",
+    for says, folder in {
+        "MiniLM's cosine, untrained": "e4-cosine",
+        "SmolLM2 as it is, likelihood": "e4-likelihood",
+    }.items():
+        if (out / folder / "000.npz").exists():
+            found[says] = chunks(out / folder)
+    for name, says in {
         "minilm": "fine-tuned MiniLM",
         "smollm": "fine-tuned SmolLM2, the teacher",
-    }
-    for name, says in names.items():
+    }.items():
         path = out / f"teacher_{name}.npy"
         if path.exists():
             scores = np.load(path)[test]
@@ -268,14 +272,6 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
             if path.with_suffix(".json").exists():
                 cost = json.loads(path.with_suffix(".json").read_text())
             found[says] = (scores[None, :kept], *cost.values())
-    path = out / "e4-likelihood.npz"
-    if path.exists():
-        one = np.load(path)
-        found["SmolLM2 as it is, likelihood"] = (
-            one["test"][None],
-            float(one["seconds"]),
-            int(one["parameters"]),
-        )
     for says, pattern in {
         "SmolLM2 as it is, yes or no": "e4-yes_no",
         "fine-tuned SmolLM2": "e2-smollm-nqqed/none-*",
@@ -302,6 +298,16 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
                 cost = part.seconds[arm]
                 found[says] = (part.test[arm], cost, part.parameters)
     return found
+
+
+def chunks(folder: pathlib.Path) -> tuple[np.ndarray, float, int]:
+    """Scores [1, Q, K] of files of `untrained.in_chunks`, to the first missing."""
+    files = []
+    while (path := folder / f"{len(files):03d}.npz").exists():
+        files.append(np.load(path))
+    scores = np.concatenate([one["test"] for one in files])
+    seconds = sum(float(one["seconds"]) for one in files)
+    return scores[None], seconds, int(files[0]["parameters"])
 
 
 def trec_scores(path: pathlib.Path, data: Collection) -> np.ndarray:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pipelines
 import population
+import untrained
 from lists import Collection
 from population import Student, Task
 from setting import Run
@@ -17,7 +18,7 @@ from setting import Run
 def scores(run: Run, name: str) -> np.ndarray:
     """Raw scores [Q, K] by a teacher, kept in OUT/teacher_NAME.npy.
 
-    Of SmolLM2, NaN where nobody asks: beyond test, dev and what is distilled.
+    NaN where nobody asks: beyond test, dev and what is distilled.
     """
     path = run.out / f"teacher_{name}.npy"
     if path.exists():
@@ -76,35 +77,14 @@ def tuned_smollm(run: Run) -> np.ndarray:
 
 
 def cosine(run: Run) -> np.ndarray:
-    """MiniLM's untrained cosine [Q, K] of a query and its documents, times 10."""
-    from tokenizers import Tokenizer
-
-    data, length = run.nqqed, run.sizes.nqqed.length
-    tokenizer = Tokenizer.from_file(str(run.args.minilm / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    model = population.load(run.args.minilm, "", "float32")
-    params = model.fresh(jax.random.key(0))
-    embed = jax.jit(model.vectors)
-
-    def vectors(texts):
-        ids = [one.ids[:length] for one in tokenizer.encode_batch(texts)]
-        parts = []
-        for first in range(0, len(ids), 256):
-            chunk = ids[first : first + 256]
-            tokens = np.zeros((256, length), np.int32)
-            for row, one in enumerate(chunk):
-                tokens[row, : len(one)] = one
-            lengths = np.int32([*map(len, chunk), *[1] * (256 - len(chunk))])
-            parts.append(np.asarray(embed(params, tokens, lengths))[: len(chunk)])
-        return np.concatenate(parts)
-
-    texts = [[f"{a} {b}".strip() for a, b in pairs] for _, pairs in data.texts]
-    unique = {text: i for i, text in enumerate({d for ds in texts for d in ds})}
-    documents = vectors(list(unique))
-    queries = vectors([query for query, _ in data.texts])
-    chosen = np.array([[unique[d] for d in ds] for ds in texts])
-    return 10 * np.einsum("qd,qkd->qk", queries, documents[chosen])
+    """MiniLM's untrained cosine of the pairs that a teacher is asked for; else NaN."""
+    score, _ = untrained.make_cosine(run)
+    data, found = run.nqqed, np.full(run.nqqed.grades.shape, np.nan, np.float32)
+    rows = pipelines.asked(run)
+    for first in range(0, len(rows), 100):
+        chosen = rows[first : first + 100]
+        found[chosen] = score([data.texts[row] for row in chosen])
+    return found
 
 
 def standardised(found: np.ndarray, data: Collection) -> jax.Array:
