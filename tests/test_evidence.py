@@ -14,7 +14,8 @@ GROUPS = {
     "labels": ("e3", "e1-minilm"),
     "parity": ("e5", "e0-warm"),
     "untrained": ("e4-cosine", "e4-likelihood", "e4-yes_no"),
-    "clicks": ("e2-smollm-nqqed", "e1-smollm"),
+    "clicks": ("e2-smollm-nqqed",),
+    "smollm": ("e1-smollm",),
     "templates": ("e2-smollm-medquad",),
     "scratch": ("e2-scratch-medquad",),
 }

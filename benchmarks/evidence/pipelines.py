@@ -142,27 +142,32 @@ def pretrain(run: Run, data: str, name: str) -> None:
     Arms: none; `shuffled`, as many tokens of the same log under others' queries;
     `clicks`. The fine-tuning is the same for all.
     """
-    folder = language_folder(run, data, name)
     size = run.sizes.smollm if name == "smollm" else run.sizes.scratch
+    folder = language_folder(run, data, name)
     made = language_model(run, folder, name)
     for seed in range(size.seeds):
         for arm in ARMS:
             workdir = run.out / f"e2-{name}-{data}" / f"{arm}-{seed}"
-            if (workdir / "seconds").exists():
-                continue
-            log = {"shuffled": "clicks_shuffled.jsonl"}.get(arm, "clicks.jsonl")
-            data_ = dataclasses.replace(made.data, click_log=str(folder / log))
-            settings = dataclasses.replace(made, data=data_, seed=seed)
-            if arm == "none":
-                none = dataclasses.replace(settings.cpt.loop, steps=0)
-                settings = dataclasses.replace(
-                    settings, cpt=dataclasses.replace(settings.cpt, loop=none)
-                )
-            teach(settings, workdir)
+            teach(with_arm(made, folder, arm, seed), workdir)
+
+
+def with_arm(
+    made: config.Pipeline, folder: pathlib.Path, arm: str, seed: int
+) -> config.Pipeline:
+    """The pipeline of one arm of E2."""
+    log = {"shuffled": "clicks_shuffled.jsonl"}.get(arm, "clicks.jsonl")
+    data = dataclasses.replace(made.data, click_log=str(folder / log))
+    cpt = made.cpt
+    if arm == "none":
+        assert cpt is not None
+        cpt = dataclasses.replace(cpt, loop=dataclasses.replace(cpt.loop, steps=0))
+    return dataclasses.replace(made, data=data, cpt=cpt, seed=seed)
 
 
 def teach(settings: config.Pipeline, workdir: pathlib.Path) -> None:
     """Trains a pipeline's teacher, ranks test with it, and notes what it took."""
+    if (workdir / "seconds").exists():
+        return
     start = time.monotonic()
     stages = settings.stages()
     for name in ("cpt", "sft"):
@@ -216,14 +221,15 @@ def keep_first(path: pathlib.Path, queries: int) -> None:
 
 def llm_teacher(run: Run) -> dict[tuple[str, str], float]:
     """Raw scores by query and document, of E2's fine-tuned SmolLM2 without clicks."""
-    pretrain(run, "nqqed", "smollm")
     data, folder = run.nqqed, run.out / "folders" / "to_score"
     rows = asked(run)
     if not (folder / "runs" / "all.trec").exists():
         lists.write_texts(data, rows, folder)
         lists.write_bm25(data, rows, folder / "runs" / "all.trec")
     workdir = run.out / "e2-smollm-nqqed" / "none-0"
-    made = language_model(run, language_folder(run, "nqqed", "smollm"), "smollm")
+    collection = language_folder(run, "nqqed", "smollm")
+    made = with_arm(language_model(run, collection, "smollm"), collection, "none", 0)
+    teach(made, workdir)
     stage = made.stages()["scores"]
     assert isinstance(stage, config.Score)
     stage = dataclasses.replace(stage, name="all_pairs", input=str(folder), rows=16)

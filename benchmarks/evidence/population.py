@@ -38,7 +38,7 @@ class Model:
     network: Any
     fresh: Callable[[jax.Array], Any]  # key -> parameters, of a checkpoint the head's
 
-    def scores(self, params, tokens, lengths, starts, key=None):
+    def scores(self, params, tokens, lengths, starts, *, key=None):
         """Scores [R] of rows of tokens [R, T], one text a row."""
         at = jnp.arange(tokens.shape[-1])[None]
         real = at < lengths[:, None]
@@ -195,27 +195,29 @@ def _make_step(task: Task, used: tuple[str, ...], steps: int):
     warmup = max(steps // 10, 1)
     lists, tx = task.grid.lists, _optimiser()
 
-    def loss(params, weights, rows, key, bank, targets, labels):
+    def loss(params, member, data):
+        weights, _, rows, key = member
+        bank, targets, labels = data
         at = {name: one[rows].reshape(-1, *one.shape[2:]) for name, one in bank.items()}
         scores = task.model.scores(params, **at, key=key).reshape(lists, -1)
         where = jnp.ones_like(scores, bool)
         parts = [LOSSES[k](scores, targets[rows], labels[rows], where) for k in used]
         return sum(w * part.mean() for w, part in zip(weights, parts, strict=True))
 
-    def update(params, state, weights, rate, rows, key, *data):
-        value, grads = jax.value_and_grad(loss)(params, weights, rows, key, *data)
+    def update(params, state, member, data):
+        value, grads = jax.value_and_grad(loss)(params, member, data)
         updates, state = tx.update(grads, state)
-        params = jax.tree.map(lambda p, u: p - rate * u, params, updates)
+        params = jax.tree.map(lambda p, u: p - member[1] * u, params, updates)
         return params, state, value
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, state, members, rows, number, *data):
+    def step(params, state, members, at, data):
         coefficients, rates, keys = members
+        rows, number = at
         scale = jnp.minimum(number / warmup, (steps - number) / (steps - warmup))
         drawn = jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
-        each = (params, state, coefficients, rates * scale, rows, drawn)
-        axes = (*[0] * len(each), *[None] * len(data))
-        return jax.vmap(update, in_axes=axes)(*each, *data)
+        each = (coefficients, rates * scale, rows, drawn)
+        return jax.vmap(update, in_axes=(0, 0, 0, None))(params, state, each, data)
 
     return step
 
@@ -235,8 +237,8 @@ def train(task: Task, students: list[Student], steps: int):
     data = (task.bank, task.targets, jnp.asarray(task.data.grades))
     start = time.monotonic()
     for number in range(1, steps + 1):
-        rows = order[number - 1]
-        params, state, value = step(params, state, members, rows, number, *data)
+        at = (order[number - 1], number)
+        params, state, value = step(params, state, members, at, data)
         if number in (1, 10, steps) or number % 100 == 0:
             if not np.isfinite(np.asarray(value)).all():
                 raise FloatingPointError(f"step {number}: losses {np.asarray(value)}")

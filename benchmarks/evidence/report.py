@@ -24,6 +24,7 @@ from ranker.metrics.significance import holm  # noqa: E402
 from ranker.reporting.charts import Interval  # noqa: E402
 from ranker.reporting.figures import write_intervals  # noqa: E402
 
+COSINE = "MiniLM's cosine, untrained"
 PRIMARY = (("hybrid", "point"), ("hybrid", "margin"))
 
 
@@ -255,7 +256,7 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
         "BM25": (data.bm25[test][None], 0.0, 0),
     }
     for says, folder in {
-        "MiniLM's cosine, untrained": "e4-cosine",
+        COSINE: "e4-cosine",
         "SmolLM2 as it is, likelihood": "e4-likelihood",
     }.items():
         if (out / folder / "000.npz").exists():
@@ -319,27 +320,42 @@ def trec_scores(path: pathlib.Path, data: Collection) -> np.ndarray:
     return np.float32([[run[data.ids[r], d] for d in data.documents[r]] for r in rows])
 
 
+def less(values: np.ndarray, baseline: np.ndarray) -> str:
+    """Difference from a baseline [Q] and its interval, on the queries of both."""
+    queries = min(values.shape[1], len(baseline))
+    values = values[:, :queries]
+    found = contrast(values, np.broadcast_to(baseline[:queries], values.shape))
+    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f})"
+
+
 def order(data: Collection, out: pathlib.Path) -> None:
-    """E4: every system's NDCG@10, its difference from BM25, and its cost."""
+    """E4: every system's NDCG@10, its difference from two baselines, and its cost."""
     rows, levels = [], []
-    for name, (scores, seconds, parameters) in systems(data, out).items():
-        test = data.parts["test"][: scores.shape[1]]
-        values = data.ndcg(scores, test)
-        bm25 = np.broadcast_to(data.ndcg(data.bm25[test], test), values.shape)
-        above = contrast(values, bm25)
-        level = contrast(values, np.zeros_like(values))
+    there = systems(data, out)
+    values = {
+        name: data.ndcg(scores, data.parts["test"][: scores.shape[1]])
+        for name, (scores, _, _) in there.items()
+    }
+    baselines = [one for one in ("BM25", COSINE) if one in values]
+    for name, found in values.items():
+        _, seconds, parameters = there[name]
+        level = contrast(found, np.zeros_like(found))
+        against = [
+            "" if name == one else less(found, values[one][0]) for one in baselines
+        ]
         rows.append(
             [
                 name,
-                f"{len(scores)} x {len(test):,}",
-                f"{values.mean():.4f} ({level.low:.4f} to {level.high:.4f})",
-                f"{above.difference:+.4f} ({above.low:+.4f} to {above.high:+.4f})",
+                f"{len(found)} x {found.shape[1]:,}",
+                f"{found.mean():.4f} ({level.low:.4f} to {level.high:.4f})",
+                *against,
                 f"{seconds:.0f}" if seconds == seconds else "",
                 f"{parameters / 1e6:.1f} M" if parameters else "",
             ]
         )
-        levels.append(Interval(name, values.mean(), level.low, level.high, True))
-    header = ["system", "seeds x queries", "NDCG@10 (95 %)", "less BM25 (95 %)"]
+        levels.append(Interval(name, found.mean(), level.low, level.high, True))
+    header = ["system", "seeds x queries", "NDCG@10 (95 %)"]
+    header += [f"less {one} (95 %)" for one in baselines]
     table([*header, "seconds", "parameters"], rows)
     write_intervals(out / "figures" / "e4.png", levels, "NDCG@10", zero=False)
 
@@ -353,6 +369,7 @@ def main() -> None:
     add("--data", type=pathlib.Path, required=True, help="BEIR folder of nqqed")
     add("--out", type=pathlib.Path, required=True)
     add("--smoke", action="store_true", help="of a run with --smoke")
+    add("--without", nargs="*", default=[], help="arms that are left out, of E1")
     args = parser.parse_args()
     out = args.out
     # The split is the same at every size; a part has its first queries.
@@ -361,9 +378,13 @@ def main() -> None:
     print("### E4: the order of systems, nqqed\n")
     order(data, out)
     for folder in sorted(out.glob("e1-*")):
-        if folder.name.endswith("-rates") or not load(folder).test:
+        if folder.name.endswith("-rates"):
             continue
-        name = folder.name.removeprefix("e1-")
+        part, name = load(folder), folder.name.removeprefix("e1-")
+        test = {k: one for k, one in part.test.items() if k not in args.without}
+        if not test:
+            continue
+        part = dataclasses.replace(part, test=test)
         print(f"### E1: which loss, {name}\n")
         figure = out / "figures" / f"{folder.name}.png"
         if name == "synthetic":
@@ -371,9 +392,9 @@ def main() -> None:
 
             made = lists.prepared(out / "synthetic" / "prepare")
             teacher = pipelines.synthetic_scores(out / "synthetic", made)
-            losses(made, load(folder), teacher, figure)
+            losses(made, part, teacher, figure)
         else:
-            losses(data, load(folder), np.load(out / f"teacher_{name}.npy"), figure)
+            losses(data, part, np.load(out / f"teacher_{name}.npy"), figure)
     for folder in sorted(out.glob("e0-*")):
         print(f"### E0: {folder.name}\n")
         sizes(data, load(folder))
