@@ -39,6 +39,8 @@ def main() -> None:
     parser.add_argument(
         "--runtimes", nargs="+", default=["openvino", "onnxruntime"], help="of these"
     )
+    every = ["bfloat16", "int8", "int8_dynamic"]
+    parser.add_argument("--files", nargs="+", default=every, help="of these")
     given = parser.parse_args()
 
     from ranker.data.prepare import prepare, remember
@@ -47,7 +49,9 @@ def main() -> None:
 
     served._QUERIES = given.dev
     precision.CANDIDATES = tuple(
-        one for one in precision.CANDIDATES if one.runtime in given.runtimes
+        one
+        for one in precision.CANDIDATES
+        if one.runtime in given.runtimes and one.precision in given.files
     )
     whole = pipeline(given)
     prepared = prepare(whole.data, whole.reading, given.workdir, replace=True)

@@ -14,6 +14,7 @@ from typing import Any
 from ranker import cli
 
 _GRACE = 0.5  # seconds for connections that were taken to send their requests
+_FILES = 1 << 16  # open files, connections among them
 _BACKLOG = 1 << 16  # connections not taken yet; the kernel allows fewer (somaxconn)
 
 
@@ -118,12 +119,30 @@ def _serve(given: argparse.Namespace) -> int:
         backlog=_BACKLOG,
         http=Protocol,
     )
+    raise_open_files()
     running = _make_server()(settings, state, given.drain)
     running.run()
     send_traces()
     if problems:
         raise problems[0]
     return 0 if running.started else 1
+
+
+def raise_open_files() -> None:
+    """Lets this process have as many connections as it may: shells allow 1,024 or so.
+
+    Each request that waits in the queue keeps one, and files beyond the limit make a
+    server deaf, not busy.
+    """
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (ImportError, OSError, ValueError):
+        return  # as it is, then
 
 
 def _make_server() -> type:

@@ -326,11 +326,12 @@ def _made(
 ) -> Iterator[tuple[Reduced, pathlib.Path]]:
     """Candidates and their files; one that cannot be made is reported and left out."""
     made: set[str] = set()
+    few = list(rows)[:: max(len(rows) // _CALIBRATION_ROWS, 1)][:_CALIBRATION_ROWS]
     for candidate in tried:
         path = folder / runtimes.FILES[candidate.precision]
         try:
             if candidate.make and candidate.precision not in made:
-                candidate.make(source, path, list(rows)[:_CALIBRATION_ROWS])
+                candidate.make(source, path, few)
                 made.add(candidate.precision)
             yield candidate, path
         except ModelError as error:

@@ -11,11 +11,6 @@ import numpy as np
 from ranker.data.text import Segment
 from ranker.serving import runtimes
 
-_TRIED = 3  # products with the noisiest inputs, of which one may stay in float32
-_ROWS = 96  # of train, that are scored to choose them: few pairs have large errors
-_WORTH = 0.75  # of the error: less must be left, or nothing more stays in float32
-_MOST = 2  # products that stay in float32
-
 
 @contextlib.contextmanager
 def _without_advice() -> Iterator[None]:
@@ -115,40 +110,8 @@ def to_static_int8(
 def to_dynamic_int8(
     source: pathlib.Path, target: pathlib.Path, rows: Sequence[Segment] = ()
 ) -> None:
-    """Weights in 8 bits, activations by each run's own range: one pair a run.
-
-    A product whose input has outliers loses most of its bits to them (Bondarenko et
-    al., 2021, arXiv:2109.12948). So up to two stay in float32, one after the other:
-    of the three with the noisiest inputs that without which the scores of `rows` are
-    nearest to float32's, as long as it takes a quarter off their error.
-    """
-    kept: list[str] = []
-    _dynamic_int8(source, target, kept)
-    if not rows:
-        return
-    rows = list(rows)[:: max(len(rows) // _ROWS, 1)][:_ROWS]
-    expected = _scores(source, rows)
-    error = _distance(target, rows, expected)
-    tried = _noisiest(source, rows)
-    trial = target.with_suffix(".trial")
-    while tried and len(kept) < _MOST:
-        found = {}
-        for name in tried:
-            _dynamic_int8(source, trial, [*kept, name])
-            found[name] = _distance(trial, rows, expected)
-        best = min(found, key=lambda name: found[name])
-        if found[best] > _WORTH * error:
-            break
-        kept, error = [*kept, best], found[best]
-        tried.remove(best)
-    trial.unlink(missing_ok=True)
-    if kept:
-        _dynamic_int8(source, target, kept)
-
-
-def _dynamic_int8(
-    source: pathlib.Path, target: pathlib.Path, kept: Sequence[str]
-) -> None:
+    """Weights in 8 bits, activations by each run's own range: one pair a run."""
+    del rows
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     with _without_advice():
@@ -159,52 +122,7 @@ def _dynamic_int8(
             per_channel=True,
             reduce_range=_reduced(),
             weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(kept),
         )
-
-
-def _scores(path: pathlib.Path, rows: Sequence[Segment]) -> np.ndarray:
-    runtime = runtimes.OnnxRuntime(path, "float32", 0)
-    return np.concatenate([runtime.run([row], len(row.tokens)) for row in rows])
-
-
-def _distance(
-    path: pathlib.Path, rows: Sequence[Segment], expected: np.ndarray
-) -> float:
-    """Root mean square of the differences of scores."""
-    return float(np.sqrt(np.mean((_scores(path, rows) - expected) ** 2)))
-
-
-def _noisiest(path: pathlib.Path, rows: Sequence[Segment]) -> list[str]:
-    """Products with weights, those first whose inputs 8 bits hold worst."""
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(str(path))
-    weights = {one.name for one in model.graph.initializer}
-    products = {
-        node.name: node.input[0]
-        for node in model.graph.node
-        if node.op_type == "MatMul" and node.input[1] in weights
-    }
-    inputs = sorted(set(products.values()))
-    for name in inputs:
-        kind = onnx.TensorProto.FLOAT
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, None))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    noise = dict.fromkeys(inputs, 0.0)
-    for row in rows:
-        ids, mask, types = runtimes.arrays([row], 1, len(row.tokens))
-        fields = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
-        given = {one.name: fields[one.name] for one in session.get_inputs()}
-        values: Any = session.run(inputs, given)
-        for name, x in zip(inputs, values, strict=True):
-            # A step of 8 bits, to the size of what it is added to.
-            noise[name] += float(np.ptp(x) / np.sqrt(np.mean(np.square(x)) + 1e-30))
-    found = sorted(products, key=lambda name: -noise[products[name]])
-    return found[:_TRIED]
 
 
 def _inputs(path: pathlib.Path) -> list[str]:

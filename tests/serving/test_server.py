@@ -3,6 +3,8 @@
 import asyncio
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -549,6 +551,20 @@ def test_a_refused_body_is_not_waited_for(encoder):
     assert sent[0]["status"] == 429
     assert b"retry-after" in dict(sent[0]["headers"])
     assert json.loads(sent[1]["body"])["error_type"] == "Overloaded"
+
+
+def test_a_server_has_more_connections_than_a_shell_allows():
+    code = (
+        "import resource as r\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (64, hard))\n"
+        "from ranker import serve\n"
+        "serve.raise_open_files()\n"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE), hard)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    soft, still, hard = map(int, done.stdout.split())
+    assert still == hard and soft == (1 << 16 if hard < 0 else min(hard, 1 << 16))
 
 
 def test_a_long_wait_is_refused():
