@@ -4,7 +4,8 @@ The numbers of CI are small. The full ones, in about 20 minutes on two cores:
 
     RANKER_CHAOS_KILLS=20 RANKER_DAMAGE_CASES=400 pytest -n 0 tests/chaos
 
-RANKER_CHAOS_KILLS: how often each stage is killed. RANKER_DAMAGE_CASES: how many files
+RANKER_CHAOS_KILLS: how often each stage is killed, of a run by one process (alone) and
+of one by two (together). RANKER_DAMAGE_CASES: how many files
 are damaged. RANKER_CHAOS_SEED: another draw of moments and of damages.
 """
 
@@ -50,8 +51,8 @@ CLOCK = (
 )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2], ids=["alone", "together"])
+def runs(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("chaos")
     cache = tmp_path_factory.mktemp("compiled")
     environment = {
@@ -60,8 +61,9 @@ def runs(tmp_path_factory):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
     }
+    numbers = (KILLS, SEED, request.param)
     subprocess.run(
-        [sys.executable, worker.__file__, str(folder), str(KILLS), str(SEED)],
+        [sys.executable, worker.__file__, folder, *map(str, numbers)],
         env=environment,
         check=True,
     )
@@ -238,6 +240,7 @@ def _damage(path, generator):
     return how
 
 
+@pytest.mark.parametrize("runs", [1], ids=["alone"], indirect=True)
 def test_damage_is_detected_or_harmless(runs, tmp_path):
     generator = random.Random(SEED)
     detected = harmless = 0

@@ -1,15 +1,17 @@
 """Runs the whole method and is killed, again and again, until it has ended.
 
-    python tests/chaos/worker.py FOLDER KILLS SEED
+    python tests/chaos/worker.py FOLDER KILLS SEED [PROCESSES]
 
 Once without a kill in FOLDER/clean; then in FOLDER/killed, where each stage is killed
 KILLS times: half of them from inside, at a random one of the moments in which it
 touches a file or takes a step, the others from outside, at a random time, and at its
-end at the latest. Writes
-FOLDER/kills.json, how each process ended. One process imports the package, and forks
-another for each life: an import costs more than the work.
+end at the latest. With several processes that do the run together, one of them is
+killed, another each time, and the others then, as launch/run.sh does. Writes
+FOLDER/kills.json, how each killed process ended. One process imports the package, and
+forks another for each life: an import costs more than the work.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -17,6 +19,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -161,32 +164,69 @@ def live(workdir: pathlib.Path, stage: str, count: int) -> None:
     run.run(pipeline(), workdir)
 
 
-def fork(workdir: pathlib.Path, stage: str = "", count: int = 0, seconds: float = 0):
-    """A life in a process of its own; its exit status, negative: the signal."""
+@dataclasses.dataclass(frozen=True)
+class Death:
+    """Which process dies, and when; the defaults: none does."""
+
+    stage: str = ""
+    count: int = 0
+    seconds: float = 0
+    process: int = 0
+
+
+NOBODY = Death()
+
+
+def fork(workdir: pathlib.Path, processes: int, death: Death = NOBODY) -> int:
+    """A life in processes of its own: the exit status of the one that is to die.
+
+    Negative: the signal. Where none dies, the first status that is not 0.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    children = [
+        _child(workdir, death if i == death.process else NOBODY, (address, n, i))
+        for n, i in ((processes, i) for i in range(processes))
+    ]
+    if death.seconds:
+        time.sleep(death.seconds)
+        os.kill(children[death.process], signal.SIGKILL)
+    first = children.pop(death.process)
+    status = os.waitstatus_to_exitcode(os.waitpid(first, 0)[1])
+    for child in children:
+        if status:  # it waits for the one that left
+            os.kill(child, signal.SIGKILL)
+        other = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = status or other
+    return status
+
+
+def _child(workdir: pathlib.Path, death: Death, place: tuple[str, int, int]) -> int:
     child = os.fork()
-    if child == 0:
-        with open(workdir.parent / "output.txt", "a") as output:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-        status = 1
-        try:
-            live(workdir, stage, count)
-            status = 0
-        except BaseException:
-            import traceback
+    if child:
+        return child
+    with open(workdir.parent / "output.txt", "a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    status = 1
+    try:
+        if place[1] > 1:
+            jax.config.update("jax_num_cpu_devices", 1)
+            jax.distributed.initialize(*place)
+        live(workdir, death.stage, death.count)
+        status = 0
+    except BaseException:
+        import traceback
 
-            traceback.print_exc()
-        os._exit(status)
-    if seconds:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        traceback.print_exc()
+    os._exit(status)
 
 
-def main(folder: pathlib.Path, kills: int, seed: int) -> None:
+def main(folder: pathlib.Path, kills: int, seed: int, processes: int = 1) -> None:
     generator = random.Random(seed)
     begun = time.monotonic()
-    assert fork(folder / "clean") == 0, (folder / "output.txt").read_text()
+    assert fork(folder / "clean", processes) == 0, (folder / "output.txt").read_text()
     duration = time.monotonic() - begun
     ends = []
     killed = folder / "killed"
@@ -199,11 +239,12 @@ def main(folder: pathlib.Path, kills: int, seed: int) -> None:
             seconds = generator.uniform(0.02, 0.4) * duration if outside else 0
             last = number == 2  # once at the very end, wherever that is
             count = 10_000 if outside or last else generator.randint(1, 40)
-            status = fork(killed, stage, count, seconds)
+            death = Death(stage, count, seconds, len(ends) % processes)
+            status = fork(killed, processes, death)
             ends.append([stage, round(seconds, 2) or count, status])
             if status != -signal.SIGKILL:
                 raise SystemExit((folder / "output.txt").read_text()[-5000:])
-    ends.append(["to the end", 0, fork(killed)])
+    ends.append(["to the end", 0, fork(killed, processes)])
     (folder / "kills.json").write_text(json.dumps(ends))
 
 
@@ -211,4 +252,4 @@ if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_disable_most_optimizations", True)
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    main(pathlib.Path(sys.argv[1]), *map(int, sys.argv[2:]))
