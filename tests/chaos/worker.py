@@ -2,13 +2,14 @@
 
     python tests/chaos/worker.py FOLDER KILLS SEED [PROCESSES]
 
-Once without a kill in FOLDER/clean; then in FOLDER/killed, where each stage is killed
-KILLS times: half of them from inside, at a random one of the moments in which it
-touches a file or takes a step, the others from outside, at a random time, and at its
-end at the latest. With several processes that do the run together, one of them is
-killed, another each time, and the others then, as launch/run.sh does. Writes
-FOLDER/kills.json, how each killed process ended. One process imports the package, and
-forks another for each life: an import costs more than the work.
+Once without a kill and by one process in FOLDER/clean, unless that is there; then in
+FOLDER/killed, where each stage is killed KILLS times: half of them from inside, at a
+random one of the moments in which it touches a file or takes a step, the others from
+outside, at a random time, and at its end at the latest. With several processes that do
+the run together, one of them is killed, another each time, and the others then, as
+launch/run.sh does. Writes FOLDER/kills.json, how each killed process ended, and prints
+each kill. One process imports the package, and forks another for each life: an import
+costs more than the work.
 """
 
 import dataclasses
@@ -25,6 +26,8 @@ import threading
 import time
 
 import jax
+import tensorflow_datasets  # noqa: F401  a life would import it
+from transformers import AutoTokenizer, PreTrainedTokenizerFast  # noqa: F401
 
 from ranker import config, manifests, run
 from ranker.data import prepare
@@ -169,8 +172,8 @@ class Death:
     """Which process dies, and when; the defaults: none does."""
 
     stage: str = ""
-    count: int = 0
-    seconds: float = 0
+    count: int = 0  # moments of the stage until then
+    seconds: float = 0  # until it is killed from outside; 0: it is not
     process: int = 0
 
 
@@ -180,7 +183,8 @@ NOBODY = Death()
 def fork(workdir: pathlib.Path, processes: int, death: Death = NOBODY) -> int:
     """A life in processes of its own: the exit status of the one that is to die.
 
-    Negative: the signal. Where none dies, the first status that is not 0.
+    Negative: the signal. Where none dies, the first status that is not 0. They have
+    two devices between them.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -212,7 +216,7 @@ def _child(workdir: pathlib.Path, death: Death, place: tuple[str, int, int]) -> 
     status = 1
     try:
         if place[1] > 1:
-            jax.config.update("jax_num_cpu_devices", 1)
+            jax.config.update("jax_num_cpu_devices", 2 // place[1])
             jax.distributed.initialize(*place)
         live(workdir, death.stage, death.count)
         status = 0
@@ -223,27 +227,51 @@ def _child(workdir: pathlib.Path, death: Death, place: tuple[str, int, int]) -> 
     os._exit(status)
 
 
+def kill_once(
+    killed: pathlib.Path, stage: str, number: int, duration: float, place: list[int]
+) -> list:
+    """Kills a stage for the `number`-th time, at a moment that only the seed chooses.
+
+    Args:
+      killed: the workdir.
+      stage: to be killed; those before it are done.
+      number: from 0.
+      duration: seconds that a run without a kill takes.
+      place: the seed, and how many processes do the run.
+
+    Returns:
+      The stage, the moment or the seconds, and the exit status of who was killed.
+    """
+    seed, processes = place
+    generator = random.Random(f"{seed} {stage} {number}")
+    # Not `load`: it starts jax's threads, which no fork survives.
+    if (found := manifests.read_manifest(killed / stage)) and found.done:
+        shutil.rmtree(killed / stage)  # a stage that is done is not killed
+    outside = number % 2 == 1
+    seconds = generator.uniform(0.02, 0.4) * duration if outside else 0
+    last = number == 2  # once at the very end, wherever that is
+    count = 10_000 if outside or last else generator.randint(1, 40)
+    process = (STAGES.index(stage) + number // 2) % processes
+    death = Death(stage, count, seconds, process)
+    status = fork(killed, processes, death)
+    print(f"seed {seed}, of {processes}: kill {number}, {death}: {status}", flush=True)
+    if status != -signal.SIGKILL:
+        raise SystemExit((killed.parent / "output.txt").read_text()[-5000:])
+    return [stage, round(seconds, 2) or count, status]
+
+
 def main(folder: pathlib.Path, kills: int, seed: int, processes: int = 1) -> None:
-    generator = random.Random(seed)
-    begun = time.monotonic()
-    assert fork(folder / "clean", processes) == 0, (folder / "output.txt").read_text()
-    duration = time.monotonic() - begun
-    ends = []
-    killed = folder / "killed"
-    for stage in STAGES:
-        for number in range(kills):
-            # Not `load`: it starts jax's threads, which no fork survives.
-            if (found := manifests.read_manifest(killed / stage)) and found.done:
-                shutil.rmtree(killed / stage)  # a stage that is done is not killed
-            outside = number % 2 == 1
-            seconds = generator.uniform(0.02, 0.4) * duration if outside else 0
-            last = number == 2  # once at the very end, wherever that is
-            count = 10_000 if outside or last else generator.randint(1, 40)
-            death = Death(stage, count, seconds, len(ends) % processes)
-            status = fork(killed, processes, death)
-            ends.append([stage, round(seconds, 2) or count, status])
-            if status != -signal.SIGKILL:
-                raise SystemExit((folder / "output.txt").read_text()[-5000:])
+    clean, killed, seconds = (folder / one for one in ("clean", "killed", "seconds"))
+    if not clean.exists():
+        begun = time.monotonic()
+        assert fork(clean, 1) == 0, (folder / "output.txt").read_text()
+        seconds.write_text(str(time.monotonic() - begun))
+    duration = float(seconds.read_text())
+    ends = [
+        kill_once(killed, stage, number, duration, [seed, processes])
+        for stage in STAGES
+        for number in range(kills)
+    ]
     ends.append(["to the end", 0, fork(killed, processes)])
     (folder / "kills.json").write_text(json.dumps(ends))
 
