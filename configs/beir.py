@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> config.Pipeline:
 
     return config.Pipeline(
         data=config.Data(
-            path="set --config.data.path=FOLDER",
+            path=config.REQUIRED,
             candidates=10 if smoke else 20,
             max_queries=100 if smoke else 0,
         ),

@@ -79,7 +79,7 @@ def get_config(variant: str = "nqqed") -> config.Pipeline:
     hub = "sentence-transformers/all-MiniLM-L6-v2"
     return config.Pipeline(
         data=config.Data(
-            path="set --config.data.path=FOLDER",
+            path=config.REQUIRED,
             test="live_test" if variant == "medquad" else "test",
             # Of dbpedia all that are graded, in the order of BM25.
             runs=f"runs/{'judged' if variant == 'dbpedia' else 'bm25'}.{{split}}.*",

@@ -42,12 +42,8 @@ def get_config(variant: str = "") -> config.Pipeline:
 
     folder = __file__.removesuffix(".py") + "_smoke"
     return config.Pipeline(
-        data=config.Data(
-            path=folder if smoke else "set --config.data.path=FOLDER", candidates=50
-        ),
-        given_scores=f"{folder}/scores.jsonl"
-        if smoke
-        else "set --config.given_scores=FILE",
+        data=config.Data(path=folder if smoke else config.REQUIRED, candidates=50),
+        given_scores=f"{folder}/scores.jsonl" if smoke else config.REQUIRED,
         text=config.Text(student_template="pair", student_length=32 if smoke else 256),
         student=config.Encoder(num_layers=2, embed_dim=64, num_heads=4, mlp_dim=128)
         if smoke

@@ -48,7 +48,7 @@ def get_config(variant: str = "") -> config.Pipeline:
     return config.Pipeline(
         data=config.Data(world=world)
         if smoke
-        else config.Data(path="set --config.data.path=FOLDER", candidates=50),
+        else config.Data(path=config.REQUIRED, candidates=50),
         text=config.Text(
             teacher_template="qwen3_reranker",
             student_template="pair",

@@ -64,13 +64,15 @@ def main(
 
     def run() -> None:
         def load(more: Sequence[str], said: bool = False) -> Any:
-            return config.load(
+            settings = config.load(
                 known.config,
                 [*rest, *more],
                 of=of,
                 stage=getattr(known, "stage", ""),
                 start=lambda default: _as_prepared(default, known.workdir, said=said),
             )
+            config.check_given(settings, known.config)
+            return settings
 
         settings: Any = load(each[0]) if each else load(())
         if each:

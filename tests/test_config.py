@@ -6,7 +6,8 @@ import typing
 
 import pytest
 
-from ranker import config
+from ranker import cli, config
+from ranker.run import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -120,6 +121,27 @@ def test_every_config_has_a_smoke_variant_and_a_command(path):
     text = path.read_text()
     assert f"--config configs/{path.name}" in text
     assert "ranker" in text and "from ranker import config" in text
+
+
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("beir", ["data.path"]),
+        ("evidence", ["data.path"]),
+        ("given_scores", ["data.path", "given_scores"]),
+        ("qwen3_reranker_to_bert", ["data.path"]),
+    ],
+)
+def test_a_path_that_must_be_given_is_asked_for_by_its_flag(name, flags, monkeypatch):
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    path = str(CONFIGS / f"{name}.py")
+    asked = " ".join(f"--config.{flag}=..." for flag in flags)
+    with pytest.raises(SystemExit) as stopped:
+        main(["--config", path, "--workdir", "nowhere", "--dry-run"])
+    told = str(stopped.value.code)
+    assert f"{path} has no default for a path that it needs; add {asked} (" in told
+    given = [f"--config.{flag}=here" for flag in flags]
+    config.check_given(config.load(path, given, of=config.Pipeline), path)
 
 
 def test_any_stage_of_a_pipeline_runs_alone():

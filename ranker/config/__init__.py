@@ -21,7 +21,9 @@ from ranker.config.data import Role as Role
 from ranker.config.data import Template as Template
 from ranker.config.data import Text as Text
 from ranker.config.data import World as World
+from ranker.config.loading import REQUIRED as REQUIRED
 from ranker.config.loading import beside as beside
+from ranker.config.loading import check_given as check_given
 from ranker.config.loading import from_dict as from_dict
 from ranker.config.loading import load as load
 from ranker.config.loading import to_dict as to_dict

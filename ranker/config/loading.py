@@ -5,7 +5,7 @@ import difflib
 import pathlib
 import runpy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ranker.config.data import ClickRules, Data, Negatives, Text, World
@@ -69,6 +69,40 @@ def load(
         use_underscores=True,
         config=(tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands),
     ).config
+
+
+# Stands in a config file for a path that has no default: a flag must give it.
+REQUIRED = "REQUIRED"
+
+
+def check_given(settings: Any, path: str) -> None:
+    """Raises `ConfigError` where a setting that must be given is not.
+
+    Args:
+      settings: a config with its overrides.
+      path: of the config file, for the message.
+    """
+    names = list(_required(settings))
+    missing = [
+        f"--config.{name}=..."
+        for name in names
+        if not any(name.endswith(f".{other}") for other in names)  # copied from it
+    ]
+    if missing:
+        raise ConfigError(
+            f"{path} has no default for a path that it needs; add {' '.join(missing)} "
+            "(the head of the file shows a whole command, --help what the path may be)"
+        )
+
+
+def _required(settings: Any) -> Iterator[str]:
+    """Dotted names of the fields that are REQUIRED."""
+    for one in dataclasses.fields(settings):
+        value = getattr(settings, one.name)
+        if value == REQUIRED:
+            yield one.name
+        elif dataclasses.is_dataclass(value):
+            yield from (f"{one.name}.{name}" for name in _required(value))
 
 
 def _program() -> str:
