@@ -9,7 +9,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "benchmarks" / "evidence"
 GROUPS = {
-    "losses": ("e1-synthetic", "e1-cosine"),
+    "synthetic": ("e1-synthetic",),
+    "cosine": ("e1-cosine",),
     "depth": ("e0-layers", "e0-pairs", "e0-temper"),
     "labels": ("e3", "e1-minilm"),
     "parity": ("e5", "e0-warm"),
