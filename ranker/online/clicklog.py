@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from ranker.errors import DataError
 from ranker.online import pages
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.pages import Contradictions, PageRules, View
 
 FIELDS = (*pages.FIELDS, "document_id")
 _SCHEMA = pa.schema(
@@ -54,7 +54,9 @@ def write_click_log(log: Log, settings: Settings, path: pathlib.Path) -> dict[st
     counts = dict.fromkeys(("clicks", "written", "without_query", "with_dwell"), 0)
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(path, _SCHEMA) as file:
-        for bucket in pages.walk(log, settings.rules, found, extra=("document_id",)):
+        for bucket in pages.walk(
+            log, settings.rules, found, View(extra=("document_id",))
+        ):
             pages.make_kept(log, bucket)
             log.connection.execute(f"CREATE OR REPLACE TEMP TABLE clicked AS {_CLICKS}")
             [row] = log.connection.execute(

@@ -13,6 +13,7 @@ worked through bucket by bucket in little memory.
 """
 
 import contextlib
+import dataclasses
 import gzip
 import pathlib
 import re
@@ -96,12 +97,17 @@ class Log:
     folder: pathlib.Path | None  # of the buckets' files; None: one table in memory
     has: frozenset[str]  # fields that some row has a value of
     facts: Mapping[str, Any] = field(default_factory=dict)  # files, rows, users, ...
+    threads: int = 1  # that may work on it at a time
 
     def rows(self, bucket: int) -> str:
         """SQL of the rows of one bucket, as a relation."""
         if self.folder is None:
             return "staged"
         return f"read_parquet({_quoted(f'{self.folder}/bucket={bucket}/*.parquet')})"
+
+    def again(self) -> "Log":
+        """The same log through a connection of its own, for another thread."""
+        return dataclasses.replace(self, connection=self.connection.cursor())
 
     def name(self, column: str, number: int) -> str:
         """The string of `column` that has this hash, for a message."""
@@ -112,9 +118,9 @@ class Log:
             found = self.connection.execute(
                 f"SELECT {cell} FROM {source.relation} WHERE hash({cell}) = ? LIMIT 1",
                 [number],
-            ).fetchone()
+            ).fetchall()
             if found:
-                return str(found[0])
+                return str(found[0][0])
         return str(number)
 
 
@@ -544,7 +550,8 @@ def read_log(
                         f"{files[0]}: has no column {name!r}, asked for as a segment; "
                         f"it has {', '.join(columns)}"
                     )
-            yield _stage(connection, sources, wanted, buckets, folder)
+            log = _stage(connection, sources, wanted, buckets, folder)
+            yield dataclasses.replace(log, threads=threads)
         finally:
             connection.close()
 
@@ -592,11 +599,10 @@ def _stage(
     optional = [name for name in fields if not FIELDS.get(name, Field("", "")).required]
     counts = ", ".join(f"count({_column(name)})" for name in optional)
     results = "count(position) FILTER (NOT click)" if "position" in fields else "0"
-    found = connection.execute(
+    (found,) = connection.execute(
         "SELECT count(*), max(bad), min(time), max(time), count(*) FILTER (click), "
         f"{results}{', ' + counts if counts else ''} FROM {everything}"
-    ).fetchone()
-    assert found
+    ).fetchall()
     rows, bad, first, last, clicks, shown_results, *given = found
     if rows == 0:
         raise DataError(f"{sources[0].files[0]}: holds no row below its header")

@@ -12,8 +12,8 @@ from ranker.metrics.significance import holm
 from ranker.online import estimates, measures, pages
 from ranker.online.estimates import Effect, Moments
 from ranker.online.events import Log
-from ranker.online.measures import MEASURES
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.measures import MEASURES, Days
+from ranker.online.pages import Contradictions, PageRules, View
 
 _CONTROLS = ("control", "a", "baseline", "old", "off", "0")  # names of a control
 FEW = 100  # users of an arm or segment below which the normal approximation is poor
@@ -57,23 +57,11 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
     slow, latency = _latency(log, control)
     found = Contradictions()
     triggers = _triggers(log, settings)
-    has_before = settings.before is not None and log.facts["first"] < settings.before
-    buckets = pages.walk(
-        log,
-        settings.rules,
-        found,
-        arms=arms,
-        before=settings.before,
-        segments=settings.segments,
-        triggers=triggers,
+    view = View(
+        arms=arms, before=settings.before, segments=settings.segments, triggers=triggers
     )
-    measures.make_users(
-        log,
-        buckets,
-        arms=arms,
-        slow=slow,
-        segments=settings.segments,
-        days_of=primary,
+    days = measures.make_users(
+        log, settings.rules, found, view, slow=slow, days_of=primary
     )
     summary: dict[str, Any] = {
         "command": "ab",
@@ -84,7 +72,7 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
         "primary": primary,
         "level": settings.level,
         "arms": _sizes(log, latency),
-        "notes": _notes(log, settings, has_before),
+        "notes": _notes(log, settings, _has_before(log, settings)),
     }
     sizes = {arm: one["users"] for arm, one in summary["arms"].items()}
     if len(sizes) < 2 or control not in sizes:
@@ -107,14 +95,15 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
             summary["stopped"] = f"{said}; --srm report shows the numbers all the same"
             return summary
         summary["notes"].insert(0, said)
-    return _measured(log, settings, summary, has_before)
+    return _measured(log, settings, summary, days)
 
 
 def _measured(
-    log: Log, settings: Settings, summary: dict[str, Any], has_before: bool
+    log: Log, settings: Settings, summary: dict[str, Any], days: Days
 ) -> dict[str, Any]:
     """The rest of a report whose arms are comparable."""
     control, primary = summary["control"], summary["primary"]
+    has_before = _has_before(log, settings)
     names = measures.available(log)
     by_measure = {name: measures.of_measure(log.connection, name) for name in names}
     treatments = [arm for arm in summary["arms"] if arm != control]
@@ -122,7 +111,7 @@ def _measured(
         arm: _compare(by_measure, control, arm, settings, primary, has_before)
         for arm in treatments
     }
-    curve = _curve(log, primary)
+    curve = _curve(days)
     summary["days"] = {
         arm: _by_day(curve, control, arm, settings) for arm in treatments
     }
@@ -141,6 +130,10 @@ def _measured(
             "approximation, which needs more"
         )
     return summary
+
+
+def _has_before(log: Log, settings: Settings) -> bool:
+    return settings.before is not None and log.facts["first"] < settings.before
 
 
 def _listed(values: Mapping[str, float]) -> str:
@@ -308,41 +301,16 @@ def _compare(
     return found
 
 
-def _curve(log: Log, primary: str) -> dict[str, dict[int, np.ndarray]]:
+def _curve(days: Days) -> dict[str, dict[int, np.ndarray]]:
     """By arm and day: users, sums and sums of products so far, and the day's sums.
 
-    A row is (users, num, den, num^2, den^2, num*den so far, num and den of the day).
     What a day adds to the sums of squares is the squares of the users' totals after it
-    less those before it, so one pass serves all days.
+    less those before it, so the sums so far are those of the days added up.
     """
-    one = MEASURES[primary]
-
-    def cumulated(name: str, start: str) -> str:
-        if name == "one":
-            return "1.0" if not start else "(seen > 1)::INTEGER"
-        total = f"sum({name}) OVER w"
-        value = total if not start else f"({total} - {name})"
-        return f"least({value}, 1)" if name == "has_click" else value
-
-    rows = log.connection.execute(
-        f"""
-SELECT arm, day, count(*) FILTER (seen = 1), sum(n1 - n0), sum(d1 - d0),
-  sum(n1 * n1 - n0 * n0), sum(d1 * d1 - d0 * d0), sum(n1 * d1 - n0 * d0),
-  sum(n), sum(d)
-FROM (SELECT arm, day, seen,
-    {cumulated(one.numerator, "")} AS n1, {cumulated(one.numerator, "0")} AS n0,
-    {cumulated(one.denominator, "")} AS d1, {cumulated(one.denominator, "0")} AS d0,
-    {"1" if one.numerator == "one" else one.numerator} AS n,
-    {"1" if one.denominator == "one" else one.denominator} AS d
-  FROM (SELECT *, row_number() OVER (PARTITION BY u ORDER BY day) AS seen
-    FROM user_days)
-  WINDOW w AS (PARTITION BY u ORDER BY day ROWS UNBOUNDED PRECEDING))
-GROUP BY arm, day ORDER BY arm, day"""
-    ).fetchall()
     curve: dict[str, dict[int, np.ndarray]] = {}
-    for arm, day, *numbers in rows:
+    for arm, day in sorted(days):
         before = curve.setdefault(arm, {})
-        new = np.array(numbers, np.float64)
+        new = days[arm, day].copy()
         if before:
             new[:6] += before[max(before)][:6]
         before[day] = new

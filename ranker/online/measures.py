@@ -4,7 +4,7 @@ The paper reports PageCTR, UserCTR, change rate and dwell time and gives no form
 these are our readings, and docs/online.md says so.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from ranker.errors import ConfigError
+from ranker.online import pages
 from ranker.online.estimates import Moments
 from ranker.online.events import Log
-from ranker.online.pages import Bucket, Columns
+from ranker.online.pages import Bucket, Columns, Contradictions, PageRules, View
 
 
 @dataclass(frozen=True)
@@ -156,30 +157,36 @@ def check_primary(name: str, log: Log) -> str:
     )
 
 
+Days = dict[tuple[str, int], np.ndarray]
+
+
 def make_users(
     log: Log,
-    buckets: Iterator[Bucket],
+    rules: PageRules,
+    found: Contradictions,
+    view: View,
     *,
-    arms: Sequence[str] = (),
     slow: float = 0.0,
-    segments: Sequence[str] = (),
     days_of: str = "",
-) -> None:
-    """Makes the table `users`, a row a user of the test, and `user_days`.
+) -> Days:
+    """Makes `users`, a row a user of the test; returns what each day adds to a measure.
 
     A user's row has arm, the sums of `SUMS` in the test period, the same with `before_`
-    of the pre-period, the segments of one of its pages, and `one`. `user_days` has the
-    sums that the measure `days_of` needs, by user and day.
+    of the pre-period, the segments of one of its pages, and `one`. By arm and day: see
+    `_by_day`.
 
     Args:
-      log: whose connection gets the tables.
-      buckets: of `pages.walk`.
-      arms: their names, in the order given to `pages.walk`.
+      log: whose connection gets the table.
+      rules: what counts as what.
+      found: contradictions are added to it.
+      view: of `pages.walk`; its segments are columns of `users`.
       slow: milliseconds above which a page is slow.
-      segments: columns of the log.
       days_of: measure of the curve over days, or "".
     """
-    for bucket in buckets:
+    arms = list(view.arms or ())
+    has_before = view.before is not None and log.facts["first"] < view.before
+
+    def work(log: Log, bucket: Bucket) -> tuple[pa.Table, Days]:
         page = {**bucket.pages, "limit": np.full(len(bucket.pages["u"]), slow)}
         tested = page["in_test"].astype(bool)
         now, before = page, {name: column[:0] for name, column in page.items()}
@@ -188,26 +195,87 @@ def make_users(
                 {name: column[rows] for name, column in page.items()}
                 for rows in (tested, ~tested)
             )
-        first = bucket.number == 0
+        days = _by_day(now, MEASURES[days_of], arms) if days_of else {}
         users = _sums(now, _starts(now, "u"))
-        users |= _before(users["u"], before)
+        if has_before:
+            users |= _before(users["u"], before)
+        names = pa.nulls(len(users["u"]), pa.string())
         if arms:
-            users["arm"] = pa.DictionaryArray.from_arrays(
-                users["arm"].astype(np.int32), list(arms)
-            )
-        else:
-            users["arm"] = pa.nulls(len(users["u"]), pa.string())
-        more = "".join(
-            f', (SELECT min("{name}") FROM page WHERE page.u = new.u) AS "{name}"'
-            for name in segments
-        )
-        _append(log, "users", users, first, more)
-        if days_of:
-            wanted = {MEASURES[days_of].numerator, MEASURES[days_of].denominator}
-            days = _sums(now, _starts(now, "u", "day"), wanted | {"clicks"})
-            kept = {"u", "day", *wanted} & days.keys()
-            named = {"arm": users["arm"].take(_places(days["u"], users["u"]))}
-            _append(log, "user_days", named | {k: days[k] for k in kept}, first)
+            places = users["arm"].astype(np.int32)
+            names = pa.DictionaryArray.from_arrays(places, arms)
+        return _with_segments(log, pa.table(users | {"arm": names}), view), days
+
+    total: Days = {}
+    for number, (users, days) in enumerate(
+        pages.work_through(log, rules, found, view, work)
+    ):
+        log.connection.register("new", users)
+        verb = "INSERT INTO" if number else "CREATE OR REPLACE TABLE"
+        log.connection.execute(f"{verb} sums {'' if number else 'AS'} FROM new")
+        log.connection.unregister("new")
+        for key, numbers in days.items():
+            total[key] = total.get(key, 0.0) + numbers
+    nothing = [f"0.0 AS before_{name}" for name in SUMS] + ["1.0 AS before_one"]
+    more = "" if has_before else ", " + ", ".join(nothing)
+    log.connection.execute(f"CREATE OR REPLACE VIEW users AS SELECT *{more} FROM sums")
+    return total
+
+
+def _with_segments(log: Log, users: pa.Table, view: View) -> pa.Table:
+    """With the least of each user's values, from the bucket's table `page`."""
+    if not view.segments:
+        return users
+    columns = "".join(
+        f', (SELECT min("{name}") FROM page WHERE page.u = new.u) AS "{name}"'
+        for name in view.segments
+    )
+    log.connection.register("new", users)
+    found = log.connection.sql(f"SELECT *{columns} FROM new").to_arrow_table()
+    log.connection.unregister("new")
+    return found
+
+
+def _by_day(page: Columns, one: RatioMetric, arms: Sequence[str]) -> Days:
+    """What each day adds, by arm, to sums over users of their totals so far.
+
+    A row is (users, num, den, num^2, den^2, num*den of the totals after the day less
+    those before it, num and den of the day alone).
+    """
+    starts = _starts(page, "u", "day")
+    if not len(starts):
+        return {}
+    sums = _sums(page, starts, {one.numerator, one.denominator, "clicks"})
+    u, place = sums["u"], np.arange(len(starts))
+    opens = np.concatenate([[True], u[1:] != u[:-1]])
+    seen = place - np.maximum.accumulate(np.where(opens, place, 0))  # earlier days
+
+    def totals(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """After the day, before it, and of the day alone."""
+        alone = sums[name]
+        if name == "one":
+            return alone, (seen > 0).astype(np.float64), alone
+        after = alone.copy()
+        for day in range(1, int(seen.max()) + 1):
+            at = np.flatnonzero(seen == day)
+            after[at] += after[at - 1]
+        earlier = after - alone
+        if name == "has_click":
+            return np.minimum(after, 1), np.minimum(earlier, 1), alone
+        return after, earlier, alone
+
+    n1, n0, n = totals(one.numerator)
+    d1, d0, d = totals(one.denominator)
+    day = sums["day"] - sums["day"].min()
+    width = int(day.max()) + 1
+    code = sums["arm"].astype(np.int64) * width + day
+    adds = [opens, n1 - n0, d1 - d0, n1 * n1 - n0 * n0, d1 * d1 - d0 * d0]
+    adds += [n1 * d1 - n0 * d0, n, d]
+    table = np.stack([np.bincount(code, add.astype(float)) for add in adds], axis=1)
+    first = int(sums["day"].min())
+    return {
+        (str(arms[at // width]), first + at % width): np.asarray(table[at], float)
+        for at in map(int, np.unique(code))
+    }
 
 
 def _starts(page: Columns, *keys: str) -> np.ndarray:
@@ -260,15 +328,6 @@ def _before(users: np.ndarray, page: Columns) -> dict[str, np.ndarray]:
     found = {f"before_{name}": np.where(here, sums[name][at], 0.0) for name in names}
     found["before_one"] = np.ones(len(users))
     return found
-
-
-def _append(
-    log: Log, table: str, columns: Mapping[str, Any], first: bool, more: str = ""
-) -> None:
-    log.connection.register("new", pa.table(dict(columns)))
-    verb = f"CREATE OR REPLACE TABLE {table} AS" if first else f"INSERT INTO {table}"
-    log.connection.execute(f"{verb} SELECT *{more} FROM new")
-    log.connection.unregister("new")
 
 
 def moments(

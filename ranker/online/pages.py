@@ -4,9 +4,12 @@ Works bucket by bucket (see `events`). Every rule that leaves something out coun
 gives the first example, and says what was done.
 """
 
+import collections
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -194,17 +197,24 @@ SELECT p FROM event WHERE position IS NOT NULL AND document IS NOT NULL
     OR deep > 1)
 GROUP BY p, position HAVING min(document) <> max(document)
 """
-# In the order of each user's time.
+# In the order of each user's time. What the log lacks is added afterwards.
 _SORTED = """
-SELECT rowid AS row, u, p, time, coalesce(s, 0) AS s, coalesce(arm, -1) AS arm,
-  coalesce(other_arm, -1) AS other_arm, triggered, clicks, negative, known, dwell,
+SELECT rowid AS row, u, p, time, coalesce(arm, -1) AS arm,
+  coalesce(other_arm, -1) AS other_arm, clicks, negative, known, dwell,
   satisfied, coalesce(top, 'nan'::DOUBLE) AS top,
-  coalesce(latency, 'nan'::DOUBLE) AS latency,
   coalesce(hash(lower(trim(query))), 0) AS query,
   CASE WHEN first_click >= time AND first_click - last_time <= 86400
-    THEN first_click - time ELSE 'nan'::DOUBLE END AS wait
+    THEN first_click - time ELSE 'nan'::DOUBLE END AS wait{more}
 FROM page WHERE time IS NOT NULL ORDER BY u, time, p
 """
+_MORE = {  # column -> SQL of it, and what a page has without it
+    "session": (", coalesce(s, 0) AS s", ("s", np.uint64(0))),
+    "latency": (
+        ", coalesce(latency, 'nan'::DOUBLE) AS latency",
+        ("latency", np.float64("nan")),
+    ),
+    "triggered": (", triggered", ("triggered", np.bool_(False))),
+}
 _ALIKE = """
 SELECT list_has_any(string_split(x, ' '), string_split(y, ' '))
     OR levenshtein(x, y) <= (1 - {similarity}) * greatest(length(x), length(y))
@@ -230,16 +240,24 @@ class Bucket:
     pages: Columns
 
 
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What is looked at in a log, beside the rules."""
+
+    arms: Sequence[str] | None = None  # their names; None where arms do not matter
+    before: float | None = None  # when the test begins; earlier is the pre-period
+    extra: tuple[str, ...] = ()  # fields that `event` has beside
+    segments: tuple[str, ...] = ()  # columns of the log that `page` has beside
+    triggers: str = ""  # SQL of a boolean by the page's query; "": the log's own
+
+
+_WORKERS = 4  # buckets at a time; each takes some 300 MB
+_Note = tuple[str, str, int, Any]  # kind, what the example is, count, its hash
+_T = TypeVar("_T")
+
+
 def walk(
-    log: Log,
-    rules: PageRules,
-    found: Contradictions,
-    *,
-    arms: Sequence[str] | None = None,
-    before: float | None = None,
-    extra: tuple[str, ...] = (),
-    segments: tuple[str, ...] = (),
-    triggers: str = "",
+    log: Log, rules: PageRules, found: Contradictions, view: View | None = None
 ) -> Iterator[Bucket]:
     """Makes each bucket's tables `event` and `page`, and its good pages.
 
@@ -247,20 +265,77 @@ def walk(
       log: as read.
       rules: what counts as what.
       found: contradictions are added to it.
-      arms: names of the arms; None where arms do not matter.
-      before: time at which the test begins; earlier pages are the pre-period.
-      extra: fields that `event` has beside.
-      segments: columns of the log that `page` has beside.
-      triggers: SQL of a boolean by the page's query, or "" for the log's own.
+      view: what is looked at.
     """
-    start = -1.0 if before is None else float(before)
     for number in range(log.buckets):
-        _make_tables(log, rules, number, arms or (), extra, segments, triggers)
-        columns: Any = log.connection.execute(_SORTED).fetchnumpy()
-        pages = {name: _plain(column) for name, column in columns.items()}
-        _order(log, rules, pages, start)
-        _note(log, found, arms, start, int(pages["reloaded"].sum()), pages)
-        yield Bucket(number, _keep(log, rules, found, pages, arms is not None))
+        bucket, notes = _open(log, rules, number, view or View())
+        _write_down(log, found, notes)
+        yield bucket
+
+
+def work_through(
+    log: Log,
+    rules: PageRules,
+    found: Contradictions,
+    view: View,
+    work: Callable[[Log, Bucket], _T],
+) -> Iterator[_T]:
+    """What `work` makes of each bucket, in order; several buckets at a time.
+
+    Each of the log's threads has a connection of its own, with the bucket's tables
+    `event` and `page`: `work` gets the log through it.
+    """
+    workers = min(log.threads, log.buckets, _WORKERS)
+    logs: queue.SimpleQueue[Log] = queue.SimpleQueue()
+    for _ in range(workers):
+        logs.put(log.again())
+
+    def one(number: int) -> tuple[_T, list[_Note]]:
+        mine = logs.get()
+        try:
+            bucket, notes = _open(mine, rules, number, view)
+            return work(mine, bucket), notes
+        finally:
+            logs.put(mine)
+
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: collections.deque[Any] = collections.deque()
+        for number in range(log.buckets + workers):
+            if number < log.buckets:
+                ahead.append(pool.submit(one, number))
+            if number >= workers:
+                made, notes = ahead.popleft().result()
+                _write_down(log, found, notes)
+                yield made
+    while not logs.empty():
+        logs.get().connection.close()
+
+
+def _open(
+    log: Log, rules: PageRules, number: int, view: View
+) -> tuple[Bucket, list[_Note]]:
+    start = -1.0 if view.before is None else float(view.before)
+    _make_tables(log, rules, number, view)
+    has = set(log.has) | ({"triggered"} if view.triggers else set())
+    more = "".join(sql for name, (sql, _) in _MORE.items() if name in has)
+    columns: Any = log.connection.execute(_SORTED.format(more=more)).fetchnumpy()
+    pages = {name: _plain(column) for name, column in columns.items()}
+    for name, (_, (column, value)) in _MORE.items():
+        if name not in has:
+            pages[column] = np.full(len(pages["u"]), value)
+    _order(log, rules, pages, start)
+    notes = _note(log, view.arms, start, pages)
+    kept, more_notes = _keep(log, rules, pages, view.arms is not None)
+    return Bucket(number, kept), notes + more_notes
+
+
+def _write_down(log: Log, found: Contradictions, notes: Sequence[_Note]) -> None:
+    for kind, what, count, example in notes:
+        found.add(
+            kind,
+            count,
+            lambda what=what, number=example: f"{what} {log.name(what, int(number))!r}",
+        )
 
 
 def _plain(column: np.ndarray) -> np.ndarray:
@@ -272,25 +347,22 @@ def _plain(column: np.ndarray) -> np.ndarray:
     return np.ma.filled(column.astype(np.float64), np.nan)
 
 
-def _make_tables(
-    log: Log,
-    rules: PageRules,
-    number: int,
-    arms: Sequence[str],
-    extra: tuple[str, ...],
-    segments: tuple[str, ...],
-    triggers: str,
-) -> None:
+def _make_tables(log: Log, rules: PageRules, number: int, view: View) -> None:
     has_dwell = "dwell" in log.has
 
     def column(name: str, kind: str) -> str:
         return f'"{name}"' if name in log.has else f"NULL::{kind}"
 
-    names = ", ".join("'" + arm.replace("'", "''") + "'" for arm in arms)
-    arm = f'(list_position([{names}], "arm") - 1)::INTEGER' if arms else "NULL::INTEGER"
+    names = ", ".join("'" + arm.replace("'", "''") + "'" for arm in view.arms or ())
+    arm = (
+        f'(list_position([{names}], "arm") - 1)::INTEGER'
+        if view.arms
+        else "NULL::INTEGER"
+    )
     kinds = {"score": "DOUBLE", "propensity": "DOUBLE"}
-    more = "".join(f'"{name}", ' for name in segments) + "".join(
-        f'{column(name, kinds.get(name, "VARCHAR"))} AS "{name}", ' for name in extra
+    more = "".join(f'"{name}", ' for name in view.segments) + "".join(
+        f'{column(name, kinds.get(name, "VARCHAR"))} AS "{name}", '
+        for name in view.extra
     )
     sql = _EVENTS.format(
         session="s" if "session" in log.has else "NULL::UBIGINT",
@@ -299,7 +371,7 @@ def _make_tables(
         position=column("position", "INTEGER"),
         document=column("document", "UBIGINT"),
         latency=column("latency", "FLOAT"),
-        triggered=triggers or column("triggered", "BOOLEAN"),
+        triggered=view.triggers or column("triggered", "BOOLEAN"),
         more=more,
         dwell='"dwell"' if has_dwell else _NEXT.format(gap=rules.gap),
         rows=log.rows(number),
@@ -315,14 +387,14 @@ def _make_tables(
             if "latency" in log.has
             else "NULL::FLOAT",
             triggered="coalesce(bool_or(triggered) FILTER (NOT click), false)"
-            if triggers or "triggered" in log.has
+            if view.triggers or "triggered" in log.has
             else "false",
             cap=rules.dwell_cap,
             satisfied=rules.satisfied,
             places=_PLACES if log.facts["results"] else _NO_PLACES,
             more="".join(
                 f'any_value("{name}") FILTER (NOT click) AS "{name}", '
-                for name in segments
+                for name in view.segments
             ),
         )
     )
@@ -370,14 +442,9 @@ def _alike(log: Log, rules: PageRules, a: np.ndarray, b: np.ndarray) -> np.ndarr
 
 
 def _note(
-    log: Log,
-    found: Contradictions,
-    arms: Sequence[str] | None,
-    start: float,
-    reloads: int,
-    pages: Columns,
-) -> None:
-    """Counts the contradictions within pages."""
+    log: Log, arms: Sequence[str] | None, start: float, pages: Columns
+) -> list[_Note]:
+    """The contradictions within pages."""
     conditions = {
         "click_without_page": ("clicks", "time IS NULL"),
         "position_twice": ("1", "doubled"),
@@ -400,21 +467,20 @@ def _note(
         f"SELECT {columns} FROM (SELECT *, p IN (FROM twice) AS doubled FROM page)"
     ).fetchone()
     assert row
-    for kind, count, example in zip(conditions, row[::2], row[1::2], strict=True):
-        _add(log, found, kind, "page", count, example)
-    first = pages["p"][pages["reloaded"]]
-    _add(log, found, "refresh", "page", reloads, first.min() if reloads else None)
+    notes: list[_Note] = [
+        (kind, "page", count, example)
+        for kind, count, example in zip(conditions, row[::2], row[1::2], strict=True)
+    ]
+    return [*notes, _noted("refresh", "page", pages["p"][pages["reloaded"]])]
 
 
-def _add(
-    log: Log, found: Contradictions, kind: str, what: str, count: int, example: Any
-) -> None:
-    found.add(kind, count, lambda: f"{what} {log.name(what, int(example))!r}")
+def _noted(kind: str, what: str, names: np.ndarray) -> _Note:
+    return kind, what, len(names), int(names.min()) if len(names) else None
 
 
 def _keep(
-    log: Log, rules: PageRules, found: Contradictions, pages: Columns, needs_arm: bool
-) -> Columns:
+    log: Log, rules: PageRules, pages: Columns, needs_arm: bool
+) -> tuple[Columns, list[_Note]]:
     """Leaves out users and pages by the rules."""
     u, day = pages["u"], pages["day"]
     new_user = np.concatenate([[True], u[1:] != u[:-1]])[: len(u)]
@@ -426,7 +492,7 @@ def _keep(
     bots[user[new_day][of_day > rules.bot_pages]] = True
     left_out = bots.copy()
     names = u[new_user]
-    _add(log, found, "bot", "user", int(bots.sum()), _least(names[bots]))
+    notes = [_noted("bot", "user", names[bots])]
     keep = ~pages["reloaded"]
     if needs_arm:
         tested = pages["in_test"] & (pages["arm"] >= 0)
@@ -438,7 +504,7 @@ def _keep(
             other = np.where(tested, pages["other_arm"], -1)
             high = np.maximum.reduceat(other, first)
         two = (low < high) & (high >= 0)
-        _add(log, found, "user_in_two_arms", "user", int(two.sum()), _least(names[two]))
+        notes.append(_noted("user_in_two_arms", "user", names[two]))
         left_out |= two
         keep &= ~pages["in_test"] | (pages["arm"] >= 0)
     keep &= ~left_out[user]
@@ -452,11 +518,7 @@ def _keep(
         kept["dwell"] = kept["dwell"] + unknown * rules.dwell_cap
         kept["known"] = kept["known"] + unknown
         kept["satisfied"] = kept["satisfied"] + unknown
-    return kept
-
-
-def _least(names: np.ndarray) -> int | None:
-    return int(names.min()) if len(names) else None
+    return kept, notes
 
 
 def make_kept(log: Log, bucket: Bucket) -> None:

@@ -14,7 +14,7 @@ from ranker.online import estimates, measures, pages
 from ranker.online.estimates import Moments
 from ranker.online.events import Log
 from ranker.online.measures import MEASURES
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.pages import Contradictions, PageRules, View
 
 FIELDS = pages.FIELDS
 _CHUNK = 2**22  # signs drawn at a time
@@ -139,8 +139,8 @@ def forecast(log: Log, settings: Settings) -> dict[str, Any]:
 
 def _make_users(log: Log, settings: Settings) -> Contradictions:
     found = Contradictions()
-    walked = pages.walk(log, settings.rules, found, before=settings.before)
-    measures.make_users(log, walked)
+    view = View(before=settings.before)
+    measures.make_users(log, settings.rules, found, view)
     row = log.connection.execute("SELECT count(*) FROM users").fetchone()
     assert row
     if row[0] < 2:

@@ -13,7 +13,7 @@ from ranker.metrics.significance import holm
 from ranker.online import pages
 from ranker.online.events import Log
 from ranker.online.interleaving import BOTH
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.pages import Contradictions, PageRules, View
 
 FIELDS = (*pages.FIELDS, "team", "score")
 CREDITS = ("clicks", "satisfied", "dwell")
@@ -149,7 +149,7 @@ def analyse(log: Log, settings: Settings) -> dict[str, Any]:
         )
     found = Contradictions()
     chunks, named = [], set()
-    for bucket in pages.walk(log, settings.rules, found, extra=("team", "score")):
+    for bucket in pages.walk(log, settings.rules, found, View(extra=("team", "score"))):
         pages.make_kept(log, bucket)
         log.connection.execute(
             "CREATE OR REPLACE TEMP TABLE shown AS SELECT u, p, document, position, "

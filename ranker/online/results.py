@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from ranker.errors import DataError
 from ranker.online import pages
 from ranker.online.events import Log
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.pages import Contradictions, PageRules, View
 
 FIELDS = (*pages.FIELDS, "document_id", "propensity")
 _ROWS = """
@@ -82,7 +82,9 @@ def load_pages(
             "document_id and position"
         )
     connection = log.connection
-    for bucket in pages.walk(log, rules, found, extra=("document_id", "propensity")):
+    for bucket in pages.walk(
+        log, rules, found, View(extra=("document_id", "propensity"))
+    ):
         pages.make_kept(log, bucket)
         verb = "INSERT INTO results" if bucket.number else "CREATE TABLE results AS"
         connection.execute(f"{verb} {_ROWS.format(depth=depth)}")

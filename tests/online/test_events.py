@@ -10,7 +10,7 @@ import pytest
 
 from ranker.errors import DataError
 from ranker.online import events, pages
-from ranker.online.pages import Contradictions, PageRules
+from ranker.online.pages import Contradictions, PageRules, View
 
 HEADER = "time\tuser\tpage\tevent\tquery\tarm\tdocument_id\tposition\tdwell"
 ROWS = [
@@ -220,8 +220,9 @@ def test_a_log_in_buckets_is_the_same_log(tmp_path, monkeypatch):
 
 def _contradictions(tmp_path, rows, rules=None, header=HEADER):
     found = Contradictions()
-    with events.read_log([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
-        walked = list(pages.walk(log, rules or PageRules(), found, arms=("A", "B")))
+    with events.read([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
+        view = View(arms=("A", "B"))
+        walked = list(pages.walk(log, rules or PageRules(), found, view))
     return found.summary(), sum(len(bucket.pages["u"]) for bucket in walked)
 
 
