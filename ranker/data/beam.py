@@ -136,7 +136,8 @@ def build_pipeline(pipeline: Any, job: WorkerSettings) -> Any:
         "pairs": beam.pvalue.AsSingleton(merged | "PairCount" >> _count()),
         "notes": beam.pvalue.AsSingleton(read.notes | beam.combiners.ToList()),
     }
-    _ = shards | "Summary" >> beam.Map(_summarise, output=job.output, **singles)
+    by = job.rules.count_by
+    _ = shards | "Summary" >> beam.Map(_summarise, output=job.output, by=by, **singles)
     return pipeline
 
 
@@ -182,18 +183,21 @@ class _Read(beam.DoFn):
         if click.position is not None:
             tallies[f"position/{click.position}/rows"] += 1
             tallies[f"position/{click.position}/clicked"] += click.clicked
-        click = clicks.weigh_row(click, self._job.rules)
+        row, rules = click, self._job.rules
+        click = clicks.weigh_row(row, rules)
         query = fold(click.query)
-        reason = clicks.reason_to_drop(
-            click, query, self._job.rules, self._job.held_out
-        )
+        reason = clicks.reason_to_drop(click, query, rules, self._job.held_out)
+        if reason not in (clicks.NOT_CLICKED, clicks.SHORT):
+            tallies["clicked"] += row.count
+            tallies["counted"] += click.count
+            tallies["timed"] += clicks.by_dwell(row, rules)
         if reason:
             tallies[reason] += 1
             if reason == clicks.HELD_OUT:
                 held.add(query)
         elif clicks.is_bare(click):
-            row = (query, click.query, click.count)
-            yield beam.pvalue.TaggedOutput("bare", (click.document_id, row))
+            known = (query, click.query, click.count)
+            yield beam.pvalue.TaggedOutput("bare", (click.document_id, known))
         elif not click.title and not click.summary:
             tallies[clicks.EMPTY] += 1
         else:
@@ -331,6 +335,7 @@ def _summarise(
     pairs: int,
     notes: Sequence[Mapping[str, Any]],
     output: str,
+    by: str,
 ) -> None:
     """Writes what became of the log, for the machine that prepares."""
     told = {
@@ -339,6 +344,7 @@ def _summarise(
         "tallies": tallies,
         "held_out_queries": held,
         "pairs": pairs,
+        "count_by": by,
         "notes": list(notes),
     }
     with FileSystems.create(FileSystems.join(output, SUMMARY)) as file:

@@ -53,6 +53,10 @@ class ClickCounts:
 
     rows: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    by: str = "clicks"  # what a row counts by (rule 5)
+    clicked: int = 0  # clicks of the rows that rules 1 and 2 leave
+    counted: int = 0  # the same by rule 5
+    timed: int = 0  # rows of them that count by their dwell
     merged: int = 0  # rows that were added to another's example
     held_out: int = 0  # rows whose query is held out
     held_out_queries: int = 0
@@ -65,6 +69,12 @@ class ClickCounts:
             "examples": self.examples,
             "merged": self.merged,
             "dropped": self.dropped,
+            "counted": {
+                "by": self.by,
+                "clicks": self.clicked,
+                "counts": self.counted,
+                "rows_by_dwell": self.timed,
+            },
         }
 
 
@@ -126,14 +136,19 @@ def is_bare(click: Click) -> bool:
 MOST = 10  # times that a click counts by its dwell, at most
 
 
+def by_dwell(click: Click, rules: config.ClickRules) -> bool:
+    """Whether a row counts by its dwell."""
+    return rules.count_by == "dwell" and click.dwell is not None
+
+
 def weigh_row(click: Click, rules: config.ClickRules) -> Click:
     """Rule 5: the row with what it counts.
 
     >>> row = Click("q", "t", "", dwell=65.0, count=2)
-    >>> weigh(row, config.ClickRules(count_by="dwell")).count
+    >>> weigh_row(row, config.ClickRules(count_by="dwell")).count
     12
     """
-    if rules.count_by == "clicks" or click.dwell is None:
+    if not by_dwell(click, rules) or click.dwell is None:
         return click
     times = min(max(math.floor(click.dwell / rules.min_dwell), 1), MOST)
     return dataclasses.replace(click, count=click.count * times)
@@ -182,14 +197,18 @@ def clicks_to_examples(
     Returns:
       Examples of the splits "train" and "dev", and what became of the rows.
     """
-    counts = ClickCounts()
+    counts = ClickCounts(by=rules.count_by)
     queries: dict[str, dict[str, Seen]] = {}
     held: set[str] = set()
     for click in clicks:
         counts.rows += 1
-        click = weigh_row(click, rules)
+        row, click = click, weigh_row(click, rules)
         query = fold(click.query)
         reason = reason_to_drop(click, query, rules, held_out)
+        if reason not in (NOT_CLICKED, SHORT):
+            counts.clicked += row.count
+            counts.counted += click.count
+            counts.timed += by_dwell(row, rules)
         found: Texts | None = (click.title, click.summary)
         if not reason and is_bare(click):
             found = texts(click.document_id)

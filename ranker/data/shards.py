@@ -158,6 +158,8 @@ def _counts(
     return ClickCounts(
         rows=tallies.get("rows", 0),
         dropped=dropped,
+        by=told["count_by"],
+        **{name: tallies.get(name, 0) for name in ("clicked", "counted", "timed")},
         merged=tallies.get("kept", 0) - told["pairs"],
         held_out=tallies.get(clicks.HELD_OUT, 0),
         held_out_queries=told["held_out_queries"],

@@ -77,6 +77,12 @@ def _click_lines(clicks: Mapping[str, Any]) -> Iterator[str]:
         f"{', '.join(f'{name} {n:,}' for name, n in examples.items())}; merged: "
         f"{clicks['merged']:,}"
     )
+    counted = clicks.get("counted", {})
+    if counted.get("by") == "dwell":
+        yield (
+            f"clicks by dwell: {counted['rows_by_dwell']:,} rows count by their dwell; "
+            f"{counted['clicks']:,} clicks count as {counted['counts']:,}"
+        )
     for reason, count in clicks["dropped"].items():
         if count:
             yield f"clicks dropped: {count:,} ({reason})"

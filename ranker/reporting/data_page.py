@@ -81,6 +81,13 @@ def _clicks(clicks: Mapping[str, Any]) -> str:
     rows = [["rows read", f"{clicks['rows']:,}"], ["merged", f"{clicks['merged']:,}"]]
     rows += [[f"dropped: {why}", f"{n:,}"] for why, n in clicks["dropped"].items()]
     rows += [[f"examples, {one}", f"{n:,}"] for one, n in clicks["examples"].items()]
+    if found := clicks.get("counted"):
+        rows.append(["clicks of the rows that are left", f"{found['clicks']:,}"])
+        if found["by"] == "dwell":
+            rows += [
+                ["rows that count by their dwell", f"{found['rows_by_dwell']:,}"],
+                ["clicks after that (count_by=dwell)", f"{found['counts']:,}"],
+            ]
     parts = [_grid(f"From {clicks['source']}", ("", "rows"), rows)]
     if found := clicks.get("a_query"):
         values = _spread(list(map(float, found)), list(found.values()))

@@ -68,10 +68,14 @@ def test_dwell_counts_in_units_of_the_least():
         Click("q", "c", "", dwell=10.0),
     ]
     rules = config.ClickRules(dev_fraction=0, count_by="dwell")
-    kept, _ = examples(*rows, rules=rules)
+    kept, counts = examples(*rows, rules=rules)
     assert {one.title: one.count for one in kept} == {"a": 10, "b": 10, "c": 1}
-    kept, _ = examples(*rows, rules=config.ClickRules(dev_fraction=0))
+    told = {"by": "dwell", "clicks": 8, "counts": 21, "rows_by_dwell": 3}
+    assert counts.report()["counted"] == told
+    kept, counts = examples(*rows, rules=config.ClickRules(dev_fraction=0))
     assert {one.title: one.count for one in kept} == {"a": 6, "b": 1, "c": 1}
+    told = {"by": "clicks", "clicks": 8, "counts": 8, "rows_by_dwell": 0}
+    assert counts.report()["counted"] == told
     with pytest.raises(config.ConfigError, match="min_dwell"):
         config.ClickRules(count_by="dwell", min_dwell=0)
 

@@ -46,8 +46,12 @@ def write(folder, **changed):
     told = {
         "shards": shards,
         "a_query": {"10": 1, "2": 3},
+        "count_by": "dwell",
         "tallies": {
             "rows": 30,
+            "clicked": 21,
+            "counted": 34,
+            "timed": 6,
             "kept": 14,
             "held out": 4,
             "not clicked": 12,
@@ -78,6 +82,12 @@ def test_what_workers_counted_is_what_one_machine_counts(tmp_path):
     counts = table.counts
     assert (counts.rows, counts.merged) == (30, 3)
     assert counts.examples == {"train": 9, "dev": 1}
+    assert counts.report()["counted"] == {
+        "by": "dwell",
+        "clicks": 21,
+        "counts": 34,
+        "rows_by_dwell": 6,
+    }
     assert counts.dropped["over the cap of a query"] == 1
     assert (counts.held_out, counts.held_out_queries) == (4, 2)
     assert table.shown["positions"] == {

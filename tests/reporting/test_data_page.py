@@ -21,6 +21,12 @@ REPORT = {
         "merged": 7,
         "examples": {"train": 11, "dev": 0},
         "dropped": {"not clicked": 13},
+        "counted": {
+            "by": "dwell",
+            "clicks": 6001,
+            "counts": 9017,
+            "rows_by_dwell": 2003,
+        },
         "a_query": {"1": 10, "20": 400_000},
         "positions": {"1": {"rows": 4, "clicked": 1}, "2": {"rows": 2, "clicked": 0}},
     },
@@ -42,6 +48,8 @@ REPORT = {
 def test_every_number_is_on_the_page_and_nothing_is_markup():
     page = data_page.render("runs/mine", REPORT)
     for shown in ("1,234", "50.0%", "5,000", "17", "2 of 44", "line 3: x", "q d"):
+        assert shown in page, shown
+    for shown in ("6,001", "9,017", "2,003"):
         assert shown in page, shown
     assert "<b>run</b>" not in page and "<i>train</i>" not in page
     assert page.count("<svg") == 3  # clicks of a query, positions, lengths of queries
