@@ -127,6 +127,65 @@ def test_the_whole_run_leaves_what_it_says(workdir):
     )
 
 
+# Ten subjects in each language, and what stands between words.
+LANGUAGES = {
+    "Chinese": (
+        "苹果手机 北京天气 红烧肉 高铁时刻 图书馆 感冒症状 汽车保险 足球比赛 电影 签证",
+        "",
+    ),
+    "Japanese": (
+        "東京の天気 ラーメン 新幹線 図書館 風邪 自動車保険 サッカー 映画 料理 旅",
+        "",
+    ),
+    "Thai": (
+        "อาหารไทย รถไฟ โรงแรม อากาศ ห้องสมุด ไข้หวัด ประกันภัย ฟุตบอล ภาพยนตร์ วีซ่า",
+        "",
+    ),
+    "Hindi": (
+        "मौसम टिकट व्याकरण पुस्तकालय ज़ुकाम बीमा फुटबॉल फिल्म वीज़ा खाना",
+        " ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_collection_of_any_language_runs_to_the_end(name, tmp_path):
+    """Documents tell twice of one subject and once of another; a query names one."""
+    words, between = LANGUAGES[name]
+    subjects = words.split()
+    documents, judged = [], {"train": [], "dev": [], "test": []}
+    for at, subject in enumerate(subjects):
+        split = "test" if at < 4 else "dev" if at < 5 else "train"
+        for other in (1, 2):
+            text = between.join([subject, subject, subjects[(at + other) % 10]])
+            documents.append({"_id": f"d{at}-{other}", "text": text})
+            judged[split].append(f"q{at}\td{at}-{other}\t1\n")
+    queries = [{"_id": f"q{at}", "text": one} for at, one in enumerate(subjects)]
+    queries += [
+        {"_id": f"u{at}", "text": between.join([one, subjects[at - 5]])}
+        for at, one in enumerate(subjects)
+    ]
+    folder = tmp_path / "collection"
+    (folder / "qrels").mkdir(parents=True)
+    for file, rows in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{file}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for split, lines in judged.items():
+        head = "query-id\tcorpus-id\tscore\n"
+        (folder / "qrels" / f"{split}.tsv").write_text(head + "".join(lines))
+    pipeline = tiny(str(folder))
+    data = dataclasses.replace(pipeline.data, max_queries=0)
+    run.run(dataclasses.replace(pipeline, data=data), tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["systems"]) == ["bm25", "sft", "student_labels", "distill"]
+    assert all(one["queries"] == 4 for one in summary["systems"].values())
+    assert summary["systems"]["bm25"]["metrics"]["NDCG@5"] > 0.95
+    report = json.loads((tmp_path / "run" / "prepare" / "report.json").read_text())
+    assert report["splits"]["test"]["candidate_recall"] == 1.0
+    assert report["splits"]["unlabelled"]["queries"] == 10
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+
 def trec_scores(path):
     """Query -> document -> score of a TREC run."""
     found = {}

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow.parquet as pq
 import pytest
+from flax import nnx
 
 from ranker import config, sharding
 from ranker.batch import Impressions, PackedBatch, Rows
@@ -17,6 +19,7 @@ from ranker.models.build import POSITION_BIAS
 from ranker.online import attraction
 from ranker.training import objectives, state
 from ranker.training.checkpoint import Checkpoints
+from ranker.training.score import score
 from ranker.training.train import train
 from ranker.training.trained import load_trained
 
@@ -163,16 +166,11 @@ def _stage(path, **fields):
     )
 
 
-@pytest.mark.slow
-def test_a_stage_learns_looks_and_drops_them(tmp_path, capsys):
-    made = prepare(
-        config.Data(world=WORLD, candidates=5),
-        config.Text(teacher_length=24, student_length=24),
-        tmp_path,
-    )
+def _pages(made, folder):
+    """A file of the lists of train, as pages whose first result was clicked."""
     lists, corpus = made.lists("train"), made.corpus()
-    pages = tmp_path / "pages.jsonl"
-    with pages.open("w") as file:
+    path = folder / "pages.jsonl"
+    with path.open("w") as file:
         for at in range(len(lists)):
             ids = [corpus[int(row)].id for row in lists[at].documents]
             row = {
@@ -183,6 +181,17 @@ def test_a_stage_learns_looks_and_drops_them(tmp_path, capsys):
                 "weights": [2.0] + [1.0] * (len(ids) - 1),
             }
             file.write(json.dumps(row) + "\n")
+    return path
+
+
+@pytest.mark.slow
+def test_a_stage_learns_looks_and_drops_them(tmp_path, capsys):
+    made = prepare(
+        config.Data(world=WORLD, candidates=5),
+        config.Text(teacher_length=24, student_length=24),
+        tmp_path,
+    )
+    pages = _pages(made, tmp_path)
     train(_stage(pages), tmp_path)
     looks = attraction.read_file(tmp_path / "clicks" / "looks.json")
     assert len(looks) == 5 and looks[0] == 1.0 and looks[1] < 1.0
@@ -202,6 +211,47 @@ def test_a_stage_learns_looks_and_drops_them(tmp_path, capsys):
     assert not (tmp_path / "plain" / "looks.json").exists()
     with contextlib.closing(Checkpoints(tmp_path / "clicks")) as one:
         assert one.latest == 4
+
+
+@pytest.mark.slow
+def test_adapters_learn_looks_and_are_scored_without_them(tmp_path):
+    made = prepare(
+        config.Data(world=WORLD, candidates=5),
+        config.Text(teacher_length=24, student_length=24),
+        tmp_path,
+    )
+    pages = _pages(made, tmp_path)
+    model = config.Decoder(
+        num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=16
+    )
+    shared = {"model": model, "optim": config.Optim(learning_rate=1e-2, warmup=0)}
+    train(_stage(pages, name="base", objective=config.Rank(), **shared), tmp_path)
+    lora = config.Lora(rank=2)
+    train(_stage(pages, parent="base", lora=lora, **shared), tmp_path)
+    looks = attraction.read_file(tmp_path / "clicks" / "looks.json")
+    assert len(looks) == 5 and looks[0] == 1.0 and looks[1] < 1.0
+    mesh = sharding.make_mesh(config.Mesh())
+    loaded = load_trained(tmp_path, "clicks", made, mesh, kinds=("sft",), by="the test")
+    names = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(loaded.params)}
+    assert not any(POSITION_BIAS in name or "lora" in name for name in names)
+    scores = {}
+    for name in ("base", "clicks"):
+        job = config.Score(
+            data=config.Data(world=WORLD, candidates=5),
+            text=config.Text(teacher_length=24, student_length=24),
+            name=f"scores_{name}",
+            teacher=name,
+            splits=("train",),
+            rows=8,
+        )
+        score(job, tmp_path)
+        table = pq.read_table(tmp_path / job.name / "chunks")
+        scores[name] = table["score"].to_numpy()
+    lists = made.lists("train")
+    pairs = sum(len(lists[at].documents) for at in range(len(lists)))
+    assert len(scores["base"]) == len(scores["clicks"]) == pairs
+    assert np.isfinite(scores["clicks"]).all()
+    assert not np.allclose(scores["base"], scores["clicks"])
 
 
 def test_lists_without_positions_are_refused(tmp_path):
