@@ -5,8 +5,9 @@
 Folders are BEIR's. Both search the whole corpus for the judged queries of test (dev,
 where there is no test), with k1 1.2 and b 0.75, and drop the same stop words; bm25s
 takes its own words (of two characters and more) and Snowball's stemmer for English. The
-last column is this package's index over the words of bm25s, stemmed: what is left of
-the difference is not due to words.
+last column but one is this package's index over the words of bm25s, stemmed: what is
+left of the difference is not due to words. The last is the p-value of the paired
+randomisation test between both, stemmed, each with its own words.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from ranker.data import words
 from ranker.data.bm25 import Bm25
 from ranker.data.sources import Files
 from ranker.data.words import STOP_WORDS
+from ranker.metrics.significance import randomisation_test
 
 _DEPTH = 10
 Search = Callable[[list[str]], list[np.ndarray]]  # rows of each query, best first
@@ -88,6 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="+", type=pathlib.Path)
     names = ["collection", "ours", "stemmed", "bm25s", "stemmed", "ours on its words"]
+    names.append("p")
     print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|")
     for folder in parser.parse_args().folders:
         split = "test" if (folder / "qrels" / "test.tsv").exists() else "dev"
@@ -98,7 +101,7 @@ def main() -> None:
         texts = [f"{one.title} {one.text}" for one in documents]
         qrels = source.collection.qrels["test"]
         queries = [source.collection.queries[name] for name in qrels]
-        cells = []
+        cells, all_values = [], []
         for make in (
             lambda texts=texts: ours(texts, ""),
             lambda texts=texts: ours(texts, "english"),
@@ -116,7 +119,11 @@ def main() -> None:
                 )
                 for one, rows in zip(qrels.values(), found, strict=True)
             ]
+            all_values.append(np.array(values))
             cells.append(f"{np.mean(values):.4f} ({time.process_time() - start:.1f} s)")
+        p_value = randomisation_test(all_values[1], all_values[3])
+        same = np.array_equal(all_values[4], all_values[3])
+        cells.append(f"{p_value:.2f}" + (", equal on its words" if same else ""))
         print(f"| {folder.name} | {' | '.join(cells)} |", flush=True)
 
 

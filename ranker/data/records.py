@@ -35,7 +35,9 @@ def check_id(field: str, value: object) -> str:
         raise FieldError(
             field,
             value,
-            f"an id without white space or control characters, at most {MAX_ID} long",
+            f"an id without white space or control characters, at most {MAX_ID} long "
+            "(TREC's files part their columns by spaces; write _ for each, in all "
+            "files alike)",
         )
     if not value.isascii() and _SURROGATE.search(value):
         raise FieldError(field, value, "an id that UTF-8 can write (a lone surrogate)")

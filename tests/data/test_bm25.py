@@ -119,3 +119,9 @@ def test_near_a_published_index_on_real_queries():
         grades = one.judged_grades.tolist()
         qrels[one.query_id] = dict(zip(one.judged_ids, grades, strict=True))
     assert ranking.evaluate(qrels, run, ["NDCG@5"])["NDCG@5"].mean > 0.76
+
+
+def test_a_very_long_document_is_known_by_its_first_words():
+    index = Bm25.build(["first " + "filler " * 10_000 + "last", "another"])
+    assert index.search("first", 2)[0].tolist() == [0]
+    assert index.search("last", 2)[0].tolist() == []
