@@ -154,22 +154,51 @@ def test_one_arm_alone_is_no_comparison(log, tmp_path):
     assert "'arm' is missing or empty" in str(_run("ab", "--log", path, code=1))
 
 
-def test_buckets_change_nothing(log, tmp_path, monkeypatch):
+def test_neither_buckets_nor_threads_change_anything(log, tmp_path, monkeypatch):
     from ranker.online import events
 
+    header = log.read_text().split("\n", 1)[0].split("\t")
+    odd = [
+        {
+            "time": f"2026-01-04T1{'AB'.find(arm) + 1}:00:00Z",
+            "user": f"odd{n}",
+            "page": f"odd{n}-{arm}",
+        }
+        | {"event": event, "arm": arm, "query": "q", "device": "desk"}
+        for n in range(20)
+        for event, arm in (("page", "A"), ("page", "B"), ("click", ""))
+    ]
+    lines = ["\t".join(row.get(name, "") for name in header) for row in odd]
+    path = tmp_path / "odd.tsv"
+    path.write_text(log.read_text() + "\n".join(lines) + "\n")
     found = []
-    for rows in (10**9, 900):
+    for rows, threads in ((10**9, 1), (900, 1), (900, 2), (900, 4)):
         monkeypatch.setattr(events, "ROWS_A_BUCKET", rows)
-        out = tmp_path / f"{rows}.json"
-        _run("ab", "--log", log, "--json", out, "--before", "2026-01-03")
+        out = tmp_path / f"{rows}-{threads}.json"
+        flags = ("--threads", threads, "--segment", "device", "--before", "2026-01-03")
+        _run("ab", "--log", path, "--json", out, *flags)
         found.append(json.loads(out.read_text()))
-    one, other = found
-    assert one["arms"] == other["arms"] and one["contradictions"] == {}
-    for name, effect in one["comparisons"]["B"].items():
-        assert other["comparisons"]["B"][name]["lift"] == pytest.approx(effect["lift"])
-        assert other["comparisons"]["B"][name]["p_value"] == pytest.approx(
-            effect["p_value"]
-        )
+    one, *others = found
+    counts = {kind: told["count"] for kind, told in one["contradictions"].items()}
+    assert counts == {"user_in_two_arms": 20, "click_without_page": 20}
+    for other in others:
+        assert one["arms"] == other["arms"]
+        assert other["contradictions"] == others[0]["contradictions"]
+        told = other["contradictions"].items()
+        assert counts == {kind: values["count"] for kind, values in told}
+        for effect, same in (
+            *_alike(one["comparisons"]["B"], other["comparisons"]["B"]),
+            *zip(one["days"]["B"], other["days"]["B"], strict=True),
+            *zip(one["segments"], other["segments"], strict=True),
+        ):
+            assert same["lift"] == pytest.approx(effect["lift"])
+            assert same["lift_interval"] == pytest.approx(effect["lift_interval"])
+            assert same["p_value"] == pytest.approx(effect["p_value"])
+
+
+def _alike(one, other):
+    assert one.keys() == other.keys()
+    return [(one[name], other[name]) for name in one]
 
 
 def test_aa_and_power(log, tmp_path):

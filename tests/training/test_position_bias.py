@@ -150,19 +150,19 @@ WORLD = config.World(
 
 
 def _stage(path, **fields):
+    given = {
+        "name": "clicks",
+        "click_lists": str(path),
+        "objective": config.Rank(position_bias=5),
+        "model": config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
+        "optim": config.Optim(learning_rate=1e-3, warmup=1),
+    }
     return config.Train(
         data=config.Data(world=WORLD, candidates=5),
         text=config.Text(teacher_length=24, student_length=24),
-        model=config.Encoder(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=16),
-        optim=config.Optim(learning_rate=1e-3, warmup=1),
         batch=config.Batch(size=8, list_size=4),
         loop=config.Loop(steps=4),
-        **{
-            "name": "clicks",
-            "click_lists": str(path),
-            "objective": config.Rank(position_bias=5),
-            **fields,
-        },
+        **given | fields,
     )
 
 
