@@ -220,7 +220,7 @@ def test_a_log_in_buckets_is_the_same_log(tmp_path, monkeypatch):
 
 def _contradictions(tmp_path, rows, rules=None, header=HEADER):
     found = Contradictions()
-    with events.read([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
+    with events.read_log([_write(tmp_path, rows, header)], fields=pages.FIELDS) as log:
         view = View(arms=("A", "B"))
         walked = list(pages.walk(log, rules or PageRules(), found, view))
     return found.summary(), sum(len(bucket.pages["u"]) for bucket in walked)

@@ -19,7 +19,7 @@ from ranker.models.build import POSITION_BIAS
 from ranker.online import attraction
 from ranker.training import objectives, state
 from ranker.training.checkpoint import Checkpoints
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 from ranker.training.train import train
 from ranker.training.trained import load_trained
 
@@ -244,7 +244,7 @@ def test_adapters_learn_looks_and_are_scored_without_them(tmp_path):
             splits=("train",),
             rows=8,
         )
-        score(job, tmp_path)
+        score_chunks(job, tmp_path)
         table = pq.read_table(tmp_path / job.name / "chunks")
         scores[name] = table["score"].to_numpy()
     lists = made.lists("train")
