@@ -40,6 +40,22 @@ def test_a_second_run_is_told_who_works_there(tmp_path):
         assert todo  # the lock went with the process
 
 
+def test_the_first_lock_makes_the_workdir(tmp_path):
+    workdir = tmp_path / "runs" / "first"
+    with manifests.lock(workdir, "sft"):
+        assert workdir.is_dir()
+
+
+def test_a_list_is_checked_by_what_it_holds():
+    @dataclasses.dataclass
+    class Named:
+        names: list[str]
+
+    manifests.check_types(Named(["a", "b"]))
+    with pytest.raises(ValueError, match="its field 'names' is not of type"):
+        manifests.check_types(Named(["a", 1]))  # type: ignore[list-item]
+
+
 def test_a_replaced_stage_is_moved_aside_with_all_that_it_holds(tmp_path, capsys):
     folder = tmp_path / "sft"
     old = manifests.Manifest(kind="sft", settings={"steps": 1}, inputs={})
