@@ -336,12 +336,20 @@ Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item], count: int = 2) -> Iterator[Item]:
-    """The same items, of which a thread makes so many while others are used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="ahead") as pool:
-        made = collections.deque(pool.submit(next, items, None) for _ in range(count))
-        while (found := made.popleft().result()) is not None:
-            made.append(pool.submit(next, items, None))
-            yield found
+    """The same items, of which a thread makes so many while others are used.
+
+    The first are begun at once, not when they are asked for.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    made = collections.deque(pool.submit(next, items, None) for _ in range(count))
+
+    def given() -> Iterator[Item]:
+        with pool:
+            while (found := made.popleft().result()) is not None:
+                made.append(pool.submit(next, items, None))
+                yield found
+
+    return given()
 
 
 def no_pairs(

@@ -21,9 +21,10 @@ import numpy as np
 
 import ranker
 from ranker import config, manifests, processes, sharding
-from ranker.data.pairs import can_share
+from ranker.data.pairs import ListEncoder, can_share
 from ranker.data.prepare import NAME as PREPARE
 from ranker.data.prepare import Prepared, prepare
+from ranker.data.records import RankedList
 from ranker.data.text import Tokenizer
 from ranker.errors import DataError
 from ranker.manifests import Manifest, ScoreFacts
@@ -33,8 +34,14 @@ from ranker.scoring import proof as proofs
 from ranker.scoring.pair_files import open_input
 from ranker.scoring.pairs import Bad, ChunkPairs, Input, ListPairs
 from ranker.training.inputs import corpus_tokens
-from ranker.training.reporter import Reporter
-from ranker.training.scorer import make_score, score_lists
+from ranker.training.reporter import Reporter, duration
+from ranker.training.scorer import (
+    Batches,
+    Idle,
+    begin_batches,
+    make_score,
+    score_lists,
+)
 from ranker.training.train import adopt
 from ranker.training.trained import Trained, load_trained
 
@@ -296,9 +303,9 @@ def _score_chunks(run: ScoreRun, job: jobs.Job, mine: Sequence[int]) -> None:
     progress = _Progress(Reporter(None, settings.name, total=total, unit="pair"))
     code = code_digest()
     with _behind() as behind:
-        for number, content in _ahead(run.source, job, mine):
+        for number, ready in _ahead(run.source, job, mine, scorer.begin):
             start = time.monotonic()
-            content, scores = scorer(job, number, content, progress)
+            content, scores = scorer(job, number, ready, progress)
             if not mesh.is_multi_process or processes.leads():
                 behind(
                     jobs.save_chunk,
@@ -313,6 +320,7 @@ def _score_chunks(run: ScoreRun, job: jobs.Job, mine: Sequence[int]) -> None:
                     code=code,
                 )
             progress.finish(job.chunks[number].pairs)
+        progress.end()
 
 
 @contextlib.contextmanager
@@ -334,17 +342,33 @@ def _behind() -> Iterator[Callable[..., None]]:
             last.pop().result()
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A chunk that can be scored: the pairs that have room, and their first batches."""
+
+    content: ChunkPairs
+    encoder: ListEncoder
+    batches: Batches
+
+
 def _ahead(
-    source: Input, job: jobs.Job, mine: Sequence[int]
-) -> Iterator[tuple[int, ChunkPairs]]:
-    """Each chunk's content; the next one is read while one is scored."""
+    source: Input,
+    job: jobs.Job,
+    mine: Sequence[int],
+    begin: Callable[[ChunkPairs], _Ready],
+) -> Iterator[tuple[int, _Ready]]:
+    """Each chunk; the next one is read and begun while one is scored."""
+
+    def read(number: int) -> _Ready:
+        return begin(source.read(job.chunks[number]))
+
     with ThreadPoolExecutor(1, thread_name_prefix="chunks") as pool:
-        reading = pool.submit(source.read, job.chunks[mine[0]])
+        reading = pool.submit(read, mine[0])
         for number, after in zip(mine, [*mine[1:], None], strict=True):
-            content = reading.result()
+            ready = reading.result()
             if after is not None:
-                reading = pool.submit(source.read, job.chunks[after])
-            yield number, content
+                reading = pool.submit(read, after)
+            yield number, ready
 
 
 class _Scorer:
@@ -360,8 +384,21 @@ class _Scorer:
         if why:
             print(f"[{settings.name}] {why}", flush=True)
 
+    def begin(self, content: ChunkPairs) -> _Ready:
+        """Sets long queries aside, and begins to make batches of the other pairs."""
+        content = _without_long_queries(content, self.tokenizer, self.teacher.length)
+        tokens = None
+        if self.tokens is not None and content.rows is not None and content.lists:
+            places = np.concatenate([one.documents for one in content.lists])
+            tokens = self.tokens.of(places, content.rows)
+        encoder = self.teacher.encoder_of(content.corpus, self.tokenizer, tokens)
+        batches = begin_batches(
+            self.teacher.network, content.lists, encoder, rows=self.settings.rows
+        )
+        return _Ready(content, encoder, batches)
+
     def __call__(
-        self, job: jobs.Job, number: int, content: ChunkPairs, progress: "_Progress"
+        self, job: jobs.Job, number: int, ready: _Ready, progress: "_Progress"
     ) -> tuple[ChunkPairs, np.ndarray]:
         """The pairs that have a score, and their scores; the others are set aside.
 
@@ -369,14 +406,15 @@ class _Scorer:
           DataError, FloatingPointError: when more pairs than the settings allow cannot
             be scored.
         """
-        content = _without_long_queries(content, self.tokenizer, self.teacher.length)
+        content = ready.content
         self._check(job, number, content.bad, DataError)
-        scores = self._scores(content, content.lists, progress.batch)
+        encoder = ready.encoder
+        scores = self._scores(content.lists, encoder, progress, ready.batches)
         wrong = np.flatnonzero(~np.isfinite(scores))
         if len(wrong) and self.settings.quarantine:
             # Texts that share a row with a poisoned one are scored again, alone.
             for place in wrong[: self.settings.quarantine + 1]:
-                scores[place] = self._scores(content, [_alone(content, place)])[0]
+                scores[place] = self._scores([_alone(content, place)], encoder)[0]
             wrong = np.flatnonzero(~np.isfinite(scores))
         if len(wrong):
             bad = [
@@ -394,22 +432,24 @@ class _Scorer:
             content, scores = _without(content, scores, wrong)
         return content, scores
 
-    def _scores(self, content: ChunkPairs, lists, progress=None) -> np.ndarray:
-        network = self.teacher.network
-        tokens = None
-        if self.tokens is not None and content.rows is not None and content.lists:
-            places = np.concatenate([one.documents for one in content.lists])
-            tokens = self.tokens.of(places, content.rows)
-        encoder = self.teacher.encoder_of(content.corpus, self.tokenizer, tokens)
+    def _scores(
+        self,
+        lists: Sequence[RankedList],
+        encoder: ListEncoder,
+        progress: "_Progress | None" = None,
+        batches: Batches | None = None,
+    ) -> np.ndarray:
         return score_lists(
             self.score,
             self.teacher.params,
-            network,
+            self.teacher.network,
             lists,
             encoder,
             rows=self.settings.rows,
-            progress=progress,
+            progress=progress.batch if progress else None,
             finite=False,
+            batches=batches,
+            idle=progress.idle if progress else None,
         )
 
     def _check(
@@ -494,6 +534,7 @@ class _Progress:
 
     def __init__(self, reporter: Reporter):
         self.reporter, self.done, self.chunk_tokens = reporter, 0, 0
+        self.idle = Idle()
         reporter.start(0)
 
     def batch(self, pairs: int, tokens: int) -> None:
@@ -505,3 +546,10 @@ class _Progress:
         """A chunk of `pairs` pairs is written."""
         self.done += pairs
         self.chunk_tokens = 0
+
+    def end(self) -> None:
+        """Says how far the devices had work."""
+        self.reporter.note(
+            f"the devices had work for {self.idle.busy_share:.1%} or more of "
+            f"{duration(self.idle.seconds)}, from the first batch to the last"
+        )

@@ -77,6 +77,75 @@ def _gathered(values: jax.Array) -> np.ndarray:
     return np.asarray(jax.device_get(values))
 
 
+Batches = Iterator[tuple[PackedBatch, np.ndarray]]
+
+
+def _divisible(rows: int, shards: Shards) -> int:
+    return -(-rows // shards.count) * shards.count
+
+
+def begin_batches(
+    network: Network, lists: Indexed[RankedList], encoder: ListEncoder, *, rows: int
+) -> Batches:
+    """What `score_lists` scores; threads make the first batches from now on.
+
+    So that the devices need not wait for them when their turn comes.
+    """
+    shards = shards_of(network)
+    rows = _divisible(rows, shards)
+    records = (lists[i] for i in range(len(lists)))
+    return ahead(pair_batches(records, encoder, rows=rows, shards=shards))
+
+
+class Idle:
+    """How long the devices may have had nothing to do, at most.
+
+    They are known to work while a result is not ready. From when that was last seen
+    until they are sent the next batch, they may have been idle.
+    """
+
+    def __init__(self):
+        """The clock starts when the first batch has been sent, and so compiled."""
+        self.start = self._since = self._idle = 0.0  # seconds
+        self._last: jax.Array | None = None
+        self._had_work = True
+
+    @property
+    def seconds(self) -> float:
+        """Since the first batch."""
+        return time.perf_counter() - self.start if self.start else 0.0
+
+    @property
+    def busy_share(self) -> float:
+        """Of these, in which the devices had work, at least."""
+        last = 0.0 if self._works() else time.perf_counter() - self._since
+        return 1 - (self._idle + last) / self.seconds if self.start else 1.0
+
+    def _works(self) -> bool:
+        return self._last is None or not self._last.is_ready()
+
+    def begins(self) -> None:
+        """Just before the devices are sent a batch."""
+        self._had_work = self._works()
+
+    def sent(self, result: jax.Array) -> None:
+        """Just after; `result` is what they are to compute."""
+        now = time.perf_counter()
+        if not self._had_work:
+            self._idle += now - self._since
+        self._last, self._since, self.start = result, now, self.start or now
+
+    def look(self, *, wait: bool = False) -> None:
+        """Some time later: devices that still compute were not idle until now.
+
+        With `wait` until they are done.
+        """
+        if self._works():
+            if wait:
+                jax.block_until_ready(self._last)
+            self._since = time.perf_counter()
+
+
 def score_lists(
     score: Callable[[Any, PackedBatch], jax.Array],
     params: Any,
@@ -88,6 +157,8 @@ def score_lists(
     progress: Callable[[int, int], None] | None = None,
     finite: bool = True,
     waits: list[float] | None = None,
+    batches: Batches | None = None,
+    idle: Idle | None = None,
 ) -> np.ndarray:
     """Scores of all candidates of all lists, in order, float32 [pairs].
 
@@ -105,12 +176,14 @@ def score_lists(
       progress: called with the pairs done and the real tokens of each batch.
       finite: stop at a score that is not finite; else the caller looks for them.
       waits: takes the seconds that each batch was waited for.
+      batches: those of `begin_batches` for the same lists, encoder and rows; None: they
+        are begun now.
+      idle: takes note of when the devices have work.
 
     Raises:
       FloatingPointError: at the first batch with a score that is not finite.
     """
-    shards = shards_of(network)
-    rows = -(-rows // shards.count) * shards.count
+    shards, idle = shards_of(network), idle or Idle()
     results: list[tuple[np.ndarray, np.ndarray]] = []
     several, seen = encoder.passages.most > 1, set()  # of a document; pairs begun
     done = 0
@@ -133,11 +206,10 @@ def score_lists(
             progress(done, tokens)
 
     waiting: tuple[jax.Array, jax.Array, int] | None = None
-    records = (lists[i] for i in range(len(lists)))
-    batches = ahead(pair_batches(records, encoder, rows=rows, shards=shards))
-    nothing = no_pairs(encoder, rows=rows, shards=shards)
+    batches = batches or begin_batches(network, lists, encoder, rows=rows)
     if network.mesh.is_multi_process:
         processes.meet()  # what they compute together begins in all at once
+        nothing = no_pairs(encoder, rows=_divisible(rows, shards), shards=shards)
         batches = in_step(batches, nothing)
     with jax.set_mesh(network.mesh):
         while True:
@@ -152,11 +224,15 @@ def score_lists(
             tokens = int((batch.rows.segments > 0).sum())
             tokens = tokens * shards.count // len(shards.local)
             placed: Any = device_batch((batch, numbers), network, leading=0)
+            idle.begins()
             result = score(params, placed[0])
+            idle.sent(result)
             if waiting:  # one batch is computed while the one before is fetched
                 fetch(*waiting)
+                idle.look()
             waiting = (result, placed[1], tokens)
         if waiting:
+            idle.look(wait=True)
             fetch(*waiting)
     if several and results:
         pairs, values = (np.concatenate(x) for x in zip(*results, strict=True))

@@ -5,20 +5,24 @@ import functools
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from ranker import config, errors, manifests, score, sharding
+from ranker.data import pairs
 from ranker.data.prepare import prepare
 from ranker.errors import DataError
 from ranker.models.params import flat
 from ranker.scoring import job as jobs
 from ranker.scoring.targets import load_targets
 from ranker.training import score as teacher
+from ranker.training import scorer
 from ranker.training.scorer import make_score, score_lists
 from ranker.training.train import train
 from ranker.training.trained import load_trained
@@ -270,6 +274,58 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
     assert teacher.verify_chunks(stage, workdir).pairs == 180
     with pytest.raises(DataError, match="have no score: they were set aside"):
         load_targets(workdir / "poisoned", {"train": [None] * 4})
+
+
+def test_a_job_says_how_far_the_devices_had_work(workdir, capsys):
+    teacher.score(settings("busy"), workdir)
+    [share] = re.findall(
+        r"the devices had work for (\S+)% or more of 0:", capsys.readouterr().out
+    )
+    assert 0 < float(share) <= 100
+
+
+class Result:
+    """What devices compute until it is ready."""
+
+    ready = False
+
+    def is_ready(self):
+        return self.ready
+
+
+def test_time_counts_as_idle_from_when_devices_were_seen_at_work(monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(scorer.time, "perf_counter", lambda: clock[0])
+    idle, results = scorer.Idle(), []
+
+    def send(seconds):
+        clock[0] += seconds  # until the batch is there
+        idle.begins()
+        results.append(Result())
+        idle.sent(results[-1])
+
+    send(50)  # before the first batch nothing counts
+    clock[0] += 1
+    idle.look()  # still at work
+    send(2)  # and so it is here: the batch was there in time
+    clock[0] += 1
+    idle.look()
+    results[-1].ready = True
+    send(3)  # may have been idle for all of it
+    clock[0] += 3
+    assert idle.seconds == 10 and idle.busy_share == pytest.approx(0.7)
+
+
+def test_the_next_batches_are_begun_before_they_are_asked_for():
+    begun = threading.Event()
+
+    def items():
+        begun.set()
+        yield from range(5)
+
+    given = pairs.ahead(items())
+    assert begun.wait(60)
+    assert list(given) == [0, 1, 2, 3, 4]
 
 
 def test_a_neighbour_of_a_poisoned_pair_keeps_its_score(workdir, monkeypatch):
