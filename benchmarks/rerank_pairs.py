@@ -60,72 +60,89 @@ def main() -> None:
         print(json.dumps({"shape": shape, **measure(shape, texts, args)}), flush=True)
 
 
-def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any]:
-    """Rates of one shape at its best batch, and beside them those of the baseline."""
-    model, vocab = model_of(shape, args.dtype)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix="rerank-"))
-    tokenizer = make_tokenizer(texts, model, folder)
-    network = make_network(model, vocab)
-    params = random_params(network, vocab, args.dtype)
-    score = scoring.make_score(network)
-    shared, _ = pairs.can_share(model, tokenizer.template, args.length)
-    shared = shared and not args.plain
-    count = sum(len(one.documents) for one in texts.lists)
-    tried: dict[int, float] = {}
+class Ours:
+    """A shape of ours with random weights, and the texts that it scores."""
 
-    def encoder() -> pairs.ListEncoder:
-        return pairs.ListEncoder(texts.corpus, tokenizer, args.length, shared=shared)
+    def __init__(self, shape: str, texts: Texts, args: argparse.Namespace):
+        model, vocab = model_of(shape, args.dtype)
+        self.texts, self.length = texts, args.length
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix="rerank-"))
+        self.tokenizer = make_tokenizer(texts, model, self.folder)
+        self.network = make_network(model, vocab)
+        self.params = random_params(self.network, vocab, args.dtype)
+        self.score = scoring.make_score(self.network)
+        shared, _ = pairs.can_share(model, self.tokenizer.template, args.length)
+        self.shared = shared and not args.plain
+        self.count = sum(len(one.documents) for one in texts.lists)
 
-    def whole(rows: int) -> tuple[float, float, np.ndarray]:
-        """Pairs a second, the share of the time spent waiting for input; scores."""
+    @property
+    def encoder(self) -> pairs.ListEncoder:
+        """A fresh one, that has not met a text."""
+        return pairs.ListEncoder(
+            self.texts.corpus, self.tokenizer, self.length, shared=self.shared
+        )
+
+    def rate(self, rows: int, lists: int | None = None) -> tuple[float, float]:
+        """Pairs a second, and the share of the time spent waiting for input."""
         waits: list[float] = []
         start = time.perf_counter()
         scores = scoring.score_lists(
-            score, params, network, texts.lists, encoder(), rows=rows, waits=waits
+            self.score,
+            self.params,
+            self.network,
+            self.texts.lists[:lists],
+            self.encoder,
+            rows=rows,
+            waits=waits,
         )
         seconds = time.perf_counter() - start
-        return count / seconds, sum(waits) / seconds, scores
+        assert np.isfinite(scores).all()
+        return len(scores) / seconds, sum(waits) / seconds
 
-    def compile_for(rows: int) -> None:
-        scoring.score_lists(
-            score, params, network, texts.lists[:1], encoder(), rows=rows
-        )
+    def try_rows(self, rows: int, most: int) -> dict[int, float]:
+        """Pairs a second by rows a batch, doubled until it is slower or too large."""
+        tried: dict[int, float] = {}
+        while rows <= most:
+            try:
+                self.rate(rows, lists=1)  # compiles
+                tried[rows] = self.rate(rows)[0]
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                break  # out of memory: smaller batches are known
+            if tried[rows] < 0.95 * max(tried.values()):
+                break
+            rows *= 2
+        return tried
 
-    rows, best = args.rows, 0.0
-    while rows <= args.most_rows:
-        try:
-            compile_for(rows)
-            tried[rows] = whole(rows)[0]
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            break  # out of memory: smaller batches are known
-        if tried[rows] < 0.95 * best:
-            break
-        best = max(best, tried[rows])
-        rows *= 2
+
+def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any]:
+    """Rates of one shape at its best batch, and beside them those of the baseline."""
+    ours = Ours(shape, texts, args)
+    tried = ours.try_rows(args.rows, args.most_rows)
     chosen = max(tried, key=lambda rows: tried[rows])
-    baseline = _Baseline(shape, tokenizer, folder, args) if args.baseline else None
+    baseline = None
+    if args.baseline:
+        baseline = _Baseline(shape, ours.tokenizer, ours.folder, args)
     found: dict[str, list[float]] = {"ours": [], "baseline": []}
     waited = 0.0
     for _ in range(args.rounds):
-        rate, waited, scores = whole(chosen)
-        assert np.isfinite(scores).all()
+        rate, waited = ours.rate(chosen)
         found["ours"].append(rate)
         if baseline:
             found["baseline"].append(baseline.rate(texts))
-    device, tokens = on_device(score, params, network, texts, encoder(), chosen)
+    device, tokens = on_device(ours, chosen)
     result = {
         "device": jax.devices()[0].device_kind,
         "pairs_per_second": statistics.median(found["ours"]),
         "rounds": [round(x, 1) for x in found["ours"]],
         "device_pairs_per_second": device,
         "waited_for_input": round(waited, 3),
-        "tokens_a_pair": round(tokens / count, 1),
-        "pairs": count,
+        "tokens_a_pair": round(tokens / ours.count, 1),
+        "pairs": ours.count,
         "rows": chosen,
         "tried": {rows: round(rate, 1) for rows, rate in tried.items()},
-        "shared_prompt": shared,
+        "shared_prompt": ours.shared,
         "dtype": args.dtype,
     }
     if baseline:
@@ -136,13 +153,13 @@ def measure(shape: str, texts: Texts, args: argparse.Namespace) -> dict[str, Any
     return result
 
 
-def on_device(
-    score: Any, params: Any, network: Any, texts: Texts, encoder: Any, rows: int
-) -> tuple[float, int]:
+def on_device(ours: Ours, rows: int) -> tuple[float, int]:
     """Pairs a second of batches that were made before, and their real tokens."""
+    score, params, network = ours.score, ours.params, ours.network
+    lists, encoder = ours.texts.lists, ours.encoder
     shards = scoring.shards_of(network)
     rows = -(-rows // shards.count) * shards.count
-    made = list(pairs.pair_batches(texts.lists, encoder, rows=rows, shards=shards))
+    made = list(pairs.pair_batches(lists, encoder, rows=rows, shards=shards))
     tokens = sum(int((batch.rows.segments > 0).sum()) for batch, _ in made)
     with jax.set_mesh(network.mesh):
         placed = [
