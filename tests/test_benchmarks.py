@@ -26,7 +26,6 @@ def run(*flags):
     ("part", "figure"),
     [
         ("train-bert-base", "share_of_peak"),
-        ("train-qwen3-0.6b-plain", "share_of_peak"),
         ("pairs-minilm", "pairs_per_second"),
         ("pairs-qwen2-1.5b", "pairs_per_second"),
         ("attention", "ours_gradient"),
