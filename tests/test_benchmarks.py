@@ -25,7 +25,6 @@ def run(*flags):
 @pytest.mark.parametrize(
     ("part", "figure"),
     [
-        ("train-bert-base", "share_of_peak"),
         ("pairs-minilm", "pairs_per_second"),
         ("pairs-qwen2-1.5b", "pairs_per_second"),
         ("attention", "ours_gradient"),
