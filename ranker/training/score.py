@@ -36,8 +36,8 @@ from ranker.scoring.pairs import Bad, ChunkPairs, Input, ListPairs
 from ranker.training.inputs import corpus_tokens
 from ranker.training.reporter import Reporter, duration
 from ranker.training.scorer import (
-    Batches,
     Idle,
+    NumberedBatches,
     begin_batches,
     make_score,
     score_lists,
@@ -348,7 +348,7 @@ class _Ready:
 
     content: ChunkPairs
     encoder: ListEncoder
-    batches: Batches
+    batches: NumberedBatches
 
 
 def _ahead(
@@ -437,7 +437,7 @@ class _Scorer:
         lists: Sequence[RankedList],
         encoder: ListEncoder,
         progress: "_Progress | None" = None,
-        batches: Batches | None = None,
+        batches: NumberedBatches | None = None,
     ) -> np.ndarray:
         return score_lists(
             self.score,

@@ -77,7 +77,7 @@ def _gathered(values: jax.Array) -> np.ndarray:
     return np.asarray(jax.device_get(values))
 
 
-Batches = Iterator[tuple[PackedBatch, np.ndarray]]
+NumberedBatches = Iterator[tuple[PackedBatch, np.ndarray]]
 
 
 def _divisible(rows: int, shards: Shards) -> int:
@@ -86,7 +86,7 @@ def _divisible(rows: int, shards: Shards) -> int:
 
 def begin_batches(
     network: Network, lists: Indexed[RankedList], encoder: ListEncoder, *, rows: int
-) -> Batches:
+) -> NumberedBatches:
     """What `score_lists` scores; threads make the first batches from now on.
 
     So that the devices need not wait for them when their turn comes.
@@ -107,7 +107,7 @@ class Idle:
     def __init__(self):
         """The clock starts when the first batch has been sent, and so compiled."""
         self.start = self._since = self._idle = 0.0  # seconds
-        self._last: jax.Array | None = None
+        self._last: Any = None  # an array, or none yet
         self._had_work = True
 
     @property
@@ -157,7 +157,7 @@ def score_lists(
     progress: Callable[[int, int], None] | None = None,
     finite: bool = True,
     waits: list[float] | None = None,
-    batches: Batches | None = None,
+    batches: NumberedBatches | None = None,
     idle: Idle | None = None,
 ) -> np.ndarray:
     """Scores of all candidates of all lists, in order, float32 [pairs].
