@@ -277,7 +277,7 @@ def test_poisoned_pairs_are_set_aside_and_listed(workdir, monkeypatch, capsys):
 
 
 def test_a_job_says_how_far_the_devices_had_work(workdir, capsys):
-    teacher.score(settings("busy"), workdir)
+    teacher.score_chunks(settings("busy"), workdir)
     [share] = re.findall(
         r"the devices had work for (\S+)% or more of 0:", capsys.readouterr().out
     )
