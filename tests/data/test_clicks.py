@@ -10,6 +10,7 @@ from ranker.data import click_engine, click_logs, clicks
 from ranker.data.clicks import Digest, clicks_to_examples, in_dev
 from ranker.data.datasets import click_batches
 from ranker.data.records import Click, ClickExample
+from ranker.errors import DataError
 
 RULES = config.ClickRules(min_dwell=10, max_per_query=2, dev_fraction=0)
 
@@ -183,6 +184,28 @@ def by_engine(rows, rules, held_out, texts):
         found = {split: list(table.examples(split)) for split in ("train", "dev")}
         third = list(table.examples("train", every=3))
         return found, table.counts, third
+
+
+@pytest.mark.parametrize("place", ["log", "corpus"])
+def test_an_error_while_the_engine_reads_is_raised_as_it_was(tmp_path, place):
+    """Not as DuckDB wraps it: file, line and kind of the error are the caller's."""
+    error = DataError("log.tsv:8: field 'query': found ''")
+
+    def failing(items, fails):
+        yield from items
+        if fails:
+            raise error
+
+    log = click_logs.batches(iter([Click("q", "", "", "d1")]))
+    with click_engine.open_engine(tmp_path) as connection:
+        with pytest.raises(DataError) as found:
+            click_engine.run_rules(
+                connection,
+                failing(log, place == "log"),
+                RULES,
+                documents=lambda: failing([("d1", "a", "b")], place == "corpus"),
+            )
+    assert found.value is error
 
 
 WORDS = ["a", "B", "a  b", "Straße", "STRASSE", "cafe\u0301", "café", "苹果", "i\u0307"]
