@@ -1,10 +1,14 @@
 """The driver of the evidence: every part runs, and its tables and figures come out."""
 
+import importlib
+import json
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from ranker.errors import ConfigError, DataError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DRIVER = ROOT / "benchmarks" / "evidence"
@@ -29,8 +33,6 @@ TABLES = {
     "e5": "| ours - theirs |",
 }
 
-pytestmark = pytest.mark.slow
-
 
 def run(program, *flags):
     """What a program of the driver prints."""
@@ -47,9 +49,11 @@ def states(out):
     return {row[1]: row[2] for row in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", GROUPS.values(), ids=GROUPS)
 def test_parts_run_and_their_tables_come_out(tmp_path, parts):
     run(DRIVER, "--out", tmp_path, "--smoke", "--parts", *parts)
+    assert json.loads((tmp_path / "size.json").read_text()) == {"size": "smoke"}
     found = states(tmp_path)
     assert [found[part] for part in parts] == ["done"] * len(parts)
     data = tmp_path / "smoke" / "data"
@@ -66,8 +70,47 @@ def test_parts_run_and_their_tables_come_out(tmp_path, parts):
         assert "[e3] done before" in run(DRIVER, *flags[:2], "--smoke", "--parts", "e3")
 
 
+@pytest.mark.slow
 def test_every_part_is_in_a_group(tmp_path):
     assert set(states(tmp_path)) == {
         part for parts in GROUPS.values() for part in parts
     }
     assert set(states(tmp_path).values()) == {"missing"}
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+    """The driver's module of sizes."""
+    monkeypatch.syspath_prepend(DRIVER)
+    return importlib.import_module("sizes")
+
+
+def test_sizes_do_not_mix_in_a_folder(tmp_path, sizes):
+    sizes.check(tmp_path, "gpu")  # no record: parts there are of the size asked for
+    sizes.record(tmp_path, "cpu")
+    sizes.check(tmp_path, "cpu")
+    for other, flag in (("gpu", "--size gpu"), ("smoke", "--smoke")):
+        with pytest.raises(ConfigError) as stop:
+            sizes.check(tmp_path, other)
+        said = f"{tmp_path} holds parts of --size cpu, not of {flag}; give --size cpu"
+        assert str(stop.value).startswith(said)
+    sizes.record(tmp_path, "cpu")  # a later run of the same size
+    assert json.loads((tmp_path / "size.json").read_text()) == {"size": "cpu"}
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"size": "big"}'])
+def test_a_damaged_record_says_what_to_write(tmp_path, sizes, text):
+    (tmp_path / "size.json").write_text(text)
+    with pytest.raises(
+        DataError, match=r"size\.json: .*write {\"size\": \"gpu\"} to it"
+    ):
+        sizes.check(tmp_path, "gpu")
+
+
+@pytest.mark.slow
+def test_the_driver_refuses_another_size(tmp_path):
+    (tmp_path / "size.json").write_text('{"size": "gpu"}')
+    command = [sys.executable, DRIVER, "--out", tmp_path, "--status"]
+    done = subprocess.run(map(str, command), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "holds parts of --size gpu, not of --size cpu" in done.stderr

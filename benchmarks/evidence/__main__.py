@@ -9,8 +9,8 @@ Parts run in the order of `--status`; `--parts` names some. What is done is not 
 again: a killed run goes on where it was, within a part after the last group of students
 or the last stage. NQQED and MEDQUAD are BEIR folders with runs/bm25.*, MINILM and
 SMOLLM2 Hugging Face folders of all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. `--size` is
-gpu or cpu (two cores). `--smoke` makes tiny collections and models and runs each part
-in seconds.
+gpu or cpu (two cores), one of them in a folder OUT. `--smoke` makes tiny collections
+and models and runs each part in seconds.
 """
 
 import argparse
@@ -23,8 +23,10 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))
 
 import parts  # noqa: E402
 import report  # noqa: E402
+import sizes as sizing  # noqa: E402
 from setting import Run  # noqa: E402
-from sizes import SIZES  # noqa: E402
+
+from ranker.errors import UserError  # noqa: E402
 
 FLAGS = {
     "data": "BEIR folder of nqqed",
@@ -41,7 +43,11 @@ def main() -> None:
     )
     add = parser.add_argument
     add("--out", type=pathlib.Path, required=True)
-    add("--size", choices=[name for name in SIZES if name != "smoke"], default="cpu")
+    add(
+        "--size",
+        choices=[name for name in sizing.SIZES if name != "smoke"],
+        default="cpu",
+    )
     add("--smoke", action="store_true", help="tiny collections and models")
     names = [one.name for one in parts.PARTS]
     add("--parts", nargs="+", choices=names, default=names)
@@ -50,7 +56,11 @@ def main() -> None:
         add(f"--{name}", type=pathlib.Path, help=what)
     args = parser.parse_args()
     args.out = args.out.resolve()
-    sizes = SIZES["smoke" if args.smoke else args.size]
+    sizes = sizing.SIZES["smoke" if args.smoke else args.size]
+    try:
+        sizing.check(args.out, sizes.name)
+    except UserError as error:
+        parser.error(str(error))
     if args.status:
         header = ["part", "state", "files", "minutes spent", "hours (cpu)", "question"]
         report.table(header, parts.status(args.out, sizes))
@@ -65,6 +75,7 @@ def main() -> None:
         if missing:
             parser.error(f"{part.name} needs {' and '.join(missing)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    sizing.record(args.out, sizes.name)
     run = Run(args, sizes)
     for part in chosen:
         if all((args.out / name).exists() for name in part.files(sizes)):

@@ -1,6 +1,12 @@
 """What each part reads, trains and measures, at size "gpu", "cpu" or "smoke"."""
 
+import pathlib
 from dataclasses import dataclass
+
+from ranker import storage
+from ranker.errors import ConfigError, DataError, shown
+
+RECORD = "size.json"  # in OUT: the size of its parts
 
 # Arms of E1 in docs/protocol.md; the first four are those of the two-core size.
 MAIN_ARMS = ("labels", "point", "margin", "hybrid", "kl")
@@ -169,3 +175,43 @@ SMOKE = Sizes(
     layers=(("2", "0"), ("3", "1"), ("4", "0,1"), ("6", "0,1")),
 )
 SIZES = {one.name: one for one in (GPU, CPU, SMOKE)}
+
+
+def check(out: pathlib.Path, size: str) -> None:
+    """Checks that OUT holds no part of another size: no table can mix two.
+
+    A folder without a record, such as one of an earlier version, may have any size.
+
+    Raises:
+      ConfigError: when its parts have another size.
+      DataError: when the record is not what `record` writes.
+    """
+    path = out / RECORD
+    if not path.exists():
+        return
+    try:
+        found = storage.read_json(path)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; {_repair(size)}") from error
+    had = found.get("size") if isinstance(found, dict) else None
+    if had not in SIZES:
+        raise DataError(f"{path}: found {shown(found)}; {_repair(size)}")
+    if had != size:
+        raise ConfigError(
+            f"{out} holds parts of {_flag(had)}, not of {_flag(size)}; "
+            f"give {_flag(had)} to continue them, or another folder as --out"
+        )
+
+
+def record(out: pathlib.Path, size: str) -> None:
+    """Says in OUT which size its parts have."""
+    if not (out / RECORD).exists():
+        storage.write_json(out / RECORD, {"size": size})
+
+
+def _flag(size: str) -> str:
+    return "--smoke" if size == "smoke" else f"--size {size}"
+
+
+def _repair(size: str) -> str:
+    return f'if the parts there are of {_flag(size)}, write {{"size": "{size}"}} to it'
