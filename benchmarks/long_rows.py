@@ -5,7 +5,7 @@ r"""What a training step of an encoder of 8,192 tokens takes on TPUs, by its ker
 
 Traces the step of a ModernBERT of 150M for chips that are not here, with the kernel
 that is picked (`tiles`) and with the one before it, JAX's splash, and counts its
-operations as `ranker.plan` does. `--compile` adds HBM bytes, memory and bounds; it takes
+operations as `ranker.plan` does. `--compile` adds HBM bytes, memory and bounds in
 many minutes a kernel. Needs `pip install -e '.[tpu]'`. One JSON line a kernel.
 """
 
