@@ -317,49 +317,72 @@ def test_gsb(tmp_path):
     assert "field 'verdict': found 'better'" in str(stop)
 
 
-def test_simulate_clickmodel_and_counterfactual(tmp_path):
-    """An exploring logger; its looking chances, and the value of another ranking."""
-    log, out, looks = (tmp_path / name for name in ("e.tsv", "o.json", "looks.json"))
+@pytest.fixture(scope="module")
+def explored(tmp_path_factory):
+    """The log of an exploring logger, what is true of it, and two runs."""
+    folder = tmp_path_factory.mktemp("explored")
     for name, scores in (("first", (3, 2, 1)), ("last", (1, 2, 3))):
         lines = [f"q{q} Q0 d{d} 1 {scores[d]} t" for q in range(4) for d in range(3)]
-        (tmp_path / name).write_text("\n".join(lines) + "\n")
+        (folder / name).write_text("\n".join(lines) + "\n")
     grades = [f"q{q} 0 d{d} {2 - d + q % 2}" for q in range(4) for d in range(3)]
-    (tmp_path / "qrels").write_text("\n".join(grades) + "\n")
-    runs = [f"{name}={tmp_path / name}" for name in ("first", "last")]
-    flags = ("--design", "explore", "--qrels", tmp_path / "qrels", "--depth", 3)
+    (folder / "qrels").write_text("\n".join(grades) + "\n")
+    runs = [f"{name}={folder / name}" for name in ("first", "last")]
+    log, out = folder / "e.tsv", folder / "truth.json"
+    flags = ("--design", "explore", "--qrels", folder / "qrels", "--depth", 3)
     more = ("--users", 900, "--explore", 0.6, "--json", out)
     _run("simulate", "--log", log, "--run", *runs, *flags, *more)
-    truth = json.loads(out.read_text())["systems"]
-    examination = json.loads(out.read_text())["examination"]
+    return log, json.loads(out.read_text()), runs
 
-    page, attraction = tmp_path / "o.html", tmp_path / "a.tsv"
+
+@pytest.fixture(scope="module")
+def modelled(explored, tmp_path_factory):
+    """What `clickmodel` reports of that log, and files of what it finds."""
+    folder = tmp_path_factory.mktemp("modelled")
+    out, looks = folder / "o.json", folder / "looks.json"
+    page, attraction = folder / "o.html", folder / "a.tsv"
     flags = ("--model", "all", "--depth", 3, "--html", page, "--attraction", attraction)
-    _run("clickmodel", "--log", log, "--json", out, "--out", looks, *flags)
-    found = json.loads(out.read_text())["models"]
-    np.testing.assert_allclose(found["pbm"]["propensities"], examination, atol=0.06)
+    _run("clickmodel", "--log", explored[0], "--json", out, "--out", looks, *flags)
+    return json.loads(out.read_text())["models"], looks, attraction
+
+
+def test_clickmodel_finds_how_users_look(explored, modelled):
+    _, truth, _ = explored
+    found, _, attraction = modelled
+    close = found["pbm"]["propensities"], truth["examination"]
+    np.testing.assert_allclose(*close, atol=0.06)
     assert found["pbm"]["perplexity"] < found["cascade"]["conditional_perplexity"]
     assert len(attraction.read_text().splitlines()) == 13
 
+
+def test_counterfactual_values_another_ranking(explored, modelled, tmp_path):
+    log, truth, runs = explored
+    out = tmp_path / "o.json"
     flags = ("--run", *runs, "--depth", 3, "--json", out)
-    _run("counterfactual", "--log", log, *flags, "--html", page)
+    _run("counterfactual", "--log", log, *flags, "--html", tmp_path / "o.html")
     for name, one in json.loads(out.read_text())["systems"].items():
         for kind in ("ips", "snips", "dr"):
             low, high = one[kind]["interval"]
             slack = (high - low) / 2
-            assert low - slack < truth[name]["clicks_per_page"] < high + slack
-    _run("counterfactual", "--log", log, *flags, "--propensities", looks)
+            clicks = truth["systems"][name]["clicks_per_page"]
+            assert low - slack < clicks < high + slack
+    _run("counterfactual", "--log", log, *flags, "--propensities", modelled[1])
     systems = json.loads(out.read_text())["systems"]
     assert systems["first"]["ips"]["value"] > systems["last"]["ips"]["value"]
 
-    lists = tmp_path / "lists.jsonl"
-    flags = ("--out", lists, "--propensities", looks, "--depth", 3, "--json", out)
-    _run("impressions", "--log", log, *flags)
+
+def test_impressions_are_lists_with_labels(explored, modelled, tmp_path):
+    lists, out = tmp_path / "lists.jsonl", tmp_path / "o.json"
+    flags = ("--propensities", modelled[1], "--depth", 3, "--json", out)
+    _run("impressions", "--log", explored[0], "--out", lists, *flags)
     rows = [json.loads(line) for line in lists.read_text().splitlines()]
     assert len(rows) == json.loads(out.read_text())["lists"] == 4
     assert all(len(row["document_ids"]) == len(row["labels"]) == 3 for row in rows)
 
-    clicks = tmp_path / "clicks.parquet"
-    _run("clicks", "--log", log, "--out", clicks, "--json", out, "--html", page)
+
+def test_clicks_are_those_of_the_log(explored, tmp_path):
+    log, clicks, out = explored[0], tmp_path / "clicks.parquet", tmp_path / "o.json"
+    pages = ("--html", tmp_path / "o.html")
+    _run("clicks", "--log", log, "--out", clicks, "--json", out, *pages)
     found = json.loads(out.read_text())
     assert found["written"] == found["clicks"] == found["log"]["clicks"] > 0
     logged = [line.split("\t") for line in log.read_text().splitlines()]
@@ -377,6 +400,11 @@ def test_simulate_clickmodel_and_counterfactual(tmp_path):
     stop = _run("clicks", "--log", log, "--out", tmp_path / "c.tsv", code=1)
     assert "expected a name in .parquet" in str(stop)
 
+
+def test_counterfactual_says_what_it_cannot_use(explored, tmp_path):
+    log, _, runs = explored
+    out = tmp_path / "o.json"
+    _run("counterfactual", "--log", log, "--run", *runs, "--depth", 3, "--json", out)
     flags = ("--run", *runs, "--depth", 3)
     stop = _run("counterfactual", "--log", log, *flags, "--propensities", out, code=1)
     assert "holds no looking chances" in str(stop)

@@ -65,11 +65,8 @@ def facts_of(report):
     )
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A workdir as the stages leave it, without their models."""
-    folder = tmp_path_factory.mktemp("made") / "<i>run"
-    generator = np.random.default_rng(0)
+def write_lists(folder, generator):
+    """Prepared lists of nine documents, eight of them judged."""
     documents = [
         Document(f"d{n}", f"title {n} {HOSTILE}", "word " * 99) for n in range(9)
     ]
@@ -90,21 +87,52 @@ def made(tmp_path_factory):
             )
         )
     datasets.write_lists(folder / "prepare" / "lists", {"test": lists})
+    return names, lists
+
+
+def write_trained(folder, kind, inputs):
+    """A finished stage, whose last line of metrics was cut off."""
+    manifest = manifests.Manifest(kind=kind, settings={}, inputs=inputs)
+    manifest.finish(
+        folder,
+        manifests.TrainResults(metrics={"dev_ndcg@5": 0.5}, steps=3, checkpoint=3),
+    )
+    rows = [{"step": n, "time": 5.0 + 70 * n, "loss": 3.0 / n} for n in (1, 2, 2, 3)]
+    rows += [{"step": n, "time": 300.0, "dev_ndcg@5": 0.1 * n} for n in (2, 3)]
+    text = "\n".join(map(json.dumps, rows)) + '\n{"step": 4, "lo'
+    (folder / "metrics.jsonl").write_text(text)
+
+
+def write_evaluated(folder, qrels, runs, inputs):
+    """The results of an evaluation."""
+    found = comparison.compare(
+        qrels,
+        runs,
+        ("NDCG@5", "PNR"),
+        reference="distill",
+        tests=comparison.Inference(permutations=200),
+        fields={HOSTILE[:20]: {f"q{q}": f"<{q % 2}>" for q in range(12)}},
+    )
+    agreed, values = agreements(runs, {"distill": "sft"}, found.queries)
+    across, _ = comparable_scores(qrels, runs)
+    summary = {**found.summary(), "agreement": agreed, "split": "test"}
+    summary["across_queries"] = across
+    (folder / "per_query.tsv").write_text(tables.per_query(found, values))
+    evaluate = manifests.Manifest(kind="evaluate", settings={}, inputs=inputs)
+    evaluate.finish(folder, manifests.EvaluateFacts(summary=summary))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A workdir as the stages leave it, without their models."""
+    folder = tmp_path_factory.mktemp("made") / "<i>run"
+    generator = np.random.default_rng(0)
+    names, lists = write_lists(folder, generator)
     prepare = manifests.Manifest(kind="prepare", settings={"x": HOSTILE}, inputs={})
     prepare.finish(folder / "prepare", facts_of({HOSTILE: HOSTILE}))
     inputs = {"prepare": prepare.key}
-    for name, kind in (("sft", "sft"), ("distill", "distill")):
-        manifest = manifests.Manifest(kind=kind, settings={}, inputs=inputs)
-        manifest.finish(
-            folder / name,
-            manifests.TrainResults(metrics={"dev_ndcg@5": 0.5}, steps=3, checkpoint=3),
-        )
-        rows = [
-            {"step": n, "time": 5.0 + 70 * n, "loss": 3.0 / n} for n in (1, 2, 2, 3)
-        ]
-        rows += [{"step": n, "time": 300.0, "dev_ndcg@5": 0.1 * n} for n in (2, 3)]
-        text = "\n".join(map(json.dumps, rows)) + '\n{"step": 4, "lo'
-        (folder / name / "metrics.jsonl").write_text(text)
+    for kind in ("sft", "distill"):
+        write_trained(folder / kind, kind, inputs)
     runs = {}
     for quality, name in enumerate(("bm25", "sft", "distill")):
         runs[name] = {
@@ -119,21 +147,7 @@ def made(tmp_path_factory):
         one.query_id: dict(zip(one.judged_ids, one.judged_grades.tolist(), strict=True))
         for one in lists
     }
-    found = comparison.compare(
-        qrels,
-        runs,
-        ("NDCG@5", "PNR"),
-        reference="distill",
-        tests=comparison.Inference(permutations=200),
-        fields={HOSTILE[:20]: {f"q{q}": f"<{q % 2}>" for q in range(12)}},
-    )
-    agreed, values = agreements(runs, {"distill": "sft"}, found.queries)
-    across, _ = comparable_scores(qrels, runs)
-    summary = {**found.summary(), "agreement": agreed, "split": "test"}
-    summary["across_queries"] = across
-    (folder / "evaluate" / "per_query.tsv").write_text(tables.per_query(found, values))
-    evaluate = manifests.Manifest(kind="evaluate", settings={}, inputs=inputs)
-    evaluate.finish(folder / "evaluate", manifests.EvaluateFacts(summary=summary))
+    write_evaluated(folder / "evaluate", qrels, runs, inputs)
     return folder
 
 
