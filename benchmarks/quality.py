@@ -53,7 +53,7 @@ def schedule(optim: dict[str, Any], step: int, steps: int) -> float:
 
 
 def train(
-    model, loss, target, lists, corpus, stage: dict[str, Any], size: float
+    model, loss, target, lists, corpus, *, stage: dict[str, Any], size: float
 ) -> float:
     """Trains `model` as the stage did, on `size` lists a step; returns the seconds."""
     settings, optim, batch = stage, stage["optim"], stage["batch"]
@@ -162,7 +162,9 @@ def compare(family: str, folder: str, flags: argparse.Namespace) -> dict[str, An
         device="cpu",
         config_kwargs=changed,
     )
-    seconds = train(model, make(model), target, train_lists, corpus, stage, size)
+    seconds = train(
+        model, make(model), target, train_lists, corpus, stage=stage, size=size
+    )
     theirs = run_of(test, corpus, score(model, test, corpus))
     if flags.runs:
         formats.write_run(flags.runs / f"{folder}.trec", theirs, tag="theirs")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from shapes import mean_context
+from shapes import matmul_flops, mean_context
 
 from ranker import config, sharding
 from ranker.data import pipeline
@@ -236,6 +236,28 @@ def report(found: dict[str, Any], args: argparse.Namespace, **facts: Any) -> Non
             }
         )
     )
+
+
+def report_share(
+    found: dict[str, Any], args: argparse.Namespace, *, flops: float, side: int, **facts
+) -> None:
+    """`report`, with the share of the arithmetic of this machine that ours uses.
+
+    Args:
+      found: what `compare` returns.
+      args: the flags.
+      flops: what the model needs for a real token.
+      side: of the square matrices whose product is what this machine can do.
+      **facts: for the JSON object.
+    """
+    peak = matmul_flops(side, args.dtype)
+    rate = found["tokens_per_second"]["ours"]["median"]
+    print(
+        f"ours: {flops / 1e6:.1f} MFLOP a real token, {rate * flops / 1e9:,.0f} of the "
+        f"{peak / 1e9:,.0f} GFLOP/s that a matrix product reaches here "
+        f"({rate * flops / peak:.0%})"
+    )
+    report(found, args, **facts, mfu=rate * flops / peak, matmul_flops=peak)
 
 
 def pairs_of(lists: Indexed[RankedList], corpus: Indexed[Document], size: int = 0):

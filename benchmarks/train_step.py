@@ -18,6 +18,7 @@ import time
 import jax
 from shapes import (
     SHAPES,
+    Packed,
     make_network,
     make_texts,
     make_tokenizer,
@@ -33,9 +34,11 @@ from ranker.data import pairs
 from ranker.training import objectives, optim, state, step
 from ranker.training import scorer as scoring
 
+Model = config.Encoder | config.Decoder
 
-def main() -> None:
-    """Measures, and prints the JSON line."""
+
+def flags() -> argparse.Namespace:
+    """What the command line says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,11 +54,11 @@ def main() -> None:
     add("--dropout", type=float, default=0.1, help="of encoders")
     add("--remat", choices=("none", "dots", "attention", "full"), default="none")
     add("--plain", action="store_true", help="decoders compute a prompt a pair")
-    args = parser.parse_args()
-    model, vocab = model_of(args.shape, args.dtype)
-    model = dataclasses.replace(model, remat=args.remat)
-    if isinstance(model, config.Encoder):
-        model = dataclasses.replace(model, dropout=args.dropout)
+    return parser.parse_args()
+
+
+def make_batches(args: argparse.Namespace, model: Model) -> tuple[Packed, bool]:
+    """The batches of a round, and whether their texts share a prompt."""
     texts = make_texts(args.data, queries=16 * args.size, list_size=args.list_size)
     tokenizer = make_tokenizer(texts, model)
     shared = pairs.can_share(model, tokenizer.template, args.length)[0]
@@ -65,7 +68,23 @@ def main() -> None:
     packed = pack_lists(
         texts, encoder, size=args.size, list_size=args.list_size, steps=args.steps
     )
-    network = make_network(model, vocab)
+    return packed, encoder.shared
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What the steps took."""
+
+    rounds: list[float]  # seconds
+    compiling: float  # seconds
+    temporary_bytes: int  # of device memory
+    loss: float
+
+
+def measure(
+    network: state.Network, vocab: int, packed: Packed, rounds: int
+) -> Measured:
+    """Takes a step a batch, so many times."""
     objective = objectives.make_objective(config.Rank(loss=("softmax",)), groups=1)
     settings = config.Optim(learning_rate=2e-5, warmup=1)
     tx = optim.make_optimizer(settings, 1000, network.abstract)
@@ -81,31 +100,43 @@ def main() -> None:
         compiling = time.perf_counter() - start
         current, values = compiled(current, placed[0])
         jax.block_until_ready(values)
-        for _ in range(args.rounds):
+        for _ in range(rounds):
             start = time.perf_counter()
             for batch in placed:
                 current, values = compiled(current, batch)
             jax.block_until_ready(values)
             times.append(time.perf_counter() - start)
-    seconds = statistics.median(times)
+    memory = compiled.memory_analysis().temp_size_in_bytes
+    return Measured(times, compiling, memory, float(values["loss"]))
+
+
+def main() -> None:
+    """Measures, and prints the JSON line."""
+    args = flags()
+    model, vocab = model_of(args.shape, args.dtype)
+    model = dataclasses.replace(model, remat=args.remat)
+    if isinstance(model, config.Encoder):
+        model = dataclasses.replace(model, dropout=args.dropout)
+    packed, shared = make_batches(args, model)
+    found = measure(make_network(model, vocab), vocab, packed, args.rounds)
+    seconds = statistics.median(found.rounds)
     size = 2048 if jax.default_backend() == "cpu" else 8192
     peak = matmul_flops(size, args.dtype)
     flops = 3 * model_flops(model, packed.context) * packed.needed
-    memory = compiled.memory_analysis()
     report = {
         "shape": args.shape,
         "device": jax.devices()[0].device_kind,
         "seconds_a_step": seconds / args.steps,
-        "rounds": [round(x / args.steps, 4) for x in times],
+        "rounds": [round(x / args.steps, 4) for x in found.rounds],
         "lists_per_second": packed.lists / seconds,
         "pairs_per_second": packed.documents / seconds,
         "tokens_per_second": packed.tokens / seconds,
         "share_of_peak": flops / seconds / peak,
         "peak_tflops": peak / 1e12,
-        "seconds_compiling": compiling,
-        "temporary_gib": memory.temp_size_in_bytes / 2**30,
-        "shared_prompt": encoder.shared,
-        "loss": float(values["loss"]),
+        "seconds_compiling": found.compiling,
+        "temporary_gib": found.temporary_bytes / 2**30,
+        "shared_prompt": shared,
+        "loss": found.loss,
         "settings": vars(args),
     }
     print(json.dumps(report))

@@ -12,24 +12,110 @@ AdamW (fused where there is a GPU). A round is so many steps of ours, then of th
 compiling and the first step are not counted. The last line is one JSON object.
 """
 
+import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from shapes import matmul_flops, model_flops
+from shapes import model_flops
 from side_by_side import (
     Ours,
+    Setting,
     compare,
     context_of,
     make_parser,
-    report,
+    report_share,
     set_up,
 )
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 from transformers import LlamaForSequenceClassification as Llama
 
 from ranker import config
+
+
+def random_llama(args: argparse.Namespace, vocab: int, pad: int) -> Any:
+    """A torch Llama of random weights."""
+    return Llama(
+        LlamaConfig(
+            vocab_size=vocab,
+            pad_token_id=pad,
+            hidden_size=args.embed,
+            intermediate_size=args.mlp,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.heads,
+            num_key_value_heads=args.kv_heads,
+            tie_word_embeddings=True,
+            num_labels=1,
+        )
+    )
+
+
+def padded(
+    tokens: list[np.ndarray], pad: int, device: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Texts as rows of the longest one's length, and which of their tokens are real."""
+    ids = torch.full((len(tokens), max(map(len, tokens))), pad)
+    mask = torch.zeros_like(ids)
+    for row, one in enumerate(tokens):
+        ids[row, : len(one)] = torch.tensor(one)
+        mask[row, : len(one)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def softmax_loss(scores: torch.Tensor, labels: list[np.ndarray]) -> torch.Tensor:
+    """Mean over lists of the listwise softmax; the lists' scores follow each other."""
+    loss, at = torch.zeros((), device=scores.device), 0
+    for one in labels:
+        mine = scores[at : at + len(one)].float()
+        goal = torch.tensor(one, device=scores.device)
+        loss = loss - (goal * torch.log_softmax(mine, 0)).sum() / len(labels)
+        at += len(one)
+    return loss
+
+
+def make_their_step(setting: Setting, args: argparse.Namespace) -> Callable[[], int]:
+    """What makes a step of theirs and returns the real tokens that it saw."""
+    cuda = torch.cuda.is_available()
+    device = "cuda" if cuda else "cpu"
+    theirs = AutoModelForSequenceClassification.from_pretrained(
+        str(setting.folder), num_labels=1, dtype=torch.float32
+    ).to(device)
+    theirs.train()
+    optimiser = torch.optim.AdamW(theirs.parameters(), lr=2e-5, fused=cuda)
+    lists, encoder = setting.prepared.lists("train"), setting.encoder
+    generator = np.random.default_rng(0)
+
+    def take() -> int:
+        tokens, labels = [], []
+        for number in generator.integers(0, len(lists), args.their_batch):
+            record = lists[int(number)]
+            segments = encoder(record.query, record.documents[: args.list_size])
+            tokens += [segment.tokens for segment in segments]
+            labels.append(record.labels[: args.list_size])
+        ids, mask = padded(tokens, encoder.tokenizer.pad, device)
+        ends = mask.sum(1) - 1
+        with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
+            hidden = theirs.model(input_ids=ids, attention_mask=mask).last_hidden_state
+            scores = theirs.score(hidden[torch.arange(len(ids), device=device), ends])
+        softmax_loss(scores[:, 0], labels).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return sum(map(len, tokens))
+
+    return take
+
+
+def run_theirs(take: Callable[[], int], steps: int) -> tuple[int, float]:
+    """Makes the steps of a round; real tokens and seconds."""
+    start = time.perf_counter()
+    seen = sum(take() for _ in range(steps))
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return seen, time.perf_counter() - start
 
 
 def main() -> None:
@@ -49,89 +135,21 @@ def main() -> None:
         remat=(0, "1: ours recomputes each layer in the backward pass"),
     )
     args = parser.parse_args()
-
-    def make(vocab: int, pad: int) -> Any:
-        return Llama(
-            LlamaConfig(
-                vocab_size=vocab,
-                pad_token_id=pad,
-                hidden_size=args.embed,
-                intermediate_size=args.mlp,
-                num_hidden_layers=args.layers,
-                num_attention_heads=args.heads,
-                num_key_value_heads=args.kv_heads,
-                tie_word_embeddings=True,
-                num_labels=1,
-            )
-        )
-
-    setting = set_up(args, "teacher", make)
+    setting = set_up(args, "teacher", partial(random_llama, args))
     ours = Ours(setting, remat=bool(args.remat))
     batch = config.Batch(size=args.size, list_size=args.list_size)
     run_ours = ours.train_steps(config.Rank(loss=("softmax",)), batch, 2e-5)
     run_ours(2)
-
-    cuda = torch.cuda.is_available()
-    device = "cuda" if cuda else "cpu"
-    theirs = AutoModelForSequenceClassification.from_pretrained(
-        str(setting.folder), num_labels=1, dtype=torch.float32
-    ).to(device)
-    theirs.train()
-    optimiser = torch.optim.AdamW(theirs.parameters(), lr=2e-5, fused=cuda)
-    lists, encoder = setting.prepared.lists("train"), setting.encoder
-    generator = np.random.default_rng(0)
-
-    def their_step() -> int:
-        """One step; the real tokens that it saw."""
-        tokens, labels = [], []
-        for number in generator.integers(0, len(lists), args.their_batch):
-            record = lists[int(number)]
-            segments = encoder(record.query, record.documents[: args.list_size])
-            tokens += [segment.tokens for segment in segments]
-            labels.append(record.labels[: args.list_size])
-        longest = max(map(len, tokens))
-        ids = torch.full((len(tokens), longest), encoder.tokenizer.pad)
-        mask = torch.zeros_like(ids)
-        for row, one in enumerate(tokens):
-            ids[row, : len(one)] = torch.tensor(one)
-            mask[row, : len(one)] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        ends = mask.sum(1) - 1
-        with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bfloat16"):
-            hidden = theirs.model(input_ids=ids, attention_mask=mask).last_hidden_state
-            scores = theirs.score(hidden[torch.arange(len(ids), device=device), ends])
-        loss, at = torch.zeros((), device=device), 0
-        for one in labels:
-            mine = scores[at : at + len(one), 0].float()
-            goal = torch.tensor(one, device=device)
-            loss = loss - (goal * torch.log_softmax(mine, 0)).sum() / len(labels)
-            at += len(one)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        return sum(map(len, tokens))
-
-    def run_theirs() -> tuple[int, float]:
-        start = time.perf_counter()
-        seen = sum(their_step() for _ in range(args.their_steps))
-        if cuda:
-            torch.cuda.synchronize()
-        return seen, time.perf_counter() - start
-
-    their_step()
-    found = compare(
-        lambda: run_ours(args.steps), {"transformers": run_theirs}, args.rounds
+    take = make_their_step(setting, args)
+    take()
+    baselines = {"transformers": partial(run_theirs, take, args.their_steps)}
+    found = compare(lambda: run_ours(args.steps), baselines, args.rounds)
+    report_share(
+        found,
+        args,
+        flops=3 * model_flops(ours.model, context_of(setting, args.list_size)),
+        side=8192 if args.dtype == "bfloat16" else 2048,
     )
-    peak = matmul_flops(8192 if args.dtype == "bfloat16" else 2048, args.dtype)
-    flops = 3 * model_flops(ours.model, context_of(setting, args.list_size))
-    rate = found["tokens_per_second"]["ours"]["median"]
-    print(
-        f"ours: {flops / 1e6:.1f} MFLOP a real token, {rate * flops / 1e9:,.0f} of the "
-        f"{peak / 1e9:,.0f} GFLOP/s that a matrix product reaches here "
-        f"({rate * flops / peak:.0%})"
-    )
-    report(found, args, mfu=rate * flops / peak, matmul_flops=peak)
 
 
 if __name__ == "__main__":
