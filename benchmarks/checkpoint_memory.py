@@ -33,62 +33,62 @@ TESTS = pathlib.Path(__file__).parents[1] / "tests"
 SIZES = dict(hidden=2048, intermediate=8192, heads=32, kv_heads=8, vocab=128_256)
 
 
+def described(layers: int) -> dict:
+    """config.json of the Llama."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": SIZES["hidden"],
+        "intermediate_size": SIZES["intermediate"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": SIZES["heads"],
+        "num_key_value_heads": SIZES["kv_heads"],
+        "vocab_size": SIZES["vocab"],
+        "tie_word_embeddings": True,
+    }
+
+
+def shapes_of_ends() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors outside the layers."""
+    D, V = SIZES["hidden"], SIZES["vocab"]
+    return {"model.embed_tokens.weight": (V, D), "model.norm.weight": (D,)}
+
+
+def shapes_of_layer(number: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors of a layer."""
+    D, F = SIZES["hidden"], SIZES["intermediate"]
+    kv = SIZES["kv_heads"] * (D // SIZES["heads"])
+    shapes = {
+        "input_layernorm": (D,),
+        "post_attention_layernorm": (D,),
+        "self_attn.q_proj": (D, D),
+        "self_attn.k_proj": (kv, D),
+        "self_attn.v_proj": (kv, D),
+        "self_attn.o_proj": (D, D),
+        "mlp.gate_proj": (F, D),
+        "mlp.up_proj": (F, D),
+        "mlp.down_proj": (D, F),
+    }
+    return {f"model.layers.{number}.{k}.weight": one for k, one in shapes.items()}
+
+
 def write(folder: pathlib.Path, layers: int, dtype: str) -> int:
     """A random checkpoint in `dtype`, a file for every two layers; its parameters."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file
 
-    D, F, V = SIZES["hidden"], SIZES["intermediate"], SIZES["vocab"]
-    H = D // SIZES["heads"]
-    kv = SIZES["kv_heads"] * H
-    described = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": D,
-        "intermediate_size": F,
-        "num_hidden_layers": layers,
-        "num_attention_heads": SIZES["heads"],
-        "num_key_value_heads": SIZES["kv_heads"],
-        "vocab_size": V,
-        "tie_word_embeddings": True,
-    }
-    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "config.json").write_text(json.dumps(described(layers)))
     kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float32
     generator = np.random.default_rng(0)
     block = (0.02 * generator.standard_normal(1 << 20, np.float32)).astype(kind)
-
-    def random(*shape: int):
-        return np.resize(block, shape)
-
-    def layer(i: int) -> dict:
-        name = f"model.layers.{i}."
-        shapes = {
-            "input_layernorm": (D,),
-            "post_attention_layernorm": (D,),
-            "self_attn.q_proj": (D, D),
-            "self_attn.k_proj": (kv, D),
-            "self_attn.v_proj": (kv, D),
-            "self_attn.o_proj": (D, D),
-            "mlp.gate_proj": (F, D),
-            "mlp.up_proj": (F, D),
-            "mlp.down_proj": (D, F),
-        }
-        return {f"{name}{k}.weight": random(*shape) for k, shape in shapes.items()}
-
-    ends = {
-        "model.embed_tokens.weight": random(V, D),
-        "model.norm.weight": random(D),
-    }
-    groups = [lambda: ends] + [
-        lambda i=i: {
-            k: v for j in (i, i + 1) if j < layers for k, v in layer(j).items()
-        }
-        for i in range(0, layers, 2)
-    ]
+    groups = [shapes_of_ends()]
+    for first in range(0, layers, 2):
+        pair = range(first, min(first + 2, layers))
+        groups.append({k: v for i in pair for k, v in shapes_of_layer(i).items()})
     where, count = {}, 0
-    for number, group in enumerate(groups, start=1):
-        tensors = group()
+    for number, shapes in enumerate(groups, start=1):
+        tensors = {name: np.resize(block, shape) for name, shape in shapes.items()}
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors"
         save_file(tensors, folder / file)
         where |= dict.fromkeys(tensors, file)
