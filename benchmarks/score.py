@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 import torch
 from sentence_transformers import CrossEncoder
-from shapes import matmul_flops, model_flops
+from shapes import model_flops
 from side_by_side import (
     Ours,
+    Run,
+    Setting,
     compare,
     context_of,
     make_parser,
     pairs_of,
     random_bert,
-    report,
+    report_share,
     set_up,
 )
 
@@ -47,6 +49,92 @@ class _First:
         return self.source[index]
 
 
+class Scored:
+    """All pairs to score, how many tokens they have, and everyone's scores of them."""
+
+    def __init__(self, setting: Setting, lists: _First):
+        self.lists = lists
+        self.pairs = pairs_of(lists, setting.prepared.corpus())
+        self.tokens = sum(
+            len(segment.tokens)
+            for number in range(len(lists))
+            for segment in setting.encoder(lists[number].query, lists[number].documents)
+        )
+        self.scores: dict[str, np.ndarray] = {}
+
+
+def run_ours(ours: Ours, scored: Scored, rows: int) -> Run:
+    """What scores all pairs by `score_lists`."""
+    score = scoring.make_score(ours.network)
+
+    def run() -> tuple[int, float]:
+        encoder = ours.setting.encoder  # a fresh one: texts are tokenised anew
+        start = time.perf_counter()
+        scored.scores["ours"] = scoring.score_lists(
+            score, ours.params, ours.network, scored.lists, encoder, rows=rows
+        )
+        return scored.tokens, time.perf_counter() - start
+
+    return run
+
+
+def run_predict(theirs: CrossEncoder, scored: Scored, batch: int) -> Run:
+    """What scores all pairs by CrossEncoder.predict."""
+
+    def run() -> tuple[int, float]:
+        start = time.perf_counter()
+        scored.scores["predict"] = np.asarray(
+            theirs.predict(scored.pairs, batch_size=batch, show_progress_bar=False),
+            np.float32,
+        )
+        return scored.tokens, time.perf_counter() - start
+
+    return run
+
+
+def run_loop(theirs: CrossEncoder, scored: Scored, batch: int, length: int) -> Run:
+    """What scores all pairs by a loop over batches of them, in their order."""
+    model, tokenizer = theirs.model, theirs.tokenizer
+
+    @torch.inference_mode()
+    def run() -> tuple[int, float]:
+        start, found = time.perf_counter(), []
+        for first in range(0, len(scored.pairs), batch):
+            queries, documents = zip(*scored.pairs[first : first + batch], strict=True)
+            inputs = tokenizer(
+                list(queries),
+                list(documents),
+                truncation="only_second",
+                max_length=length,
+                padding=True,
+                return_tensors="pt",
+            ).to(model.device)
+            found.append(model(**inputs).logits[:, 0].float().cpu().numpy())
+        scored.scores["transformers"] = np.concatenate(found)
+        return scored.tokens, time.perf_counter() - start
+
+    return run
+
+
+def load_theirs(folder: str, length: int, dtype: str) -> CrossEncoder:
+    """The model of a folder, as sentence-transformers reads it."""
+    return CrossEncoder(
+        folder,
+        num_labels=1,
+        max_length=length,
+        activation_fn=torch.nn.Identity(),
+        model_kwargs={"dtype": getattr(torch, dtype)},
+    )
+
+
+def check(scores: dict[str, np.ndarray], limit: float) -> None:
+    """Prints how far theirs are from ours; fails above the limit."""
+    for name in ("predict", "transformers"):
+        off = float(np.abs(scores["ours"] - scores[name]).max())
+        print(f"largest difference of scores from {name}: {off:.1e}")
+        assert off < limit, (name, off)
+
+
 def main() -> None:
     """Measures, and prints the ratios."""
     parser = make_parser(
@@ -58,92 +146,29 @@ def main() -> None:
         embed=(384, "width of random weights"),
     )
     args = parser.parse_args()
-
     setting = set_up(args, "student", partial(random_bert, args))
-    lists = _First(setting.prepared.lists("train"), args.lists)
-    cuda = torch.cuda.is_available()
-    dtype = torch.bfloat16 if args.dtype == "bfloat16" else torch.float32
-    theirs = CrossEncoder(
-        str(setting.folder),
-        num_labels=1,
-        max_length=args.length,
-        activation_fn=torch.nn.Identity(),
-        model_kwargs={"dtype": dtype},
-    )
+    theirs = load_theirs(str(setting.folder), args.length, args.dtype)
     # A head that the checkpoint lacks is random in torch: ours takes it over.
     whole = setting.prepared.folder / "whole"
     theirs.save_pretrained(str(whole))
     ours = Ours(setting, folder=whole)
-    score = scoring.make_score(ours.network)
-    pairs = pairs_of(lists, setting.prepared.corpus())
-    real = sum(
-        len(segment.tokens)
-        for number in range(len(lists))
-        for segment in setting.encoder(lists[number].query, lists[number].documents)
-    )
-    results: dict[str, np.ndarray] = {}
-
-    def run_ours() -> tuple[int, float]:
-        encoder = setting.encoder  # a fresh one: texts are tokenised anew
-        start = time.perf_counter()
-        results["ours"] = scoring.score_lists(
-            score, ours.params, ours.network, lists, encoder, rows=args.rows
-        )
-        return real, time.perf_counter() - start
-
-    def run_predict() -> tuple[int, float]:
-        start = time.perf_counter()
-        results["predict"] = np.asarray(
-            theirs.predict(pairs, batch_size=args.their_batch, show_progress_bar=False),
-            np.float32,
-        )
-        return real, time.perf_counter() - start
-
-    model, tokenizer = theirs.model, theirs.tokenizer
-
-    @torch.inference_mode()
-    def run_loop() -> tuple[int, float]:
-        start, found = time.perf_counter(), []
-        for first in range(0, len(pairs), args.their_batch):
-            queries, documents = zip(
-                *pairs[first : first + args.their_batch], strict=True
-            )
-            inputs = tokenizer(
-                list(queries),
-                list(documents),
-                truncation="only_second",
-                max_length=args.length,
-                padding=True,
-                return_tensors="pt",
-            ).to(model.device)
-            found.append(model(**inputs).logits[:, 0].float().cpu().numpy())
-        results["transformers"] = np.concatenate(found)
-        return real, time.perf_counter() - start
-
-    run_ours()
-    found = compare(
-        run_ours, {"predict": run_predict, "transformers": run_loop}, args.rounds
-    )
-    for name in ("predict", "transformers"):
-        off = float(np.abs(results["ours"] - results[name]).max())
-        print(f"largest difference of scores from {name}: {off:.1e}")
-        limit = 0.1 if args.dtype == "bfloat16" else 1e-3
-        assert off < limit, (name, off)
-    peak = matmul_flops(8192 if cuda else 2048, args.dtype)
-    flops = model_flops(ours.model, context_of(setting, 20))
+    scored = Scored(setting, _First(setting.prepared.lists("train"), args.lists))
+    run = run_ours(ours, scored, args.rows)
+    baselines = {
+        "predict": run_predict(theirs, scored, args.their_batch),
+        "transformers": run_loop(theirs, scored, args.their_batch, args.length),
+    }
+    run()
+    found = compare(run, baselines, args.rounds)
+    check(scored.scores, limit=0.1 if args.dtype == "bfloat16" else 1e-3)
     rate = found["tokens_per_second"]["ours"]["median"]
-    print(
-        f"ours: {flops / 1e6:.1f} MFLOP a real token, {rate * flops / 1e9:,.0f} of the "
-        f"{peak / 1e9:,.0f} GFLOP/s that a matrix product reaches here "
-        f"({rate * flops / peak:.0%})"
-    )
-    report(
+    report_share(
         found,
         args,
-        pairs=len(pairs),
-        pairs_per_second=rate * len(pairs) / real,
-        mfu=rate * flops / peak,
-        matmul_flops=peak,
+        flops=model_flops(ours.model, context_of(setting, 20)),
+        side=8192 if torch.cuda.is_available() else 2048,
+        pairs=len(scored.pairs),
+        pairs_per_second=rate * len(scored.pairs) / scored.tokens,
     )
 
 
