@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("usage: ranker COMMAND ...\n")
         for name, line in known.items():
             print(f"  {name:<10}{line}")
-        print("\nranker COMMAND --help shows what a command takes.")
+        print("\nranker COMMAND --help shows the flags of a command.")
         return
     name, *rest = arguments
     if name not in known:

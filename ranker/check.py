@@ -17,11 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints what each reader found; returns 1 where scores differ, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m ranker.check",
-        description="Scores the golden pairs of an exported ranker again, by this "
-        "package and by transformers where torch is installed, and names the likely "
-        "cause of a difference. Exits with 1 if there is one.",
+        description="Scores the golden pairs of an exported ranker again, with this "
+        "package and with transformers if torch is installed, and names the likely "
+        "cause of a difference. Exits with 1 if a score differs.",
     )
-    parser.add_argument("folder", type=pathlib.Path, help="that ranker.export wrote")
+    parser.add_argument("folder", type=pathlib.Path, help="written by ranker.export")
     parser.add_argument(
         "--against",
         type=pathlib.Path,
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--scores",
         type=pathlib.Path,
         metavar="FILE",
-        help="also compare scores that a server gave: JSON, a list in the pairs' order",
+        help="also compare a server's scores: a JSON list in the order of the pairs",
     )
     parser.add_argument(
         "--tolerance",

@@ -46,12 +46,12 @@ def main(
         description=description, add_help=False, allow_abbrev=False
     )
     parser.add_argument("--config", help="config file, e.g. configs/sft.py[:variant]")
-    parser.add_argument("--workdir", help="folder of all stages", type=pathlib.Path)
+    parser.add_argument("--workdir", help="folder with all stages", type=pathlib.Path)
     if of is not config.Pipeline:
         parser.add_argument(
             "--stage",
             default="",
-            help="stage to run, where the config file is a whole pipeline",
+            help="stage to run, if the config file is a whole pipeline",
         )
     known, rest = parser.parse_known_args(arguments)
     if known.config is None:

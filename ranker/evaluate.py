@@ -1,4 +1,4 @@
-"""Measures systems on held-out queries: the stages of a workdir, or any TREC files.
+"""Evaluates systems on held-out queries: the stages of a workdir, or any TREC files.
 
 python -m ranker.evaluate --config configs/evaluate.py --workdir DIR
 [--config.FIELD=VALUE ...]
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m ranker.evaluate",
         usage="%(prog)s --qrels FILE --run [NAME=]FILE ... [flags]\n"
         "   or: %(prog)s --config FILE --workdir DIR [--config.FIELD=VALUE ...]",
-        description="Measures TREC runs against judgements, and tests the differences.",
+        description="Evaluates TREC runs against judgements and tests differences.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -64,12 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_rules(add)
     _add_tests(add)
     file = {"type": pathlib.Path, "metavar": "FILE"}
-    add("--json", help="write the summary there", **file)
-    add("--per-query", help="write each query's values there, .tsv or .jsonl", **file)
-    add("--markdown", help="write the tables there", **file)
-    add("--csv", help="write a line for each system and measure there", **file)
-    add("--latex", help="write the tables there", **file)
-    add("--html", help="write a page with charts there", **file)
+    add("--json", help="write the summary to FILE", **file)
+    add("--per-query", help="write each query's values to FILE (.tsv, .jsonl)", **file)
+    add("--markdown", help="write the tables to FILE", **file)
+    add("--csv", help="write a line per system and measure to FILE", **file)
+    add("--latex", help="write the tables to FILE", **file)
+    add("--html", help="write a page with charts to FILE", **file)
     return parser
 
 
@@ -84,7 +84,7 @@ def _add_inputs(add: Callable[..., Any]) -> None:
         nargs="+",
         action="extend",
         metavar="[COLLECTION=]FILE",
-        help="judgements, TREC or BEIR; again for each collection",
+        help="judgements, TREC or BEIR; repeat for each collection",
     )
     add(
         "--run",
@@ -93,20 +93,20 @@ def _add_inputs(add: Callable[..., Any]) -> None:
         nargs="+",
         action="extend",
         metavar="[[COLLECTION/]NAME[@SEED]=]FILE",
-        help="a system's run; again for each system, seed and collection",
+        help="a system's run; repeat for each system, seed and collection",
     )
     add(
         "--measures",
         nargs="+",
         default=MEASURES,
         metavar="MEASURE",
-        help=f"of {', '.join(BASES)}, with a cut as in NDCG@10 and parameters as in "
-        "P(rel=2)@10; names of trec_eval and ir_measures will do; default %(default)s",
+        help=f"any of {', '.join(BASES)}, with a cutoff as in NDCG@10 and parameters "
+        "as in P(rel=2)@10, or names of trec_eval and ir_measures; default %(default)s",
     )
-    add("--queries", help="texts (queries.jsonl or TSV): slices by length", **file)
-    add("--fields", help="TSV or JSON lines, a field a column: slices by it", **file)
+    add("--queries", help="query texts (queries.jsonl, TSV): slices by length", **file)
+    add("--fields", help="TSV or JSON lines with fields of queries: slices", **file)
     add("--reference", default="", help="system to compare with; default the first")
-    add("--teacher", default="", help="system whose scores the others' are set beside")
+    add("--teacher", default="", help="system to compare the others' scores with")
 
 
 def _add_rules(add: Callable[..., Any]) -> None:
@@ -115,9 +115,9 @@ def _add_rules(add: Callable[..., Any]) -> None:
         "--complete",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="judged queries that a run lacks count 0 (trec_eval -c)",
+        help="count judged queries missing from a run as 0 (trec_eval -c)",
     )
-    add("--depth", type=int, help="documents of each query that count (trec_eval -M)")
+    add("--depth", type=int, help="count only the first N documents (trec_eval -M)")
     add(
         "--judged-only",
         action="store_true",
@@ -127,12 +127,12 @@ def _add_rules(add: Callable[..., Any]) -> None:
     add(
         "--ignore-identical-ids",
         action="store_true",
-        help="drop a document that has its query's id",
+        help="drop a document with the same id as its query",
     )
     add(
         "--complete-pairs",
         action="store_true",
-        help="PNR and OPA over all judged pairs, documents that a run lacks last",
+        help="PNR and OPA over all judged pairs; documents not in a run rank last",
     )
 
 
@@ -141,19 +141,19 @@ def _add_tests(add: Callable[..., Any]) -> None:
         "--permutations",
         type=int,
         default=10_000,
-        help="of the randomisation test; default %(default)s",
+        help="swaps drawn by the randomisation test; default %(default)s",
     )
-    add("--seed", type=int, default=0, help="of the randomisation test; default 0")
+    add("--seed", type=int, default=0, help="seed of the randomisation test; default 0")
     add(
         "--equivalence",
         type=float,
         metavar="MARGIN",
-        help="test whether differences are surely smaller than this",
+        help="test whether differences are reliably smaller than this",
     )
     add(
         "--across-queries",
         action="store_true",
-        help="measure how comparable scores are between queries, too",
+        help="also measure how comparable scores are between queries",
     )
 
 

@@ -1,4 +1,4 @@
-"""How long ranking takes here: this folder, other runtimes, and smaller students.
+"""Measures how long ranking takes here, with other runtimes and smaller students too.
 
 python -m ranker.latency FOLDER --candidates 100 --tokens 128 --budget-ms 10
 """
@@ -54,24 +54,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m ranker.latency",
         description="Measures how long one request takes in each runtime and precision "
-        "of a folder on this machine, how many candidates fit a budget, and what "
-        "students of other shapes would reach (random weights), before they are "
-        "trained.",
+        "of a folder on this machine, how many candidates fit into a time budget, and "
+        "the same for students of other shapes (random weights) before you train them.",
     )
     add = parser.add_argument
-    add("folder", type=pathlib.Path, help="that ranker.export or model.save wrote")
-    add("--candidates", type=int, default=100, help="a request (default %(default)s)")
-    add("--tokens", type=int, default=128, help="a pair (default %(default)s)")
-    add("--budget-ms", type=float, default=10.0, help="of a request (%(default)g)")
-    add("--repeats", type=int, default=20, help="requests timed (%(default)s)")
-    add("--seconds", type=float, default=10.0, help="a row, at most (%(default)g)")
-    add("--workers", type=int, default=0, help="threads; 0: one a core")
+    add("folder", type=pathlib.Path, help="written by ranker.export or model.save")
+    add("--candidates", type=int, default=100, help="per request (%(default)s)")
+    add("--tokens", type=int, default=128, help="per pair (default %(default)s)")
+    add("--budget-ms", type=float, default=10.0, help="time of a request (%(default)g)")
+    add("--repeats", type=int, default=20, help="requests per row (%(default)s)")
+    add("--seconds", type=float, default=10.0, help="limit per row (%(default)g)")
+    add("--workers", type=int, default=0, help="threads; 0: one per core")
     add(
         "--shapes",
         default="2x128,2x384,4x384,6x384",
         help="other students, LAYERSxWIDTH (default %(default)s); empty: none",
     )
-    add("--json", type=pathlib.Path, metavar="F", help="also write the rows there")
+    add("--json", type=pathlib.Path, metavar="F", help="also write the rows to F")
     return parser
 
 

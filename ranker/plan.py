@@ -1,4 +1,4 @@
-r"""Says whether a stage fits chips that are not here, and what it will take of them.
+r"""Predicts whether a stage fits chips that you do not have, and what it will cost.
 
     python -m ranker.plan --config configs/sft_llama2_7b.py --topology v5e:4x4 \
       [--num-slices 2] [--json FILE] [--search] [--config.FIELD=VALUE ...]
@@ -19,7 +19,7 @@ from typing import Any
 
 from ranker import cli, config, storage
 
-_HELP = "Compiles a stage for chips that are not here, and says what it needs of them."
+_HELP = "Compiles a stage for chips you do not have; prints memory, time and traffic."
 
 
 def prepare_compiler(topology: str) -> None:
@@ -66,43 +66,43 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", help="config of a cpt, sft, distill or score stage")
-    parser.add_argument("--stage", default="", help="of a config of a whole pipeline")
+    parser.add_argument("--stage", default="", help="stage of a pipeline config")
     parser.add_argument("--topology", help="chip and shape, e.g. v5e:4x4 or h100:8")
     parser.add_argument("--num-slices", type=int, default=1, help="slices (default 1)")
     parser.add_argument("--teacher", help="score: the config that trains the teacher")
     parser.add_argument(
         "--pairs",
         type=_number(int),
-        help="score: pairs, for the chip-hours of all of them",
+        help="score: number of pairs, for the chip-hours of all of them",
     )
     parser.add_argument(
         "--records",
         type=_number(int),
-        help="training by epochs: clicks, lists or triples that an epoch has",
+        help="training by epochs: clicks, lists or triples per epoch",
     )
     parser.add_argument(
         "--text-tokens",
         type=int,
         default=0,
-        help="tokens of a text (a pair with its prompt), on average; default: a row",
+        help="mean tokens of a text (a pair with its prompt); default: a whole row",
     )
     parser.add_argument(
         "--prompt-tokens",
         type=int,
         default=0,
-        help="of them, before the document: computed once a list where it is shared",
+        help="those before the document, if the prompt is computed once per list",
     )
     parser.add_argument(
-        "--documents", type=int, default=0, help="of a query; default: batch.list_size"
+        "--documents", type=int, default=0, help="per query; default: batch.list_size"
     )
-    parser.add_argument("--json", type=pathlib.Path, help="file to write it all to")
+    parser.add_argument("--json", type=pathlib.Path, help="file to write everything to")
     parser.add_argument(
         "--search",
         action="store_true",
         help="try other meshes, batch sizes and remat policies, and rank what fits",
     )
     parser.add_argument(
-        "--max-programs", type=int, default=12, help="search: programs to compile"
+        "--max-programs", type=int, default=12, help="search: limit of programs"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""Prepares the data of a pipeline, and tells what it holds, before a teacher is paid.
+"""Prepares the data of a pipeline and reports on it, before you pay for a teacher.
 
     python -m ranker.prepare --config configs/beir.py --workdir runs/mine \
         --config.data.path=FOLDER

@@ -1,4 +1,4 @@
-"""Writes one HTML page about a workdir: what ran, how it learned, what it is worth.
+"""Writes one HTML page about a workdir: what ran, how it learned, and the results.
 
 python -m ranker.report WORKDIR [--output FILE] [--against SYSTEM]
 """
@@ -19,24 +19,24 @@ def main(arguments: list[str] | None = None) -> None:
     """Parses the flags and makes the call."""
     parser = argparse.ArgumentParser(
         prog="python -m ranker.report",
-        description="Writes one HTML page about a workdir, which needs nothing else: "
+        description="Writes one self-contained HTML page about a workdir: learning "
         "curves, the table with intervals, slices, teacher against student, queries.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "workdir", type=pathlib.Path, metavar="WORKDIR", help="folder of all stages"
+        "workdir", type=pathlib.Path, metavar="WORKDIR", help="folder with all stages"
     )
     parser.add_argument(
         "--output",
         type=pathlib.Path,
         metavar="FILE",
-        help="the page; default WORKDIR/report.html",
+        help="page to write; default WORKDIR/report.html",
     )
     parser.add_argument(
         "--against",
         default="",
         metavar="SYSTEM",
-        help="whose answers are shown beside the reference's; default bm25",
+        help="system whose results are shown beside the reference's; default bm25",
     )
     given = parser.parse_args(arguments)
     cli.sentences(lambda: _write(given))

@@ -1,4 +1,4 @@
-"""Runs the whole method in one workdir: raw data in, a student and its numbers out.
+"""Runs the whole method in one workdir, from raw data to a student and its results.
 
     python -m ranker.run --config configs/quickstart.py --workdir runs/quickstart
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from ranker import cli, config, errors
 
-_DESCRIPTION = "Runs every stage of the method; --dry-run says what it would do."
+_DESCRIPTION = "Runs every stage of the method; --dry-run only says what would run."
 
 
 def _modules() -> dict[type, ModuleType]:

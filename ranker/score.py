@@ -1,4 +1,4 @@
-"""Scores pairs with the teacher: a job that any number of processes share and resume.
+"""Scores pairs with the teacher, as a job that processes can share and resume.
 
     python -m ranker.score --config configs/score.py --workdir DIR
         [--config.FIELD=VALUE ...]        scores what is missing
@@ -57,7 +57,7 @@ def _verify(folder: str, cache: str) -> None:
 
 def _shown(done: int) -> None:
     if done % 1000 == 0:
-        print(f"{done:,} chunks are proved", flush=True)
+        print(f"{done:,} chunks verified", flush=True)
 
 
 def _show_proof(proof) -> None:
@@ -65,7 +65,7 @@ def _show_proof(proof) -> None:
         line = json.dumps(dataclasses.asdict(one), ensure_ascii=False)
         print(f"set aside: {line}")
     print(
-        f"proved: {proof.pairs:,} pairs have exactly one finite score each, "
+        f"verified: {proof.pairs:,} pairs have exactly one finite score each, "
         f"{len(proof.quarantined):,} were set aside; mean {proof.mean:.4f}, standard "
         f"deviation {proof.std:.4f}, from {proof.min:.4f} to {proof.max:.4f}"
     )
@@ -79,9 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser = argparse.ArgumentParser(
             prog=f"python -m ranker.score {arguments[0]}", allow_abbrev=False
         )
-        parser.add_argument("folder", help="of the chunks, such as WORKDIR/scores")
+        parser.add_argument("folder", help="folder of the job, such as WORKDIR/scores")
         if arguments[0] == "verify":
-            help = "local folder for 8 bytes a pair; default: the system's"
+            help = "local folder for 8 bytes per pair; default: the system's"
             parser.add_argument("--cache", default="", help=help)
         flags = parser.parse_args(arguments[1:])
         call = commands[arguments[0]]

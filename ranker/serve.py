@@ -1,4 +1,4 @@
-"""Serves an exported ranker over HTTP, in the forms that search engines speak.
+"""Serves an exported ranker over HTTP, with the APIs that search engines use.
 
 python -m ranker.serve FOLDER --port 8080
 """
@@ -35,11 +35,11 @@ def make_parser() -> argparse.ArgumentParser:
     """The flags of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m ranker.serve",
-        description="Serves an exported ranker: /rerank in the forms of Text "
+        description="Serves an exported ranker: /rerank with the APIs of Text "
         "Embeddings Inference, Cohere, Jina, infinity and vLLM. See docs/serving.md.",
     )
     add = parser.add_argument
-    add("folder", type=pathlib.Path, help="that ranker.export or model.save wrote")
+    add("folder", type=pathlib.Path, help="written by ranker.export or model.save")
     add("--host", default="127.0.0.1", help="address; 0.0.0.0: all (%(default)s)")
     add("--port", type=int, default=8080, help="(default %(default)s)")
     runtimes = ["auto", "jax", "onnxruntime", "openvino"]
@@ -50,22 +50,22 @@ def make_parser() -> argparse.ArgumentParser:
         default="auto",
         help="auto: the fastest that the contract has accepted",
     )
-    add("--workers", type=int, default=0, help="threads that score; 0: one a core")
-    add("--api-key-file", type=pathlib.Path, metavar="F", help="keys, one a line")
-    add("--max-queue-tokens", type=int, default=1 << 18, help="(%(default)s)")
-    add("--max-wait", type=float, default=10.0, help="seconds queued (%(default)s)")
-    add("--max-body", type=int, default=8 << 20, help="bytes (%(default)s)")
+    add("--workers", type=int, default=0, help="scoring threads; 0: one per core")
+    add("--api-key-file", type=pathlib.Path, metavar="F", help="keys, one per line")
+    add("--max-queue-tokens", type=int, default=1 << 18, help="tokens (%(default)s)")
+    add("--max-wait", type=float, default=10.0, help="seconds in queue (%(default)s)")
+    add("--max-body", type=int, default=8 << 20, help="bytes each (%(default)s)")
     add(
         "--max-bodies",
         type=int,
         default=64 << 20,
-        help="bytes of all requests at once (%(default)s)",
+        help="bytes of all unanswered requests together (%(default)s)",
     )
-    add("--max-documents", type=int, default=10_000, help="a request (%(default)s)")
-    add("--drain", type=float, default=1.0, help="seconds served after SIGTERM")
-    add("--first", type=pathlib.Path, help="folder of a cheaper model before this one")
-    add("--keep", type=int, default=100, help="texts it leaves over (%(default)s)")
-    add("--otel", action="store_true", help="trace requests by OpenTelemetry")
+    add("--max-documents", type=int, default=10_000, help="each (%(default)s)")
+    add("--drain", type=float, default=1.0, help="seconds to serve after SIGTERM")
+    add("--first", type=pathlib.Path, help="folder of a smaller model to run first")
+    add("--keep", type=int, default=100, help="texts that --first keeps (%(default)s)")
+    add("--otel", action="store_true", help="trace requests with OpenTelemetry")
     return parser
 
 

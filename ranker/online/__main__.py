@@ -47,10 +47,10 @@ def _inputs(parser: argparse.ArgumentParser) -> None:
         default=[],
         action="extend",
         metavar="FIELD=COLUMN",
-        help="where the log calls a field otherwise, such as time=ts user=cookie",
+        help="names of the log's columns, if different: time=ts user=cookie",
     )
-    add("--memory", default="1500MB", help="that DuckDB may hold; default %(default)s")
-    add("--threads", type=int, default=2, help="of DuckDB; default %(default)s")
+    add("--memory", default="1500MB", help="limit of DuckDB; default %(default)s")
+    add("--threads", type=int, default=2, help="for DuckDB; default %(default)s")
 
 
 def _rules(parser: argparse.ArgumentParser) -> None:
@@ -98,12 +98,12 @@ def _before(parser: argparse.ArgumentParser) -> None:
         "--before",
         type=_time,
         metavar="TIME",
-        help="when the test began; what is earlier is the pre-period (CUPED)",
+        help="start of the test; earlier pages are the pre-period (CUPED)",
     )
 
 
 def _level(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--level", type=float, default=0.95, help="of the intervals")
+    parser.add_argument("--level", type=float, default=0.95, help="confidence level")
 
 
 def _pairs(items: Sequence[str], flag: str) -> dict[str, str]:
@@ -179,7 +179,7 @@ def _ab_flags(parser: argparse.ArgumentParser) -> None:
     add("--control", default="", help="arm to compare with")
     add("--shares", nargs="+", default=[], metavar="ARM=WEIGHT", help="planned split")
     add("--srm", choices=["stop", "report"], default="stop", help="on a bad split")
-    add("--segment", nargs="+", default=[], metavar="COLUMN", help="of the log's own")
+    add("--segment", nargs="+", default=[], metavar="COLUMN", help="columns of the log")
     add("--sequential", action="store_true", help="always-valid p-values by day")
     add(
         "--planned-users",
@@ -191,14 +191,14 @@ def _ab_flags(parser: argparse.ArgumentParser) -> None:
         "--trigger",
         choices=["", "column", "results"],
         default="",
-        help="analyse the pages that the arms answer differently: by the column "
+        help="analyse the pages with different results in the arms: by the column "
         "triggered, or by the shown results",
     )
     add(
         "--trigger-runs",
         nargs=2,
         metavar="ARM=RUN",
-        help="the same by two TREC runs: queries whose first results differ",
+        help="the same from two TREC runs: queries whose top results differ",
     )
     add("--depth", type=int, default=10, help="results compared by --trigger-runs")
     _file(add, "--queries", "texts of the runs' queries, if the log has texts")
@@ -261,10 +261,10 @@ def _interleave_flags(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=["team", "score"],
         default="team",
-        help="whom a click speaks for: the result's team, or its logged credit, above "
-        "0 for a (optimised and probabilistic interleaving)",
+        help="ranker that a click counts for: the result's team, or its logged credit, "
+        "above 0 for a (optimised and probabilistic interleaving)",
     )
-    add("--names", nargs="+", default=[], metavar="TEAM=NAME", help="what to call them")
+    add("--names", nargs="+", default=[], metavar="TEAM=NAME", help="display names")
     _level(parser)
     _rules(parser)
 
@@ -294,10 +294,12 @@ def _power_flags(parser: argparse.ArgumentParser) -> None:
         default=[0.005, 0.01, 0.02, 0.05],
         help="relative lifts to find, such as 0.01; default %(default)s",
     )
-    add("--power", type=float, default=0.8, help="wanted; default %(default)s")
-    add("--users", type=int, help="also the power of so many users, in both arms")
+    add("--power", type=float, default=0.8, help="target; default %(default)s")
+    add("--users", type=int, help="also the power with this many users in both arms")
     add("--primary", default="PageCTR", help="measure; default %(default)s")
-    add("--share", type=float, default=1.0, help="of the traffic; default %(default)s")
+    add(
+        "--share", type=float, default=1.0, help="share of traffic; default %(default)s"
+    )
     _level(parser)
     _rules(parser)
 
@@ -323,8 +325,8 @@ def _aa_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _inputs(parser)
     _before(parser)
-    add("--splits", type=int, default=1000, help="random halvings; default %(default)s")
-    add("--seed", type=int, default=0, help="of the halvings; default %(default)s")
+    add("--splits", type=int, default=1000, help="random splits; default %(default)s")
+    add("--seed", type=int, default=0, help="of the splits; default %(default)s")
     _level(parser)
     _rules(parser)
 
@@ -348,12 +350,14 @@ def _gsb_flags(parser: argparse.ArgumentParser) -> None:
     add("--run", nargs="+", action="extend", metavar="NAME=FILE", help="two TREC runs")
     _file(add, "--sheet", "TSV to write, or the filled one to read", required=True)
     _file(add, "--key", "JSON that says which side is whose", required=True)
-    add("--judged", action="store_true", help="read the verdicts of the sheet")
+    add(
+        "--judged", action="store_true", help="read the judges' verdicts from the sheet"
+    )
     _file(add, "--queries", "texts of queries (queries.jsonl or TSV)")
     _file(add, "--documents", "texts of documents (corpus.jsonl)")
-    add("--depth", type=int, default=5, help="results of a side; default %(default)s")
-    add("--count", type=int, help="queries of the sheet; default all that differ")
-    add("--salt", default="", help="another draw of queries and sides")
+    add("--depth", type=int, default=5, help="results per side; default %(default)s")
+    add("--count", type=int, help="queries in the sheet; default all that differ")
+    add("--salt", default="", help="changes the random queries and sides")
     _level(parser)
 
 
@@ -430,14 +434,14 @@ def _clickmodel_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=[*MODELS, "all"],
         default=["pbm"],
-        help="to fit; default %(default)s",
+        help="models to fit; default %(default)s",
     )
-    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add("--depth", type=int, default=10, help="results per page; default %(default)s")
     add(
         "--held-out",
         type=float,
         default=0.2,
-        help="share of the users whose pages measure the fit; default %(default)s",
+        help="share of users held out to measure the fit; default %(default)s",
     )
     add(
         "--prior",
@@ -446,7 +450,7 @@ def _clickmodel_flags(parser: argparse.ArgumentParser) -> None:
         help="trials seen before the data, of every parameter, with the mean of all; "
         "default %(default)s",
     )
-    add("--iterations", type=int, default=200, help="at most; default %(default)s")
+    add("--iterations", type=int, default=200, help="maximum; default %(default)s")
     _file(add, "--out", "write the looking chances by rank there (JSON)")
     _file(add, "--attraction", "write query, document and attraction there (TSV)")
     _rules(parser)
@@ -484,11 +488,11 @@ def _counterfactual_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         action="extend",
         metavar="NAME=FILE",
-        help="rankings to value (TREC)",
+        help="rankings to estimate (TREC runs)",
     )
     _file(add, "--queries", "texts of the runs' queries, if the log has texts")
-    _file(add, "--propensities", "looking chances by rank, of clickmodel --out")
-    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    _file(add, "--propensities", "probability of looking by rank (clickmodel --out)")
+    add("--depth", type=int, default=10, help="results per page; default %(default)s")
     add("--clip", type=float, default=10.0, help="largest weight; default %(default)s")
     _level(parser)
     _rules(parser)
@@ -523,16 +527,21 @@ def _impressions_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     _inputs(parser)
     _file(add, "--out", "lists to write (JSON lines), for sft", required=True)
-    _file(add, "--propensities", "looking chances by rank, of clickmodel --out")
+    _file(add, "--propensities", "probability of looking by rank (clickmodel --out)")
     add("--clip", type=float, default=20.0, help="largest weight; default %(default)s")
-    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
-    add("--least", type=int, default=1, help="pages of a query; default %(default)s")
+    add("--depth", type=int, default=10, help="results per page; default %(default)s")
+    add(
+        "--least",
+        type=int,
+        default=1,
+        help="minimum pages per query; default %(default)s",
+    )
     add(
         "--by",
         choices=["query", "page"],
         default="query",
-        help="what a list is: all that was shown for a query, or one page with its "
-        "positions (for a bias of position that is learned); default %(default)s",
+        help="one list per query with all results shown for it, or one list per page "
+        "with positions (to learn a position bias); default %(default)s",
     )
     _rules(parser)
 
@@ -600,15 +609,18 @@ def _simulate_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--run", nargs="+", metavar="SYSTEM=FILE", help="systems: TREC runs instead")
     _file(add, "--qrels", "grades of the runs' documents")
-    add("--model", choices=["pbm", "cascade", "dbn"], default="pbm", help="of clicks")
+    add("--model", choices=["pbm", "cascade", "dbn"], default="pbm", help="click model")
     add("--users", type=int, default=2000, help="default %(default)s")
     add("--days", type=int, default=14, help="default %(default)s")
-    add("--pages", type=float, default=5.0, help="of a user; default %(default)s")
-    add("--depth", type=int, default=10, help="results of a page; default %(default)s")
+    add("--pages", type=float, default=5.0, help="per user; default %(default)s")
+    add("--depth", type=int, default=10, help="results per page; default %(default)s")
     add(
-        "--explore", type=float, default=0.5, help="share shuffled; default %(default)s"
+        "--explore",
+        type=float,
+        default=0.5,
+        help="share of shuffled pages; default %(default)s",
     )
-    add("--seed", type=int, default=0, help="of everything; default %(default)s")
+    add("--seed", type=int, default=0, help="random seed; default %(default)s")
 
 
 def _simulate(given: argparse.Namespace) -> Report:

@@ -303,7 +303,7 @@ def test_verify_keeps_its_hashes_where_it_is_told(job, tmp_path, monkeypatch, ca
     monkeypatch.setattr(proof.tempfile, "TemporaryFile", watched)
     place = str(tmp_path / "cache")
     score.main(["verify", str(job.folder), "--cache", place])
-    assert asked == [place] and "proved: 60 pairs" in capsys.readouterr().out
+    assert asked == [place] and "verified: 60 pairs" in capsys.readouterr().out
     verify(job)
     assert asked[1:] == [None]
 

@@ -428,7 +428,7 @@ def test_the_command_line(workdir, tmp_path, capsys):
     capsys.readouterr()
     score.main([*common, "--verify"])
     shown = capsys.readouterr().out
-    assert "proved: 190 pairs have exactly one finite score each, 0 were" in shown
+    assert "verified: 190 pairs have exactly one finite score each, 0 were" in shown
     with pytest.raises(SystemExit, match="error: .*other settings: chunk_pairs: 20"):
         score.main([*common, "--config.chunk_pairs=7"])
     with pytest.raises(SystemExit, match="error: .*holds no scoring job"):
