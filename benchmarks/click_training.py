@@ -88,6 +88,73 @@ def fit_looks(log: pathlib.Path) -> tuple[float, ...]:
     return tuple(attraction.as_file(summary)["propensities"])
 
 
+def make_log(
+    given: argparse.Namespace, prepared: Prepared, world: SearchWorld
+) -> pathlib.Path:
+    """What the users saw and clicked, written to a file."""
+    pages = pages_of(prepared, world)
+    log = given.workdir / "log.tsv"
+    show = simulate.explore(pages, share=given.explore)
+    traffic = simulate.Traffic(users=20 * given.clicks, seed=given.seed)
+    rows = simulate.make_rows(show, len(pages), traffic, BEHAVIOUR)
+    simulate.write_rows(log, until(rows, given.clicks))
+    return log
+
+
+def looks_of(arm: str, log: pathlib.Path, workdir: pathlib.Path) -> tuple[float, ...]:
+    """The looking chances by which an arm divides its clicks, if it does."""
+    match arm:
+        case "ips":
+            return BEHAVIOUR.examination[:DEPTH]
+        case "ips_fitted":
+            return fit_looks(log)
+        case "ips_learned":
+            return attraction.read_file(workdir / "two_tower" / "looks.json")
+    return ()
+
+
+def train_arm(
+    arm: str, base: config.Train, log: pathlib.Path, given: argparse.Namespace
+) -> None:
+    """Trains from the clicks as the arm reads them."""
+    path, pages_too = given.workdir / f"{arm}.jsonl", arm == "two_tower"
+    looks = looks_of(arm, log, given.workdir)
+    print(f"{arm}: looks {np.round(looks, 3).tolist()}")
+    by = "page" if pages_too else "query"
+    settings = impressions.Settings(depth=DEPTH, by=by, looks=looks)
+    summary = write_lists(log, path, settings)
+    train(
+        dataclasses.replace(
+            base,
+            name=arm,
+            objective=config.Rank(position_bias=DEPTH if pages_too else 0),
+            batch=config.Batch(size=8, list_size=DEPTH),
+            loop=config.Loop(steps=given.steps),
+            click_lists=str(path),
+            judged_lists=False,
+            seed=given.seed,
+        ),
+        given.workdir,
+        replace=True,
+    )
+    print(f"{arm}: {summary['lists']:,} lists, {summary['clicks']:,} clicks")
+
+
+def compare(measured: config.Evaluate, given: argparse.Namespace) -> None:
+    """Prints each arm's NDCG@10, and how much of the teacher's lead it closes."""
+    systems = [*given.arms, *(["sft"] if (given.workdir / "sft").is_dir() else [])]
+    settings = dataclasses.replace(
+        measured, systems=tuple(systems), reference=given.arms[0]
+    )
+    found = evaluate_systems(settings, given.workdir, replace=True)
+    for name, one in found["systems"].items():
+        value = one["metrics"]["NDCG@10"]
+        closed = (value - given.labels) / (given.teacher - given.labels)
+        p = one["p_value"]["NDCG@10"]
+        said = "" if p is None else f"  p against {given.arms[0]} {p:.4f}"
+        print(f"{name:12} NDCG@10 {value:.4f}  closed {closed:6.1%}{said}")
+
+
 def main() -> None:
     """Makes the log, trains an arm each, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,54 +172,12 @@ def main() -> None:
     base, measured = stages["sft"], stages["evaluate"]
     assert isinstance(base, config.Train) and isinstance(measured, config.Evaluate)
     prepared = prepare(whole.data, whole.reading, given.workdir)
-    pages = pages_of(prepared, SearchWorld(whole.data.world))
-    log = given.workdir / "log.tsv"
-    show = simulate.explore(pages, share=given.explore)
-    traffic = simulate.Traffic(users=20 * given.clicks, seed=given.seed)
-    rows = simulate.make_rows(show, len(pages), traffic, BEHAVIOUR)
-    simulate.write_rows(log, until(rows, given.clicks))
+    log = make_log(given, prepared, SearchWorld(whole.data.world))
     if not (given.workdir / "cpt").is_dir():
         train(stages["cpt"], given.workdir)
-    find_looks = {
-        "ips": lambda: BEHAVIOUR.examination[:DEPTH],
-        "ips_fitted": lambda: fit_looks(log),
-        "ips_learned": lambda: attraction.read_file(
-            given.workdir / "two_tower" / "looks.json"
-        ),
-    }
     for arm in given.arms:
-        path, pages_too = given.workdir / f"{arm}.jsonl", arm == "two_tower"
-        looks = find_looks.get(arm, tuple)()
-        print(f"{arm}: looks {np.round(looks, 3).tolist()}")
-        by = "page" if pages_too else "query"
-        settings = impressions.Settings(depth=DEPTH, by=by, looks=looks)
-        summary = write_lists(log, path, settings)
-        train(
-            dataclasses.replace(
-                base,
-                name=arm,
-                objective=config.Rank(position_bias=DEPTH if pages_too else 0),
-                batch=config.Batch(size=8, list_size=DEPTH),
-                loop=config.Loop(steps=given.steps),
-                click_lists=str(path),
-                judged_lists=False,
-                seed=given.seed,
-            ),
-            given.workdir,
-            replace=True,
-        )
-        print(f"{arm}: {summary['lists']:,} lists, {summary['clicks']:,} clicks")
-    systems = [*given.arms, *(["sft"] if (given.workdir / "sft").is_dir() else [])]
-    settings = dataclasses.replace(
-        measured, systems=tuple(systems), reference=given.arms[0]
-    )
-    found = evaluate_systems(settings, given.workdir, replace=True)
-    for name, one in found["systems"].items():
-        value = one["metrics"]["NDCG@10"]
-        closed = (value - given.labels) / (given.teacher - given.labels)
-        p = one["p_value"]["NDCG@10"]
-        said = "" if p is None else f"  p against {given.arms[0]} {p:.4f}"
-        print(f"{name:12} NDCG@10 {value:.4f}  closed {closed:6.1%}{said}")
+        train_arm(arm, base, log, given)
+    compare(measured, given)
 
 
 if __name__ == "__main__":

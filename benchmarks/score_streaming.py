@@ -23,6 +23,7 @@ import signal
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -127,6 +128,77 @@ def prove(folder: pathlib.Path, pairs: int, answers) -> None:
     answers.put((found.pairs, wrong, seconds, peak()))
 
 
+def kill_in_the_middle(folder: pathlib.Path, pairs: int, count: int) -> int:
+    """Starts so many processes, kills them at a third; the chunks of the job."""
+    children = start(folder, pairs, count)
+    total = 0
+    while all(child.is_alive() for child in children):
+        time.sleep(0.2)
+        if (folder / jobs.FILE).exists():
+            total = total or len(jobs.load_job(folder).chunks)
+            if len(os.listdir(folder / "receipts")) >= total // 3:
+                break
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    return total
+
+
+def resume(folder: pathlib.Path, pairs: int, count: int) -> None:
+    """So many processes do what is missing."""
+    for child in start(folder, pairs, count):
+        child.join()
+        if child.exitcode:
+            sys.exit("a process failed")
+
+
+def prove_apart(folder: pathlib.Path, pairs: int) -> tuple[int, int, float, int]:
+    """What `prove` finds, in a process of its own: pairs, wrong, seconds and MiB."""
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.SimpleQueue()
+    proving = spawn.Process(target=prove, args=(folder, pairs, answers))
+    proving.start()
+    found = answers.get()
+    proving.join()
+    return found
+
+
+def bytes_below(folder: pathlib.Path) -> int:
+    """Of all files."""
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def measure(folder: pathlib.Path, pairs: int, count: int) -> dict[str, Any]:
+    """Runs, kills, resumes by one process more, and proves; what the last line says."""
+    begin = time.monotonic()
+    total = kill_in_the_middle(folder, pairs, count)
+    receipts = folder / "receipts"
+    killed_at = len(os.listdir(receipts))
+    times = {p.name: p.stat().st_mtime_ns for p in receipts.iterdir()}
+    print(f"killed after {killed_at} of {total} chunks, resuming", flush=True)
+    resume(folder, pairs, count + 1)
+    seconds = time.monotonic() - begin
+    kept = sum(p.stat().st_mtime_ns == times.get(p.name) for p in receipts.iterdir())
+    proven, wrong, proving_seconds, proving_peak = prove_apart(folder, pairs)
+    reports = [json.loads(p.read_text()) for p in folder.glob("process-*.json")]
+    return {
+        "scoring": "stubbed",
+        "pairs": proven,
+        "chunks": total,
+        "wrong_scores": wrong,
+        "processes": [count, count + 1],
+        "chunks_when_killed": killed_at,
+        "chunks_done_twice": killed_at - kept,
+        "peak_mib_a_process": max(one["peak_mib"] for one in reports),
+        "open_or_resume_seconds": max(one["opened_seconds"] for one in reports),
+        "pairs_per_second": round(proven / seconds),
+        "seconds": round(seconds, 1),
+        "proving_peak_mib": proving_peak,
+        "proving_seconds": round(proving_seconds, 1),
+        "gib_on_disk": round(bytes_below(folder) / 2**30, 3),
+    }
+
+
 def main() -> None:
     """Runs the measurement."""
     parser = argparse.ArgumentParser()
@@ -134,62 +206,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="score-streaming-"))
-    begin = time.monotonic()
     try:
-        children = start(folder, options.pairs, options.processes)
-        receipts = folder / "receipts"
-        total = 0
-        while all(child.is_alive() for child in children):
-            time.sleep(0.2)
-            if (folder / jobs.FILE).exists():
-                total = total or len(jobs.load_job(folder).chunks)
-                if len(os.listdir(receipts)) >= total // 3:
-                    break
-        for child in children:
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-        killed_at = len(os.listdir(receipts))
-        times = {p.name: p.stat().st_mtime_ns for p in receipts.iterdir()}
-        print(f"killed after {killed_at} of {total} chunks, resuming", flush=True)
-        for child in start(folder, options.pairs, options.processes + 1):
-            child.join()
-            if child.exitcode:
-                sys.exit("a process failed")
-        seconds = time.monotonic() - begin
-        kept = sum(
-            p.stat().st_mtime_ns == times.get(p.name) for p in receipts.iterdir()
-        )
-        spawn = multiprocessing.get_context("spawn")
-        answers = spawn.SimpleQueue()
-        proving = spawn.Process(target=prove, args=(folder, options.pairs, answers))
-        proving.start()
-        pairs, wrong, proving_seconds, proving_peak = answers.get()
-        proving.join()
-        reports = [json.loads(p.read_text()) for p in folder.glob("process-*.json")]
-        result = {
-            "scoring": "stubbed",
-            "pairs": pairs,
-            "chunks": total,
-            "wrong_scores": wrong,
-            "processes": [options.processes, options.processes + 1],
-            "chunks_when_killed": killed_at,
-            "chunks_done_twice": killed_at - kept,
-            "peak_mib_a_process": max(one["peak_mib"] for one in reports),
-            "open_or_resume_seconds": max(one["opened_seconds"] for one in reports),
-            "pairs_per_second": round(pairs / seconds),
-            "seconds": round(seconds, 1),
-            "proving_peak_mib": proving_peak,
-            "proving_seconds": round(proving_seconds, 1),
-            "gib_on_disk": round(
-                sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 2**30,
-                3,
-            ),
-        }
-        print(json.dumps(result))
-        if max(result["peak_mib_a_process"], proving_peak) >= 1024 or wrong:
-            sys.exit("more than 1 GiB of memory a process, or wrong scores")
+        result = measure(folder, options.pairs, options.processes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(result))
+    most = max(result["peak_mib_a_process"], result["proving_peak_mib"])
+    if most >= 1024 or result["wrong_scores"]:
+        sys.exit("more than 1 GiB of memory a process, or wrong scores")
 
 
 if __name__ == "__main__":

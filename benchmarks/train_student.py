@@ -13,6 +13,7 @@ counted. Needs `datasets` and `accelerate` for the baseline's trainer. The last 
 is one JSON object.
 """
 
+import argparse
 import time
 from functools import partial
 
@@ -23,14 +24,16 @@ from sentence_transformers.cross_encoder import (
     CrossEncoderTrainer,
     CrossEncoderTrainingArguments,
 )
-from shapes import matmul_flops, model_flops
+from shapes import model_flops
 from side_by_side import (
     Ours,
+    Run,
+    Setting,
     compare,
     context_of,
     make_parser,
     random_bert,
-    report,
+    report_share,
     set_up,
 )
 from transformers import TrainerCallback
@@ -51,48 +54,23 @@ class _Clock(TrainerCallback):
         self.start = self.start or self.end
 
 
-def main() -> None:
-    """Measures, and prints the ratio."""
-    parser = make_parser(
-        __doc__,
-        size=(8, "batch.size of ours: lists of full length a step"),
-        list_size=(8, "documents a list"),
-        accumulate=(4, "batch.accumulate of ours: micro-batches a step"),
-        steps=(2, "steps of ours a round"),
-        their_steps=(6, "steps of theirs a round"),
-        their_batch=(32, "pairs a batch of theirs"),
-        dropout=(-1.0, "rate of both; -1: the checkpoint's"),
-        layers=(6, "of random weights"),
-        embed=(384, "width of random weights"),
-    )
-    args = parser.parse_args()
-
-    setting = set_up(args, "student", partial(random_bert, args))
-    ours = Ours(setting, dropout=args.dropout)
-    batch = config.Batch(
-        size=args.size, list_size=args.list_size, accumulate=args.accumulate
-    )
-    objective = config.Rank(loss=("sigmoid_cross_entropy",))
-    run_ours = ours.train_steps(objective, batch, 2e-5)
-    run_ours(2)
-
+def rows_of(setting: Setting, list_size: int) -> Dataset:
+    """The pairs that both train on, as a data set of theirs."""
     lists, corpus = setting.prepared.lists("train"), setting.prepared.corpus()
     rows: dict[str, list] = {"query": [], "document": [], "label": []}
     for number in range(len(lists)):
         record = lists[number]
-        for row, label in list(zip(record.documents, record.labels, strict=True))[
-            : args.list_size
-        ]:
+        pairs = list(zip(record.documents, record.labels, strict=True))
+        for row, label in pairs[:list_size]:
             document = corpus[int(row)]
             rows["query"].append(record.query)
             rows["document"].append(f"{document.title} {document.text}".strip())
             rows["label"].append(float(label > 0))
-    pairs = Dataset.from_dict(rows)
-    theirs = CrossEncoder(str(setting.folder), num_labels=1, max_length=args.length)
-    if args.dropout >= 0:
-        for module in theirs.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = args.dropout
+    return Dataset.from_dict(rows)
+
+
+def count_tokens(model: torch.nn.Module) -> list[int]:
+    """Where the real tokens of every batch that the model sees are added."""
     seen: list[int] = []
 
     def count(module, positional, named):
@@ -100,9 +78,21 @@ def main() -> None:
         mask = positional[0]["attention_mask"] if mask is None else mask
         seen.append(int(mask.sum()))
 
-    theirs.register_forward_pre_hook(count, with_kwargs=True)
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    return seen
 
-    def run_theirs() -> tuple[int, float]:
+
+def run_theirs(setting: Setting, args: argparse.Namespace) -> Run:
+    """What trains theirs for the steps of a round."""
+    pairs = rows_of(setting, args.list_size)
+    theirs = CrossEncoder(str(setting.folder), num_labels=1, max_length=args.length)
+    if args.dropout >= 0:
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = args.dropout
+    seen = count_tokens(theirs)
+
+    def run() -> tuple[int, float]:
         seen.clear()
         clock = _Clock()
         trainer = CrossEncoderTrainer(
@@ -124,18 +114,40 @@ def main() -> None:
         trainer.train()
         return sum(seen[1:]), clock.end - clock.start
 
-    found = compare(
-        lambda: run_ours(args.steps), {"cross_encoder": run_theirs}, args.rounds
+    return run
+
+
+def main() -> None:
+    """Measures, and prints the ratio."""
+    parser = make_parser(
+        __doc__,
+        size=(8, "batch.size of ours: lists of full length a step"),
+        list_size=(8, "documents a list"),
+        accumulate=(4, "batch.accumulate of ours: micro-batches a step"),
+        steps=(2, "steps of ours a round"),
+        their_steps=(6, "steps of theirs a round"),
+        their_batch=(32, "pairs a batch of theirs"),
+        dropout=(-1.0, "rate of both; -1: the checkpoint's"),
+        layers=(6, "of random weights"),
+        embed=(384, "width of random weights"),
     )
-    peak = matmul_flops(4096 if args.dtype == "bfloat16" else 2048, args.dtype)
-    flops = 3 * model_flops(ours.model, context_of(setting, args.list_size))
-    rate = found["tokens_per_second"]["ours"]["median"]
-    print(
-        f"ours: {flops / 1e6:.1f} MFLOP a real token, {rate * flops / 1e9:,.0f} of the "
-        f"{peak / 1e9:,.0f} GFLOP/s that a matrix product reaches here "
-        f"({rate * flops / peak:.0%})"
+    args = parser.parse_args()
+    setting = set_up(args, "student", partial(random_bert, args))
+    ours = Ours(setting, dropout=args.dropout)
+    batch = config.Batch(
+        size=args.size, list_size=args.list_size, accumulate=args.accumulate
     )
-    report(found, args, mfu=rate * flops / peak, matmul_flops=peak)
+    objective = config.Rank(loss=("sigmoid_cross_entropy",))
+    run_ours = ours.train_steps(objective, batch, 2e-5)
+    run_ours(2)
+    baselines = {"cross_encoder": run_theirs(setting, args)}
+    found = compare(lambda: run_ours(args.steps), baselines, args.rounds)
+    report_share(
+        found,
+        args,
+        flops=3 * model_flops(ours.model, context_of(setting, args.list_size)),
+        side=4096 if args.dtype == "bfloat16" else 2048,
+    )
 
 
 if __name__ == "__main__":
