@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -24,6 +25,12 @@ GROUPS = {
     "templates": ("e2-smollm-medquad",),
     "scratch": ("e2-scratch-medquad",),
 }
+# Parts that share their code with another group's: run where time is no matter.
+TWINS = ("synthetic", "cosine", "depth", "clicks", "smollm")
+every = pytest.mark.skipif(
+    not os.environ.get("RANKER_EVIDENCE_ALL"),
+    reason="minutes, for code that other groups run: RANKER_EVIDENCE_ALL=1 runs it",
+)
 TABLES = {
     "e0": "| students | seeds | NDCG@10 on dev |",
     "e1": "| hybrid - point (primary) |",
@@ -50,7 +57,13 @@ def states(out):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(parts, id=name, marks=[every] if name in TWINS else [])
+        for name, parts in GROUPS.items()
+    ],
+)
 def test_parts_run_and_their_tables_come_out(tmp_path, parts):
     run(DRIVER, "--out", tmp_path, "--smoke", "--parts", *parts)
     assert json.loads((tmp_path / "size.json").read_text()) == {"size": "smoke"}
