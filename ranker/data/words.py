@@ -82,7 +82,7 @@ def _ranges(*categories: str) -> str:
 def split_words(text: str) -> list[str]:
     """The words of a text, stop words among them.
 
-    >>> split("The Cats' \u82f9\u679c\u624b")
+    >>> split_words("The Cats' \u82f9\u679c\u624b")
     ['the', 'cats', '\u82f9', '\u82f9\u679c', '\u679c', '\u679c\u624b', '\u624b']
     """
     if text.isascii():

@@ -21,7 +21,7 @@ def cascade_scores(
       keep: documents that the good one sees.
 
     Example:
-      >>> merge(np.array([3.0, 2.0, 1.0]), np.array([0.1, 0.7, 9.0]), 2)
+      >>> cascade_scores(np.array([3.0, 2.0, 1.0]), np.array([0.1, 0.7, 9.0]), 2)
       array([ 0.1,  0.7, -0.9])
     """
     order = np.argsort(-first, kind="stable")

@@ -26,10 +26,10 @@ def slice_queries(
     Raises:
       ValueError: for over 30 different texts.
 
-    >>> cut("intent", {"a": "buy", "b": "learn", "c": "buy"})
+    >>> slice_queries("intent", {"a": "buy", "b": "learn", "c": "buy"})
     {'buy': ['a', 'c'], 'learn': ['b']}
     >>> frequencies = {"a": 1, "b": 1, "c": 2, "d": 3, "e": 5, "f": 8, "g": 13}
-    >>> list(cut("frequency", frequencies))
+    >>> list(slice_queries("frequency", frequencies))
     ['tail (1 to 2)', 'torso (3 to 5)', 'head (8 to 13)']
     """
     given = {query: value for query, value in values.items() if value not in (None, "")}

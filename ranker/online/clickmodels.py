@@ -391,7 +391,7 @@ def perplexity(
       chances: of a click at each place, marginal or conditional.
       data: what happened.
 
-    >>> one = Data(np.zeros((1, 2), int), np.array([[True, False]]), 1)
+    >>> one = ClickedPages(np.zeros((1, 2), int), np.array([[True, False]]), 1)
     >>> perplexity(np.array([[0.5, 0.5]]), one)[0]
     2.0
     """

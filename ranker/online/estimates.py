@@ -45,7 +45,7 @@ def pool_moments(parts: Sequence[Moments]) -> Moments:
 
     >>> a, b = np.eye(4), np.arange(20.0).reshape(5, 4)
     >>> whole = Moments.of(np.concatenate([a, b]))
-    >>> both = pool([Moments.of(a), Moments.of(b)])
+    >>> both = pool_moments([Moments.of(a), Moments.of(b)])
     >>> bool(np.allclose(whole.covariance, both.covariance)), both.n
     (True, 9)
     """
