@@ -80,7 +80,7 @@ def values(workdir, name):
 DRIVER = """
 import dataclasses, os, pickle, signal, sys
 from ranker import storage
-from ranker.training.score import score
+from ranker.training.score import score_chunks
 
 workdir, settings = pickle.load(sys.stdin.buffer)
 receipts = lambda name: set((workdir / name / "receipts").glob("*.json"))
@@ -107,7 +107,7 @@ def run(name, count, deaths=()):
             if deaths:
                 die_at(*deaths[index])
             mine = dict(name=name, process_index=index, process_count=count)
-            score(dataclasses.replace(settings, **mine), workdir)
+            score_chunks(dataclasses.replace(settings, **mine), workdir)
             os._exit(0)
         children.append(child)
     for child in children:
