@@ -3,11 +3,13 @@
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from ranker import manifests
 from ranker.scoring.job import load_job, read_chunk
@@ -44,7 +46,7 @@ from ranker import config
 def get_config(variant=""):
     def recipe(steps, lora=config.Lora(), **loop):
         return config.Recipe(optim=config.Optim(learning_rate=1e-2, warmup=1),
-            batch=config.Batch(size=8, list_size=4), lora=lora,
+            batch=config.Batch(size=6, list_size=4), lora=lora,
             loop=config.Loop(steps=steps, log_every=1, save_every=2, **loop))
 
     world = config.World(num_topics=4, documents_per_topic=4, labelled_queries=16,
@@ -123,12 +125,15 @@ def finish(*processes, code=0):
     return outputs
 
 
-def two(tmp_path, workdir, **more):
-    """Starts two processes of four devices."""
+def several(tmp_path, workdir, count, devices, **more):
+    """Starts so many processes, which do one run on so many devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    return [start(tmp_path, workdir, 4, f"{address},2,{i}", **more) for i in (0, 1)]
+    return [
+        start(tmp_path, workdir, devices, f"{address},{count},{index}", **more)
+        for index in range(count)
+    ]
 
 
 def metrics(workdir):
@@ -141,7 +146,7 @@ def metrics(workdir):
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     (tmp_path / "stage.py").write_text(CONFIG)
     finish(start(tmp_path, tmp_path / "one", 8))
-    first, second = finish(*two(tmp_path, tmp_path / "two"))
+    first, second = finish(*several(tmp_path, tmp_path / "two", 2, 4))
     alone, together = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert len(alone) == len(together) == 4
     for a, b in zip(alone, together, strict=True):
@@ -168,21 +173,34 @@ def scores(folder):
     return np.concatenate([table["score"].to_numpy() for table in tables])
 
 
-def test_a_whole_run_by_two_processes_is_that_of_one(tmp_path):
-    (tmp_path / "stage.py").write_text(PIPELINE)
-    finish(start(tmp_path, tmp_path / "one", 8, entry="run"))
-    one, apart = results(tmp_path / "one"), dict(entry="run", before=APART)
-    finish(*two(tmp_path, tmp_path / "two", **apart))
-    assert results(tmp_path / "two") == one
-    # Stopped in the middle, and resumed by one process.
-    told = dict(apart, before=APART + STOPPED)
-    finish(*two(tmp_path, tmp_path / "stopped", **told), code=75)
-    said, *_ = finish(start(tmp_path, tmp_path / "stopped", 8, entry="run"))
-    assert "[distill] resumes from the checkpoint" in said
-    assert results(tmp_path / "stopped") == one
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A folder with the config of a whole run, and that run by one process: `one`."""
+    folder = tmp_path_factory.mktemp("alone")
+    (folder / "stage.py").write_text(PIPELINE)
+    finish(start(folder, folder / "one", 6, entry="run"))
+    return folder
+
+
+def test_a_whole_run_by_two_processes_is_that_of_one(one):
+    workdir = one / "two"
+    finish(*several(one, workdir, 2, 3, entry="run", before=APART))
+    assert results(workdir) == results(one / "one")
     # One teacher over the devices of both, in place of one on each process's.
     again = ("--stage=scores", "--config.name=all", "--config.devices=all")
-    finish(*two(tmp_path, tmp_path / "two", entry="score", more=again))
-    local = scores(tmp_path / "one" / "scores")
+    finish(*several(one, workdir, 2, 3, entry="score", more=again))
+    local = scores(one / "one" / "scores")
     for name in ("scores", "all"):
-        np.testing.assert_allclose(scores(tmp_path / "two" / name), local, atol=1e-5)
+        np.testing.assert_allclose(scores(workdir / name), local, atol=1e-5)
+
+
+def test_two_processes_that_are_stopped_are_resumed_by_one_and_by_three(one):
+    wanted = results(one / "one")
+    told = dict(entry="run", before=APART + STOPPED)
+    finish(*several(one, one / "stopped", 2, 3, **told), code=75)
+    shutil.copytree(one / "stopped", one / "copy")
+    alone, *_ = finish(start(one, one / "stopped", 6, entry="run"))
+    first, *_ = finish(*several(one, one / "copy", 3, 2, entry="run", before=APART))
+    for name, said in (("stopped", alone), ("copy", first)):
+        assert "[distill] resumes from the checkpoint" in said
+        assert results(one / name) == wanted
