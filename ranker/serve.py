@@ -142,7 +142,7 @@ def raise_open_files() -> None:
         if soft != resource.RLIM_INFINITY and soft < most:
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     except (ImportError, OSError, ValueError):
-        return  # as it is, then
+        return  # the limit stays as the system set it
 
 
 def _make_server() -> type:

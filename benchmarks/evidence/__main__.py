@@ -5,8 +5,8 @@
         --smollm SMOLLM2 --medquad MEDQUAD
     python benchmarks/evidence/report.py --out runs/evidence --data NQQED
 
-Parts run in the order of `--status`; `--parts` names some. What is done is not done
-again: a killed run goes on where it was, within a part after the last group of students
+Parts run in the order of `--status`; `--parts` names some. Finished parts
+are skipped, and a killed run resumes within its part, after the last group of students
 or the last stage. NQQED and MEDQUAD are BEIR folders with runs/bm25.*, MINILM and
 SMOLLM2 Hugging Face folders of all-MiniLM-L6-v2 and SmolLM2-135M-Instruct. `--size` is
 gpu or cpu (two cores), one of them in a folder OUT. `--smoke` makes tiny collections

@@ -88,7 +88,7 @@ PARTS = (
     Part("e5", "parity with sentence-transformers", pipelines.parity, _e5, _BERT, 0.9),
     Part(
         "e4-cosine",
-        "MiniLM as it is, the trivial baseline",
+        "untrained MiniLM, the trivial baseline",
         untrained.cosine_part,
         lambda sizes: _groups("e4-cosine", sizes.nqqed.test, untrained.CHUNK),
         _BERT,
@@ -96,7 +96,7 @@ PARTS = (
     ),
     Part(
         "e4-likelihood",
-        "SmolLM2 as it is, by the query's likelihood",
+        "untrained SmolLM2, by the query's likelihood",
         untrained.likelihood_part,
         lambda sizes: _groups("e4-likelihood", sizes.queries, untrained.CHUNK),
         _LLM,
@@ -104,7 +104,7 @@ PARTS = (
     ),
     Part(
         "e4-yes_no",
-        "SmolLM2 as it is, asked yes or no",
+        "untrained SmolLM2, asked yes or no",
         pipelines.yes_no,
         lambda sizes: ["e4-yes_no/seconds"],
         _LLM,

@@ -216,7 +216,7 @@ def keep_first(path: pathlib.Path, queries: int) -> None:
     path.write_text("\n".join([header, *rows]) + "\n")
 
 
-# --- SmolLM2 as a teacher, and as it is ---
+# --- SmolLM2 as a teacher, and untrained ---
 
 
 def llm_teacher(run: Run) -> dict[tuple[str, str], float]:
@@ -245,7 +245,7 @@ def asked(run: Run) -> np.ndarray:
 
 
 def yes_no(run: Run) -> None:
-    """E4: SmolLM2 as it is, asked whether a passage answers; logit of Yes less No's."""
+    """E4: untrained SmolLM2, asked if a passage answers; logit of Yes less No's."""
     made = language_model(run, language_folder(run, "nqqed", "smollm"), "smollm")
     asked = config.Pretrained(path=str(run.args.smollm), score_tokens=("Yes", "No"))
     still = dataclasses.replace(

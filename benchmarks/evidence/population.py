@@ -2,7 +2,7 @@
 
 Parameters, order of the data, dropout, learning rate and the weights of the losses have
 a leading axis of students. Students are trained a group at a time; a group's raw scores
-on dev and test are one file, so a killed part goes on with the next group.
+on dev and test are one file, so a killed part resumes with the next group.
 """
 
 import dataclasses
@@ -25,7 +25,8 @@ from ranker import config, sharding
 from ranker.batch import Rows
 from ranker.losses import distillation, listwise, margins
 from ranker.models import build
-from ranker.models.huggingface import flat, import_params, open_checkpoint
+from ranker.models.huggingface import import_params, open_checkpoint
+from ranker.models.params import flat, unflat
 from ranker.training.state import make_network
 
 # --- models ---------------------------------------------------------------------------
@@ -94,15 +95,7 @@ def load(path: pathlib.Path, layers: str, dtype: str) -> Model:
 
     def with_head(key):
         found = {**dict(flat(whole.fresh(key))), **taken}
-
-        def place(path, variable):
-            name = ".".join(str(getattr(one, "key", one)) for one in path)
-            return variable.replace(found[name])
-
-        is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(
-            place, network.abstract, is_leaf=is_leaf
-        )
+        return unflat(found, network.abstract)
 
     return Model(network, with_head)
 

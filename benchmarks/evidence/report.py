@@ -257,7 +257,7 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
     }
     for says, folder in {
         COSINE: "e4-cosine",
-        "SmolLM2 as it is, likelihood": "e4-likelihood",
+        "untrained SmolLM2, likelihood": "e4-likelihood",
     }.items():
         if (out / folder / "000.npz").exists():
             found[says] = chunks(out / folder)
@@ -274,7 +274,7 @@ def systems(data: Collection, out: pathlib.Path) -> dict[str, tuple]:
                 cost = json.loads(path.with_suffix(".json").read_text())
             found[says] = (scores[None, :kept], *cost.values())
     for says, pattern in {
-        "SmolLM2 as it is, yes or no": "e4-yes_no",
+        "untrained SmolLM2, yes or no": "e4-yes_no",
         "fine-tuned SmolLM2": "e2-smollm-nqqed/none-*",
         "fine-tuned SmolLM2 after clicks": "e2-smollm-nqqed/clicks-*",
     }.items():

@@ -1,5 +1,6 @@
 """What each part reads, trains and measures, at size "gpu", "cpu" or "smoke"."""
 
+import dataclasses
 import pathlib
 from dataclasses import dataclass
 
@@ -118,20 +119,8 @@ CPU = Sizes(
         trials=2,
         scored=1000,
     ),
-    synthetic=Grid(
-        4000,
-        200,
-        4000,
-        300,
-        12,
-        24,
-        4,
-        600,
-        (1e-3, 2e-3),
-        (*MAIN_ARMS, "hybrid_top"),
-        at_once=1,
-        cuts=(4000, 200),
-        scored=4000,
+    synthetic=dataclasses.replace(
+        GPU.synthetic, rates=(1e-3, 2e-3), arms=(*MAIN_ARMS, "hybrid_top"), at_once=1
     ),
     teacher_steps=100,
     queries=200,

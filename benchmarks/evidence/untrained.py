@@ -1,4 +1,4 @@
-"""E4: models as they are, nothing trained: MiniLM's cosine, SmolLM2's likelihood.
+"""E4: untrained models: MiniLM's cosine, SmolLM2's likelihood.
 
 The likelihood is the mean log-probability of the query's tokens after the passage and a
 request for a question (Sachan et al., 2022, "Improving passage retrieval with zero-shot
@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from ranker import config, sharding
 from ranker.batch import Rows
 from ranker.models.huggingface import import_params, open_checkpoint
+from ranker.models.params import unflat
 from ranker.training.state import make_network
 
 REQUEST = "\nPlease write a question based on this passage.\nQuestion:"
@@ -177,12 +178,7 @@ def make_log_probability(run: Run) -> tuple[Callable[..., np.ndarray], int]:
     taken, _ = import_params(
         checkpoint, "language", network.abstract, network.shardings
     )
-    is_leaf = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-
-    def place(path, variable):
-        return variable.replace(taken[".".join(str(one.key) for one in path)])
-
-    params = jax.tree_util.tree_map_with_path(place, network.abstract, is_leaf=is_leaf)
+    params = unflat(taken, network.abstract)
 
     @jax.jit
     def score(params, tokens, asked):

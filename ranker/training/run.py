@@ -231,7 +231,7 @@ def _source(settings: config.Train, origin: Origin) -> dict[str, Any] | None:
 
 
 def check_metric(settings: config.Train) -> None:
-    """Raises `ConfigError` for a best_metric that is no measure, before any work."""
+    """Raises `ConfigError` for an unknown best_metric, before any work begins."""
     name = settings.loop.best_measure
     try:
         base = parse_measure(name).base if name else ""
