@@ -42,12 +42,17 @@ STAGES = ("prepare", "cpt", "sft", "scores", "distill", "evaluate", "export")
 
 
 def pipeline() -> config.Pipeline:
-    """A tiny one, with what must not be lost: accumulation, dropout, a best one."""
+    """A tiny one, with what must not be lost: accumulation, dropout, a best one.
 
-    def recipe(steps, **fields):
+    The teacher has dropout where a decoder has it, on what its adapters read; the
+    student on the residual stream and on attention.
+    """
+
+    def recipe(steps, lora=config.NO_LORA, **fields):
         return config.Recipe(
             optim=config.Optim(learning_rate=1e-3, warmup=1),
             batch=config.Batch(size=4, list_size=4, accumulate=2),
+            lora=lora,
             loop=config.Loop(
                 steps=steps, log_every=3, save_every=4, eval_every=3, **fields
             ),
@@ -88,7 +93,12 @@ def pipeline() -> config.Pipeline:
             attention_dropout=0.1,
         ),
         cpt=recipe(10),
-        sft=recipe(8, best_metric="dev_ndcg@5", result="best"),
+        sft=recipe(
+            8,
+            lora=config.Lora(rank=2, dropout=0.1),
+            best_metric="dev_ndcg@5",
+            result="best",
+        ),
         distill=recipe(10),
         labels=recipe(2),
         compare=(),
