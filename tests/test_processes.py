@@ -1,4 +1,4 @@
-"""Two processes of four devices give the numbers of one process of eight."""
+"""Several processes give the numbers of one, also where launch/ starts them."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from cloud import Cloud
 
 from ranker import manifests
 from ranker.scoring.job import load_job, read_chunk
@@ -80,7 +81,7 @@ storage.file_digests = slow
 
 # The first process is told that its machine goes away, while the student trains.
 STOPPED = """
-import os, pathlib, signal
+import os, signal
 from ranker.training.reporter import Reporter
 progress = Reporter.progress
 def told(reporter, count, **more):
@@ -90,11 +91,19 @@ def told(reporter, count, **more):
 Reporter.progress = told
 """
 
+# What the first start left is kept beside, by the first process of the second start,
+# before it joins the other.
+KEPT = """
+import os, pathlib, shutil
+run = pathlib.Path(os.environ["RANKER_BUCKET_FOLDER"], "run")
+if os.environ["OMPI_COMM_WORLD_RANK"] == "0" and run.exists():
+    shutil.copytree(run, run.with_name("stopped"))
+"""
 
-def start(
-    tmp_path, workdir, devices, processes="", *, entry="train", before="", more=()
-):
-    code = (
+
+def program(tmp_path, workdir, devices, *, entry="train", before="", more=()):
+    """Python that runs an entry on so many devices."""
+    return (
         "import jax\n"
         "jax.config.update('jax_platforms', 'cpu')\n"
         f"jax.config.update('jax_num_cpu_devices', {devices})\n"
@@ -105,12 +114,25 @@ def start(
         f"'--workdir', {str(workdir)!r}, *{tuple(more)!r}]\n"
         f"runpy.run_module('ranker.{entry}', run_name='__main__')\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+def surroundings(tmp_path):
+    """Environment of every process: what one compiles, the next one loads."""
+    return {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+def start(tmp_path, workdir, devices, processes="", **more):
+    environment = {**os.environ, **surroundings(tmp_path)}
     environment.pop("RANKER_PROCESSES", None)
     if processes:
         environment["RANKER_PROCESSES"] = processes
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", program(tmp_path, workdir, devices, **more)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -182,11 +204,47 @@ def one(tmp_path_factory):
     return folder
 
 
-def test_a_whole_run_by_two_processes_is_that_of_one(one):
-    workdir = one / "two"
-    finish(*several(one, workdir, 2, 3, entry="run", before=APART))
-    assert results(workdir) == results(one / "one")
-    # One teacher over the devices of both, in place of one on each process's.
+def free_port():
+    """One of those that Open MPI's variables can name."""
+    for port in range(61440 + os.getpid() % 4000, 65536):
+        with socket.socket() as one:
+            try:
+                one.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no port is free")
+
+
+@pytest.fixture(scope="module")
+def launched(one, tmp_path_factory):
+    """The cloud where launch/ had two workers do that run, and what it printed.
+
+    launch/worker.sh sets RANKER_PROCESSES to auto. In the bucket are `run`, and
+    `stopped`: what it was when the workers had left.
+    """
+    cloud = Cloud(tmp_path_factory.mktemp("cloud"))
+    cloud.made("--bucket", "gs://my-bucket")
+    (cloud.folder / "port").write_text(str(free_port()))
+    told = dict(entry="run", before=KEPT + APART + STOPPED)
+    code = program(one, cloud.bucket / "run", 3, **told)
+    command = ("run.sh", "tpu1", "--job", "job", "--", sys.executable, "-c", code)
+    yield cloud, cloud(*command, JAX_PLATFORMS="cpu", **surroundings(one))
+    cloud.end_jobs()
+
+
+def test_a_run_that_launch_starts_stops_and_resumes_is_that_of_one(one, launched):
+    cloud, printed = launched
+    assert "exit code 75" in printed.stderr and "attempt 2" in printed.stderr
+    assert "[distill] resumes from the checkpoint" in cloud.log(attempt=2)
+    # The first process reports, of two that did the run together.
+    assert printed.stdout.count("[distill] step 4/4") == 1
+    assert "step 4/4" not in cloud.log(attempt=2, worker=1)
+    assert results(cloud.bucket / "run") == results(one / "one")
+
+
+def test_one_teacher_over_two_processes_scores_as_one_on_each(one, launched):
+    workdir = launched[0].bucket / "run"
     again = ("--stage=scores", "--config.name=all", "--config.devices=all")
     finish(*several(one, workdir, 2, 3, entry="score", more=again))
     local = scores(one / "one" / "scores")
@@ -194,13 +252,13 @@ def test_a_whole_run_by_two_processes_is_that_of_one(one):
         np.testing.assert_allclose(scores(workdir / name), local, atol=1e-5)
 
 
-def test_two_processes_that_are_stopped_are_resumed_by_one_and_by_three(one):
-    wanted = results(one / "one")
-    told = dict(entry="run", before=APART + STOPPED)
-    finish(*several(one, one / "stopped", 2, 3, **told), code=75)
-    shutil.copytree(one / "stopped", one / "copy")
-    alone, *_ = finish(start(one, one / "stopped", 6, entry="run"))
-    first, *_ = finish(*several(one, one / "copy", 3, 2, entry="run", before=APART))
-    for name, said in (("stopped", alone), ("copy", first)):
-        assert "[distill] resumes from the checkpoint" in said
-        assert results(one / name) == wanted
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_run_that_two_processes_left_is_resumed_by(count, one, launched):
+    workdir = one / f"by_{count}"
+    shutil.copytree(launched[0].bucket / "stopped", workdir)
+    alone = [start(one, workdir, 6, entry="run")] if count == 1 else []
+    first, *_ = finish(
+        *(alone or several(one, workdir, count, 2, entry="run", before=APART))
+    )
+    assert "[distill] resumes from the checkpoint" in first
+    assert results(workdir) == results(one / "one")

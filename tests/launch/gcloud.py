@@ -7,6 +7,8 @@ fail     exit 1
 blind    exit 1 with a network error
 drop     exit 255 after the workers did it
 preempt  the TPU is taken away, and exit 255
+
+With CLOUD/port (61440 to 65535) a worker's jax finds the others through that port.
 """
 
 import json
@@ -94,6 +96,16 @@ def describe(kind, name, arguments):
             save("tpus", tpus)
 
 
+def neighbours(port, count, index):
+    """What tells jax of the other workers: Open MPI's words for Google's metadata."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{(port - 61440) * 4096}.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
 def ssh(name, arguments):
     if load("tpus", {}).get(name, {"states": ["gone"]})["states"][0] not in (
         "ACTIVE",
@@ -101,8 +113,11 @@ def ssh(name, arguments):
     ):
         sys.exit(255)
     codes = []
+    every = sorted((CLOUD / "workers" / name).iterdir())
     for home in homes(name, arguments):
         environment = {**os.environ, "HOME": str(home), "FAKE_HOST": home.name}
+        if port := load("port", 0):
+            environment |= neighbours(port, len(every), every.index(home))
         command = ["bash", "-c", flag(arguments, "--command")]
         codes.append(subprocess.run(command, cwd=home, env=environment).returncode)
     sys.exit(max(codes))
