@@ -8,6 +8,8 @@ import numpy as np
 
 from ranker import config, sharding
 from ranker.batch import PackedBatch, Rows
+from ranker.data.packing import Example, common_prefix
+from ranker.data.text import Segment
 from ranker.training import objectives, optim, state, step, weights
 from ranker.training.scorer import device_batch
 
@@ -51,6 +53,16 @@ def batch_of(lists=8, size=2, micro=1, seed=0):
         targets=generator.normal(size=where.shape).astype(np.float32),
         where=where,
     )
+
+
+def tree(prefix, lengths, seed=0):
+    """A list of documents behind one prefix."""
+    generator = np.random.default_rng(seed)
+    begin = generator.integers(1, V, prefix).tolist()
+    texts = [begin + generator.integers(1, V, n).tolist() for n in lengths]
+    segments = [Segment(text, (0, 1), prefix, len(text) - 1) for text in texts]
+    labels = generator.normal(size=(2, len(lengths))).astype(np.float32)
+    return Example(segments, *labels, shared=common_prefix(segments))
 
 
 def network_of(settings, name, head="score"):

@@ -108,8 +108,8 @@ def _best_fit(free: _Free, lengths: Sequence[int]) -> tuple[_Free, list[int]] | 
     """
     left = free.copy()
     rows = [0] * len(lengths)
-    for place in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        found = bisect.bisect_left(left, (lengths[place], -1))
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
+        found = bisect.bisect_left(left, (lengths[place],))
         if found == len(left):
             return None
         size, rows[place] = left.pop(found)
@@ -143,7 +143,8 @@ def choose_documents(waiting: Sequence[Sequence[int]], layout: Layout) -> Choice
         rows.append(flat_rows[at : at + len(lengths)])
         at += len(lengths)
     room = sum(size for size, _ in free)
-    for place in sorted(range(count, len(waiting)), key=lambda i: -totals[i]):
+    further = range(count, len(waiting))
+    for place in sorted(further, key=totals.__getitem__, reverse=True):
         if len(places) == layout.lists:
             break
         if totals[place] > room:
@@ -163,13 +164,15 @@ def common_prefix(segments: Sequence[Segment]) -> int:
 
     0 where a template puts the document first, or a query was cut for a document.
     """
+    if len(segments) < 2:
+        return 0
     size = segments[0].document
     begin = segments[0].tokens[:size]
     same = all(
         one.document == size and np.array_equal(one.tokens[:size], begin)
-        for one in segments[1:]
+        for one in segments
     )
-    return size if same and len(segments) > 1 else 0
+    return size if same else 0
 
 
 def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
@@ -196,9 +199,9 @@ def choose_trees(waiting: Sequence[Example], layout: Layout) -> Choice:
         slots -= wanted
     behind += range(len(places) + len(behind), len(waiting))
     room = sorted((size, row) for row, size in enumerate(free))
-    for place in sorted(behind, key=lambda i: -waiting[i].total):
+    for place in sorted(behind, key=lambda i: waiting[i].total, reverse=True):
         example = waiting[place]
-        found = bisect.bisect_left(room, (example.total, -1))
+        found = bisect.bisect_left(room, (example.total,))
         wanted = _slots(example, layout)
         if found < len(room) and wanted <= slots:
             size, row = room.pop(found)
@@ -231,12 +234,13 @@ def choose_parts(waiting: Sequence[Example], layout: Layout) -> list[Part]:
     for place, example in enumerate(waiting):
         if not slots or max(free) <= example.shared:
             break
-        left = sorted(range(len(example.lengths)), key=lambda i: -example.lengths[i])
+        lengths = example.lengths
+        left = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
         part = Part(place, [], [])
         for row in range(layout.rows):
             room, behind = free[row] - example.shared, []
             for i in left:
-                size = example.lengths[i] - example.shared
+                size = lengths[i] - example.shared
                 if size <= room and slots:
                     room, slots = room - size, slots - 1
                     part.members.append(i)
@@ -265,12 +269,13 @@ def _unroll(
       What is left of the rows, the row that it ends in, and the row of each document;
       None when the rows are not enough.
     """
-    left, rows = list(free), [0] * len(example.segments)
-    waiting = sorted(range(len(rows)), key=lambda i: -example.lengths[i])
+    left, lengths = list(free), example.lengths
+    rows = [0] * len(lengths)
+    waiting = sorted(range(len(rows)), key=lengths.__getitem__, reverse=True)
     while True:
         room, behind = left[row] - example.shared, []
         for i in waiting:
-            size = example.lengths[i] - example.shared
+            size = lengths[i] - example.shared
             if size <= room:
                 room -= size
                 rows[i] = row

@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranker.data.packing import Example, Layout, choose_documents, pack, text_example
+from ranker.data.packing import (
+    Choice,
+    Example,
+    Layout,
+    choose_documents,
+    empty_batch,
+    pack,
+    text_example,
+)
 from ranker.data.text import Segment
 
 DATA = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -51,6 +59,98 @@ def test_waiting_lists_are_taken_in_order_while_they_fit():
     assert choice.places == [0, 1, 3]
 
 
+def test_a_list_that_fits_exactly_fills_what_is_left():
+    lists = [[10], [9, 7], [8], [5], [6]]
+    layout = Layout(rows=2, length=16, size=2, slots=4)
+    # 10, 9 and 7 into two rows: what is left of the first takes 6, not 5.
+    assert choose_documents(lists, layout) == Choice([0, 1, 4], [[0], [1, 1], [0]])
+    # Each into the row that it leaves least of.
+    free = choose_documents([[12], [9], [4]], Layout(rows=2, length=16, size=1))
+    assert free == Choice([0, 1, 2], [[0], [1], [0]])
+
+
+@pytest.mark.parametrize(
+    ("rows", "length", "size", "slots", "lists"),
+    [
+        (4, 12, 2, 0, 3),  # 48 tokens are 6 documents of 8
+        (4, 4, 1, 0, 4),  # a document a row, however short the rows
+        (2, 16, 0, 0, 4),  # texts
+        (2, 16, 3, 7, 7),
+    ],
+)
+def test_how_many_lists_a_shard_has_room_for(rows, length, size, slots, lists):
+    layout = Layout(rows=rows, length=length, size=size, slots=slots)
+    assert (layout.lists, layout.tokens) == (lists, rows * length)
+    batch = empty_batch(layout, pad=5)
+    assert batch.score_index.shape == batch.where.shape == (lists, size)
+    assert (batch.rows.tokens == 5).all() and batch.rows.tokens.shape == (rows, length)
+    assert not batch.rows.segments.any() and not batch.where.any()
+    assert batch.passages is batch.impressions is batch.rows.prefixes is None
+    nothing = pack([], [], layout, pad=5)
+    assert (nothing.rows.tokens == 5).all() and not nothing.rows.segments.any()
+
+
+def test_pairs_are_lists_of_one_document():
+    layout = Layout(rows=2, length=8, size=1)
+    two = Example([segment(3), segment(4)], np.float32([5, 6]), np.float32([1, 2]))
+    one = Example([segment(5)], np.float32([7]), np.float32([3]))
+    batch = pack([two, one], [[0, 0], [1]], layout, pad=0)
+    assert batch.where.tolist() == [[True]] * 2
+    assert batch.labels.tolist() == [[5], [6]]
+
+
+def test_positions_and_weights_of_clicks_and_what_stands_for_none():
+    layout = Layout(rows=2, length=8, size=2, slots=3, impressions=True)
+    labels = np.zeros((2, 2), np.float32)
+    segments = [segment(2), segment(2)]
+    places, weights = np.int32([3, 1]), np.float32([0.5, 4])
+    shown = Example(segments, *labels, positions=places, weights=weights)
+    judged = Example(segments, *labels)
+    batch = pack([judged, shown], [[0, 0], [1, 1]], layout, pad=0)
+    assert batch.impressions is not None
+    assert batch.impressions.positions.tolist() == [[0, 0], [3, 1], [0, 0]]
+    assert batch.impressions.weights.tolist() == [[1, 1], [0.5, 4], [1, 1]]
+    # Layouts without them leave them out.
+    plain = Layout(rows=2, length=8, size=2)
+    assert pack([shown], [[0, 0]], plain, pad=0).impressions is None
+
+
+def test_passages_of_documents_by_hand():
+    layout = Layout(rows=2, length=8, size=2, slots=3, passages=3)
+    labels = np.float32([2, 1])
+    # The first document has two passages in row 0, the second one in row 1.
+    one = Example(
+        [segment(3), segment(2), segment(4)], labels, labels * 0, counts=[2, 1]
+    )
+    other = Example([segment(2), segment(1)], labels, labels * 0, counts=[1, 1])
+    rows = [[0, 0, 1], [0, 1]]
+    batch = pack([one, other], rows, layout, pad=0, first_row=1)
+    assert batch.score_index.tolist() == [
+        [8 + 2, 8 + 4, 8, 16 + 3, 8, 8],
+        [8 + 6, 8, 8, 16 + 4, 8, 8],
+        [8] * 6,
+    ]
+    yes, no = True, False
+    assert batch.passages.tolist() == [
+        [[yes, yes, no], [yes, no, no]],
+        [[yes, no, no], [yes, no, no]],
+        [[no] * 3] * 2,
+    ]
+    assert batch.labels.tolist() == [[2, 1], [2, 1], [0, 0]]
+    assert batch.where.tolist() == [[yes, yes], [yes, yes], [no, no]]
+
+
+def test_a_list_of_one_document_of_several_passages_is_one_list():
+    layout = Layout(rows=1, length=12, size=1, passages=2, slots=2)
+    one, other = (
+        Example([segment(3), segment(2)], np.float32([n]), np.float32([0]), counts=[2])
+        for n in (1, 2)
+    )
+    batch = pack([one, other], [[0, 0]] * 2, layout, pad=0)
+    assert batch.labels.tolist() == [[1], [2]] and batch.passages.all()
+    assert batch.score_index.tolist() == [[2, 4], [7, 9]]
+
+
 def test_a_row_holds_segments_side_by_side():
     layout = Layout(rows=4, length=12, size=2)
     first = Example(
@@ -87,6 +187,7 @@ def test_a_list_that_shares_nothing_sees_no_prefix():
 def test_a_text_without_a_query_predicts_nothing_from_the_text_before_it():
     layout = Layout(rows=1, length=16, size=0)
     texts = [text_example(segment(5, document=0)) for _ in range(2)]
+    assert len(texts[0].labels) == len(texts[0].targets) == 0
     batch = pack(texts, [[0], [0]], layout, pad=0)
     assert batch.loss_mask[0, [0, 5]].tolist() == [False, False]
     assert batch.loss_mask.sum() == 8
