@@ -374,7 +374,7 @@ def check_judgements(
         return []
     return [
         f"{len(without)} of {len(qrels)} queries, such as {without[0]!r}, have no "
-        f"relevant document (grade {level:g} or higher): they count 0 for "
+        f"relevant document (grade {rules.relevance:g} or higher): they count 0 for "
         "every system"
     ]
 

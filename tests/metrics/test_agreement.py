@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.metrics.agreement import agreement, fit_affine, saturation
+from ranker.metrics.agreement import (
+    agreement,
+    find_faults,
+    fit_affine,
+    saturation,
+)
 
 
 def _lists(seed, lengths=(5, 8, 3, 1)):
@@ -60,6 +65,61 @@ def test_a_sigmoid_shows_as_saturation():
     assert saturation(raw) < 0.01
     assert saturation(1 / (1 + np.exp(-raw))) > 0.5
     assert saturation(np.full(4, 2.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "share"),
+    [
+        ([0.0, 0.0009, 0.5, 1.0], 1 / 4),  # a thousandth of the range is an end
+        ([0.0, 0.0011, 0.5, 1.0], 0),
+        ([-1.0, 0.5, 0.9991, 1.0], 1 / 4),
+        ([-1.0, 0.5, 0.9979, 1.0], 0),
+        ([0.0, 0.0, 1.0], 1 / 3),
+        ([0.0, 1.0], 0),  # one at each end is no heap
+        ([0.0, 0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0], 2 / 8),
+        ([3.0], 0),
+        ([3.0, 3.0], 1),
+    ],
+)
+def test_saturation_by_hand(scores, share):
+    assert saturation(np.array(scores)) == pytest.approx(share)
+
+
+def test_ties_and_what_the_line_explains_by_hand():
+    teacher = [np.array([1.0, 1.0, 2.0, 1.0]), np.array([1.0, 2.0])]
+    student = [np.array([0.0, 3.0, 4.0, 3.0]), np.array([2.0, 2.0])]
+    found = agreement(teacher, student)
+    assert found.teacher_ties == 3 / 7 and found.student_ties == 2 / 7
+    x, y = (np.concatenate(one) for one in (teacher, student))
+    assert found.r_squared == pytest.approx(np.corrcoef(x, y)[0, 1] ** 2)
+
+
+def test_faults_are_named_beyond_their_limits():
+    sound = dataclasses.replace(
+        agreement(_lists(0), _lists(0)),
+        teacher_ties=0.1,
+        student_ties=0.1,
+        teacher_saturation=0.05,
+        student_saturation=0.05,
+        slope=0.0,
+    )
+    assert find_faults(sound) == []
+    for field, words in (
+        ("teacher_ties", "The teacher gives 11% of the pairs of a list equal"),
+        ("student_ties", "The student gives 11% of the pairs"),
+        ("teacher_saturation", "11% of the teacher's scores lie at an end"),
+        ("student_saturation", "11% of the student's scores lie at an end"),
+    ):
+        [said] = find_faults(dataclasses.replace(sound, **{field: 0.11}))
+        assert words in said
+    assert "negative" in find_faults(dataclasses.replace(sound, slope=-1e-9))[0]
+    # Of one that has collapsed nothing else is said.
+    flat = dataclasses.replace(sound, teacher_ties=1, teacher_saturation=1.0)
+    assert find_faults(flat) == [
+        "The teacher has collapsed: it scores all documents alike."
+    ]
+    both = dataclasses.replace(flat, student_ties=0.5)
+    assert len(find_faults(both)) == 2
 
 
 def test_grades_are_not_clipped_scores():

@@ -145,6 +145,45 @@ def test_a_shift_of_whole_queries_is_seen_across_queries_alone():
     assert same.brier["platt"] < 0.1 < moved.brier["platt"]
 
 
+def test_calibrations_at_the_edges_are_taken():
+    flat = {"method": "isotonic", "scores": [3], "probabilities": [0]}
+    assert calibration.from_json(flat)(np.array([1.0, 9.0])).tolist() == [0, 0]
+    step = {"method": "isotonic", "scores": [0, 1, 2], "probabilities": [0, 0, 1]}
+    assert calibration.from_json(step)(np.array([1.5])).tolist() == [0.5]
+
+
+def test_scores_across_queries_by_hand():
+    """Two queries of two documents, in ten bins and in two."""
+    scores = [np.array([2.0, 1.0]), np.array([4.0, 3.0])]
+    grades = [np.array([2.0, 1.0]), np.array([2.0, 0.0])]
+    found = calibration.cross_query(scores, grades, relevance=2, bins=2)
+    assert (found.documents, found.base_rate) == (4, 0.5)
+    # Of different queries: 2 under 3, wrong; 1 under 4, right; 1 over none, wrong.
+    assert (found.pairs, found.accuracy) == (3, 1 / 3)
+    ones = [np.array([1.0, 0.0])] * 2  # from grade 1 on, unless told otherwise
+    assert calibration.cross_query(scores, ones).base_rate == 0.5
+    queries, relevant = np.array([0, 0, 1, 1]), np.array([1, 0, 1, 0], bool)
+    flat = np.concatenate(scores)
+    for method in calibration.METHODS:
+        p = calibration.cross_fitted(method, flat, relevant, queries)
+        assert found.brier[method] == calibration.brier_score(p, relevant)
+        assert found.ece[method] == calibration.expected_calibration_error(
+            p, relevant, bins=2
+        )
+
+
+def test_bins_hold_as_many_documents_each_as_ties_allow():
+    p = np.array([0.9, 0.1, 0.4, 0.4, 0.4, 0.6, 0.2])
+    y = p > 0.3
+    bins = calibration.reliability(p, y, bins=3)
+    # Of 7, the bins begin at places 0, 3 and 5; the run of 0.4 begins at 2.
+    assert [one.documents for one in bins] == [5, 2]
+    assert [one.relevant for one in bins] == pytest.approx([3 / 5, 1])
+    assert [one.probability for one in bins] == pytest.approx([1.5 / 5, 0.75])
+    default = calibration.reliability(np.arange(40) / 40, np.ones(40, bool))
+    assert [one.documents for one in default] == [4] * 10
+
+
 @pytest.mark.parametrize("method", calibration.METHODS)
 def test_it_survives_json(method):
     scores, relevant, _ = made(100)
@@ -168,6 +207,32 @@ def test_it_survives_json(method):
             "not fall",
         ),
         ({"method": "isotonic", "scores": [], "probabilities": []}, "from one"),
+        (
+            {"method": "isotonic", "scores": [0, 1], "probabilities": [0.5]},
+            "from one",
+        ),
+        (
+            {"method": "isotonic", "scores": [[0]], "probabilities": [[0.5]]},
+            "from one",
+        ),
+        (
+            {"method": "isotonic", "scores": [0, 0], "probabilities": [0, 1]},
+            "must be finite and rise",
+        ),
+        (
+            {"method": "isotonic", "scores": [0, math.inf], "probabilities": [0, 1]},
+            "must be finite and rise",
+        ),
+        (
+            {"method": "isotonic", "scores": [0, 1], "probabilities": [-0.1, 1]},
+            "within 0 and 1",
+        ),
+        (
+            {"method": "isotonic", "scores": [0, 1], "probabilities": [0, 1.1]},
+            "within 0 and 1",
+        ),
+        ({"method": "platt", "slope": 1, "intercept": math.inf}, "must be finite"),
+        ({"method": "platt", "slope": None, "intercept": 0}, "missing or no number"),
     ],
 )
 def test_a_broken_calibration_is_refused(fields, message):

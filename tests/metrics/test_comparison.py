@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from ranker.metrics import ranking, significance
+from ranker.metrics import comparison, ranking, significance
 from ranker.metrics.comparison import NO_VALUE, Inference, compare, slice_queries
 from ranker.metrics.ranking import Rules
 
@@ -146,6 +146,105 @@ def test_cutting_queries_by_a_field():
         slice_queries("text", {f"q{n}": f"words {n}" for n in range(40)})
     mixed = slice_queries("size", {"a": "1", "b": "large", "c": math.nan})
     assert set(mixed) == {"1", "large", "nan"}
+
+
+@pytest.mark.parametrize(("count", "thirds"), [(5, False), (6, True)])
+def test_few_numbers_are_slices_of_their_own(count, thirds):
+    found = slice_queries("length", {f"q{n}": n for n in range(count)})
+    names = ["low (0 to 1)", "middle (2 to 3)", "high (4 to 5)"]
+    assert [*found] == (names if thirds else [str(n) for n in range(count)])
+
+
+def test_thirty_texts_are_slices_and_one_more_is_too_many():
+    texts = {f"q{n}": f"text {n:02d}" for n in range(31)}
+    with pytest.raises(ValueError, match="'kind' has 31 different texts, such as 'te"):
+        slice_queries("kind", texts)
+    del texts["q30"]
+    assert len(slice_queries("kind", texts)) == 30
+
+
+def ranked_at(ranks):
+    """A run of a query each, with its one relevant document at these ranks."""
+    return {
+        f"q{n}": {"a": 1.0, **{f"x{m}": 2.0 + m for m in range(rank - 1)}}
+        for n, rank in enumerate(ranks)
+    }
+
+
+@pytest.mark.parametrize(
+    ("ours", "base", "said"),
+    [
+        ([1, 2], 1, "ours and base have fewer than 6 queries in common for MRR: no p"),
+        ([1, 2], 2, "ours and base have fewer than 6 queries in common for MRR: too"),
+        ([2, 1], 2, "ours and base have fewer than 6 queries in common for MRR: too"),
+    ],
+)
+def test_too_few_queries_for_an_interval_are_noted(ours, base, said):
+    qrels = {f"q{n}": {"a": 1} for n in range(6)}
+
+    def found(queries):
+        some = {q: qrels[q] for q in [*qrels][:queries]}
+        runs = {
+            "ours": [ranked_at([1] * queries) for _ in range(ours[0])],
+            "base": [ranked_at([2] * queries) for _ in range(base)],
+        }
+        return compare(some, runs, ["MRR"], reference="base").notes
+
+    assert [note for note in found(5) if said in note]
+    assert not found(6)
+
+
+def test_ties_are_noted_from_one_in_a_hundred_on():
+    qrels = {"q": {"a": 1, "b": 0}}
+
+    def found(documents):
+        listed = {f"x{n}": float(n) for n in range(documents - 2)}
+        run = {"q": {**listed, "a": 500.0, "b": 500.0}}
+        found = compare(qrels, {"s": run}, ["MRR"], reference="s")
+        return [note for note in found.notes if "equal score" in note]
+
+    assert not found(200)  # 2 of 200
+    [note] = found(199)
+    assert "s: 1.0% of its documents have an equal score; ties go by" in note
+    assert "MRR could be 0.5000 to 1.0000" in note
+
+
+def test_fewer_queries_or_pairs_are_noted_beyond_one_in_a_hundred():
+    qrels = {f"q{n}": {"a": 1} for n in range(200)}
+    whole = ranked_at([1] * 200)
+
+    def found(queries):
+        part = {q: whole[q] for q in [*whole][:queries]}
+        found = compare(
+            qrels,
+            {"part": part, "whole": whole},
+            ["MRR"],
+            reference="whole",
+            rules=Rules(complete=False),
+            tests=Inference(permutations=10),
+        )
+        return [note for note in found.notes if "its values are over" in note]
+
+    assert not found(198)
+    [note] = found(197)
+    assert note.startswith("part: its values are over 197 queries, those of whole over")
+    assert note.endswith("200; compare the means over common queries")
+
+
+def test_equal_values_are_ties_and_rounding_is_no_win():
+    finding = significance.Finding(4, 0.0, -1.0, 1.0, 1.0, math.nan)
+    gaps = np.array([1e-13, -1e-13, 1e-11, -1e-11, 0.5, math.nan])
+    found = comparison.described_test(finding, 1.0, np.array([1.0, 3.0]), gaps)
+    assert found.wins == (2, 2, 1)
+    assert found.effect_size == pytest.approx(2 / math.sqrt(2))
+    assert found.equivalent is None
+
+
+@pytest.mark.parametrize(("p", "equivalent"), [(0.049, True), (0.05, False)])
+def test_equivalence_is_claimed_below_five_percent(p, equivalent):
+    finding = significance.Finding(9, 0.0, -1.0, 1.0, 1.0, p)
+    found = comparison.described_test(finding, 1.0, np.ones(2), np.ones(2))
+    assert found.equivalent is equivalent
 
 
 def test_what_cannot_be_compared():

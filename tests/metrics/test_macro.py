@@ -46,6 +46,36 @@ def test_a_system_that_one_collection_lacks_has_no_macro_mean():
     assert [*macro({"north": north, "south": south})] == ["base", "ours"]
 
 
+def test_one_query_in_all_has_no_test():
+    one = made(1, {"base": [2], "ours": [1]})
+    found = macro({"only": one})
+    assert found["ours"]["metrics"]["MRR"] == 1 and found["ours"]["queries"] == 1
+    assert found["ours"]["p_value"]["MRR"] is None
+    both = macro({"north": one, "south": made(1, {"base": [2], "ours": [1]})})
+    assert both["ours"]["p_value"]["MRR"] == 0.5 and both["ours"]["queries"] == 2
+
+
+def test_collections_of_seeds_count_the_same_whatever_their_size():
+    north = made(6, {"base": [2], "ours": [1, 1]})
+    south = made(2, {"base": [2], "ours": [4, 4, 1]})
+    found = macro({"north": north, "south": south})
+    # Of the seeds that both have; the value shown is of all.
+    assert found["ours"]["difference"]["MRR"] == pytest.approx((0.5 - 0.25) / 2)
+    assert found["ours"]["metrics"]["MRR"] == pytest.approx(
+        (1 + (0.25 * 2 + 1) / 3) / 2
+    )
+    assert found["ours"]["tested"]["MRR"] == 8
+
+
+def test_several_systems_over_collections_are_corrected():
+    systems = {"base": [2], "ours": [1], "third": [[1, 1, 1, 2, 1, 4]]}
+    found = macro({name: made(6, systems) for name in ("north", "south")})
+    p, q = (found[name]["p_value"]["MRR"] for name in ("ours", "third"))
+    assert p < q
+    assert found["ours"]["p_holm"]["MRR"] == pytest.approx(2 * p)
+    assert found["third"]["p_holm"]["MRR"] == pytest.approx(max(2 * p, q))
+
+
 def test_seeds_over_collections():
     north = made(6, {"base": [2], "ours": [1, 4]})
     south = made(3, {"base": [2], "ours": [1, 4]})

@@ -236,6 +236,46 @@ def test_notes_on_what_is_behind_the_numbers():
     assert "flat: a constant scorer" in told and "MRR could be" in told
 
 
+def test_queries_without_a_relevant_document_are_those_of_the_rules():
+    """Whatever level a measure of its own has."""
+    qrels = {"q": {"a": 1}, "r": {"a": 2}, "s": {"a": 0}}
+    measures = [parse_measure(one) for one in ("MRR", "P(rel=2)@3")]
+    [told] = comparison.check_judgements(qrels, measures, Rules())
+    assert told.startswith("1 of 3 queries, such as 's', have no relevant document (gr")
+    assert "grade 1 or higher" in told
+    [told] = comparison.check_judgements(qrels, measures, Rules(relevance=2))
+    assert "2 of 3 queries, such as 'q'" in told and "grade 2 or higher" in told
+    good = {"q": {"a": 1}, "r": {"a": 2}}
+    assert comparison.check_judgements(good, measures, Rules()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "highest", "refused"),
+    [
+        ("MRR", 1, False),  # the level itself is relevant
+        ("MRR", 0.5, True),
+        ("P(rel=2)@1", 1, True),
+        ("P(rel=2)@1", 2, False),
+        ("NDCG", 0.5, False),
+        ("NDCG", 0, True),
+        ("ERR", 0, True),
+        ("NDCG(gains={0:1})", 0, False),
+        ("RBP(max=2)", 0.5, False),
+        ("RBP(max=2)", 0, True),
+        ("RBP", 0.5, True),
+        ("Judged@1", 0, False),
+        ("OPA", 0, False),
+    ],
+)
+def test_which_judgements_a_measure_needs(name, highest, refused):
+    qrels = {"q": {"a": highest, "b": 0}}
+    if not refused:
+        comparison.check_judgements(qrels, [parse_measure(name)], Rules())
+        return
+    with pytest.raises(ValueError, match="no document is relevant: the highest grade"):
+        comparison.check_judgements(qrels, [parse_measure(name)], Rules())
+
+
 def test_judgements_that_can_give_nothing_but_0_are_refused():
     qrels, runs = collection(0)
     with pytest.raises(ValueError, match="MRR: no document is relevant: the highest g"):

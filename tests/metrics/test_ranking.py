@@ -121,6 +121,39 @@ def test_runs_that_cannot_be_measured():
         ranking.evaluate({"q": {"a": 1}}, {"q": {"a": math.nan}}, ["MAP"])
 
 
+def test_results_of_other_queries_take_no_part():
+    qrels = {"q": {"a": 1}, "r": {"a": 1, "b": 1}}
+    run = {"q": {"a": 1.0}, "r": {"x": 2.0, "a": 1.0}}
+    found = ranking.evaluate(qrels, run, ["MRR", "num_rel"])
+    mean = found["MRR"].aligned(["r", "z"])
+    assert mean.queries == ["r", "z"] and mean.mean == 0.5
+    assert mean.values[0] == 0.5 and math.isnan(mean.values[1])
+    assert mean.weights.tolist() == [1, 0]
+    # A count is a sum, of whichever queries.
+    assert found["num_rel"].mean == 3
+    assert found["num_rel"].aligned(["r", "z"]).mean == 2
+    assert math.isnan(found["num_rel"].aligned(["z"]).mean)
+    assert found["MRR"].aligned(["q", "r"]) is found["MRR"]
+
+
+def test_only_so_many_documents_count_at_a_depth():
+    run = {"q": {"x": 9.0, "a": 8.0, "c": 7.0, "b": 6.0}}
+    for depth, mrr, retrieved in ((1, 0, 1), (2, 0.5, 2), (None, 0.5, 4)):
+        assert value("MRR", run=run, depth=depth) == mrr
+        assert value("num_ret", run=run, depth=depth) == retrieved
+    assert value("R@9", run=run, depth=2) == pytest.approx(1 / 3)
+
+
+def test_own_and_unjudged_documents_are_dropped_where_the_rules_say():
+    qrels = {"q": {"a": 1, "q": 1}}
+    run = {"q": {"q": 3.0, "x": 2.0, "a": 1.0}}
+    assert value("MRR", qrels, run) == 1
+    assert value("MRR", qrels, run, ignore_identical_ids=True) == 0.5
+    only = {"judged_only": True, "ignore_identical_ids": True}
+    assert value("MRR", qrels, run, **only) == 1
+    assert value("num_ret", qrels, run, judged_only=True) == 2
+
+
 # --- another implementation ---
 
 _FROM_PYTREC = {
