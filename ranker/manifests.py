@@ -313,7 +313,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest | None:
         if found.key != key:
             raise ValueError("its key does not fit its settings")
         return found
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise StageError(
             f"{path} is not a manifest of this package ({error}); delete the folder "
             f"{folder} to have the stage run again"

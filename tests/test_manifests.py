@@ -1,6 +1,8 @@
 """What a stage's folder says of itself: sealed, locked, and never thrown away."""
 
 import dataclasses
+import errno
+import fcntl
 import subprocess
 import sys
 
@@ -44,6 +46,54 @@ def test_the_first_lock_makes_the_workdir(tmp_path):
     workdir = tmp_path / "runs" / "first"
     with manifests.lock(workdir, "sft"):
         assert workdir.is_dir()
+
+
+def test_a_lock_is_held_against_the_same_process_too(tmp_path):
+    with manifests.lock(tmp_path, "sft"):
+        with pytest.raises(StageError, match=r"sft is worked on by process \d+ on"):
+            with manifests.lock(tmp_path, "sft"):
+                pass
+
+
+def test_a_run_that_waits_says_so_and_then_has_the_lock(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def flock(file, how):
+        asked.append(how)
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(manifests.fcntl, "flock", flock)
+    with manifests.lock(tmp_path, "sft", wait=True):
+        said = f"[sft] {tmp_path}/sft is worked on by another run: waiting for it\n"
+        assert capsys.readouterr().out == said
+        assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+
+
+@pytest.mark.parametrize(
+    ("number", "runs"),
+    [
+        (errno.ENOLCK, True),
+        (errno.ENOTSUP, True),
+        (errno.ENOSYS, True),
+        (errno.EIO, False),
+    ],
+)
+def test_a_file_system_without_locks_is_named_and_used(
+    tmp_path, monkeypatch, capsys, number, runs
+):
+    def flock(file, how):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(manifests.fcntl, "flock", flock)
+    if not runs:
+        with pytest.raises(OSError, match="no"), manifests.lock(tmp_path, "sft"):
+            pass
+        return
+    with manifests.lock(tmp_path, "sft"):
+        assert f"[sft] the file system of {tmp_path} has no locks" in (
+            capsys.readouterr().out
+        )
 
 
 def test_a_list_is_checked_by_what_it_holds():
@@ -111,7 +161,8 @@ def test_what_a_stage_finds_out_at_its_end_holds(tmp_path):
 def test_facts_that_are_zero_are_kept_and_none_is_left_out():
     facts = manifests.ScoreFacts(teacher="sft", quarantined=0)
     found = facts.to_dict()
-    assert found["quarantined"] == 0 and found["mean"] == 0 and "pairs" not in found
+    assert found["quarantined"] == 0 and "pairs" not in found
+    assert (found["mean"], found["std"]) == (0, 1)  # scores as they are
     assert manifests.ScoreFacts.of({**found, "unknown": 1}) == facts
     with pytest.raises(StageError, match="another version of this package.*teacher"):
         manifests.ScoreFacts.of({"mean": 1.0})
@@ -134,7 +185,37 @@ def test_a_lock_names_its_last_holder_alone(tmp_path):
     for _ in range(2):
         with manifests.lock(tmp_path, "sft"):
             pass
-    assert (tmp_path / ".locks" / "sft").read_text().count("process") == 1
+    said = (tmp_path / ".locks" / "sft").read_text()
+    assert said.startswith("process ") and said.count("process") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: fields.pop("key"), "'key'"),
+        (lambda fields: fields.pop("inputs"), "inputs"),
+        (lambda fields: fields.update(more=1), "more"),
+        (lambda fields: fields.update(done="yes"), "'done' is not of type bool"),
+        (lambda fields: fields.update(kind=1), "'kind' is not of type str"),
+    ],
+)
+def test_what_is_no_manifest_is_named_with_its_folder(tmp_path, change, message):
+    fields = {"key": made().key, **dataclasses.asdict(made())}
+    change(fields)
+    storage.write_sealed(tmp_path / manifests.FILE, fields)
+    with pytest.raises(StageError, match=f"{message}.*delete the folder {tmp_path}"):
+        manifests.load_manifest(tmp_path)
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    made().finish(tmp_path)
+
+    def read(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(manifests, "read_sealed", read)
+    with pytest.raises(StageError, match=r"manifest\.json is not .*Input/output error"):
+        manifests.load_manifest(tmp_path)
 
 
 def test_a_manifest_whose_key_is_another_is_refused(tmp_path):
@@ -201,6 +282,69 @@ def test_a_damaged_stage_is_made_again(tmp_path, capsys):
     assert "[sft] is damaged, and made again" in capsys.readouterr().out
 
 
+def test_a_decision_is_of_what_the_folder_holds(tmp_path):
+    folder = tmp_path / "sft"
+    nothing = manifests.decide(folder, made())
+    assert nothing.found is nothing.damage is None and not nothing.done
+    folder.mkdir()
+    (folder / "weights").write_text("good")
+    done = made().finish(folder, files=manifests.outputs(folder))
+    assert manifests.decide(folder, made()).found == done
+    (folder / "weights").write_text("evil")
+    assert not manifests.decide(folder, made()).done
+    other = manifests.decide(folder, made(settings={"steps": 2}))
+    assert not other.done and other.damage is None  # it is another's
+    manifests.reopen(done, folder)
+    assert manifests.decide(folder, made()).damage is None  # it is not trusted anyway
+
+
+def test_large_files_are_left_to_their_own_checks(tmp_path):
+    """Up to 16 MiB a change of content is seen, above it one of size."""
+    for name, size in (("small", 2**24), ("large", 2**24 + 1)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    done = made().finish(tmp_path, files=manifests.outputs(tmp_path))
+    for name, damage in (("large", None), ("small", "small has another content")):
+        with (tmp_path / name).open("r+b") as file:
+            file.write(b"evil")
+        found = manifests.find_output_damage(tmp_path, done)
+        assert found == damage or (damage and found.startswith(damage))
+    with (tmp_path / "large").open("ab") as file:
+        file.write(b"more")
+    assert manifests.find_output_damage(tmp_path, done).startswith("large has 16777221")
+
+
+def test_a_stage_is_written_once(tmp_path):
+    folder, written = tmp_path / "prepare", []
+
+    def write():
+        written.append(made().finish(folder, Counted(count=1)))
+        return written[-1]
+
+    for _ in range(2):
+        found = manifests.complete(folder, made(), write, replace=False)
+        assert len(written) == 1 and found == written[0] and found.done
+    with pytest.raises(StageError, match="other settings"):
+        manifests.complete(folder, made(settings={"a": 1}), write, replace=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says", "not_said"),
+    [
+        ("sft", "run the stage again: mv", "keep both"),
+        ("score", "or keep both with --config.name=NAME; or name", "use what was"),
+        ("prepare", "use what was prepared, run the same command without", "mv "),
+    ],
+)
+def test_other_settings_come_with_the_command_that_works(
+    tmp_path, kind, says, not_said
+):
+    made(kind).finish(tmp_path / "stage")
+    with pytest.raises(StageError, match=says) as caught:
+        manifests.is_done(tmp_path / "stage", made(kind, settings={"a": 1}))
+    assert not_said not in str(caught.value)
+
+
 def test_settings_are_flat_by_dotted_name():
     nested = {"optim": {"learning_rate": 0.1, "muon": {"b1": 1}}, "seed": 0}
     flat = {"optim.learning_rate": 0.1, "optim.muon.b1": 1, "seed": 0}
@@ -225,3 +369,7 @@ def test_changes_are_told_by_field_and_the_telling_ones_first(tmp_path):
     assert manifests.brief(changes) == (
         "kind: sft -> cpt, model.layers: 2 -> 3, steps: 1 -> 2 and 3 more"
     )
+    assert manifests.brief(["seed: 0 -> 1"]) == "seed: 0 -> 1"
+    # Of one group those of fewer dots come first; a long value is cut.
+    inner, outer = "text.a.b.c: 1 -> 2", f"text.a: 1 -> {'x' * 300}"
+    assert manifests.brief([inner, outer]) == f"{outer[:200]}, {inner}"

@@ -348,7 +348,7 @@ def dealt(files: dict[str, list[Any]], count: int) -> list[list[str]]:
     """
     shares: list[list[str]] = [[] for _ in range(count)]
     sizes = [0] * count
-    for name in sorted(files, key=lambda one: (-files[one][0], one)):
+    for name in sorted(sorted(files), key=lambda one: files[one][0], reverse=True):
         least = sizes.index(min(sizes))
         shares[least].append(name)
         sizes[least] += files[name][0]

@@ -73,6 +73,131 @@ def test_the_newest_and_the_best_are_kept(tmp_path, metric, values, best):
     ]
 
 
+def test_so_many_of_the_newest_are_kept(tmp_path):
+    assert saved(tmp_path, [1, 2, 3, 4, 5], keep=2).steps == [4, 5]
+
+
+def test_the_best_is_sought_among_records_that_can_be_read(tmp_path):
+    checkpoints = saved(
+        tmp_path, [1, 2, 3], metric="dev_ndcg@5", values=[0.1, 0.9, 0.3]
+    )
+    checkpoints.save(state_at(4), 4, {}, {})  # was not measured
+    checkpoints.wait()
+    assert checkpoints.best() == (2, 0.9)
+    record = tmp_path / "checkpoints" / "step_2.json"
+    record.write_text(record.read_text()[:-9])
+    assert checkpoints.best() == (3, 0.3)
+    record.unlink()
+    record.mkdir()
+    assert checkpoints.best() == (3, 0.3)
+    assert checkpoints.is_better({"dev_ndcg@5": 0.31})
+    assert not checkpoints.is_better({"dev_ndcg@5": 0.3})  # the first of equals
+
+
+def test_a_checkpoint_is_amended_by_what_was_measured_later(tmp_path):
+    checkpoints = saved(
+        tmp_path, [1, 2, 3], keep=1, metric="dev_ndcg@5", values=[0.5, 0.2, 0.3]
+    )
+    assert checkpoints.steps == [1, 3]
+    checkpoints.amend(3, {"at": 33}, {"dev_ndcg@5": 0.9})
+    assert checkpoints.best() == (3, 0.9) and checkpoints.steps == [3]
+    _, progress = Checkpoints(tmp_path).restore(state_at(0))
+    assert progress == {"at": 33}
+
+
+def test_a_step_may_be_saved_again(tmp_path):
+    checkpoints = saved(tmp_path, [3, 3])
+    checkpoints.save(state_at(3), 3, {"at": 4}, {})
+    checkpoints.close()
+    _, progress = Checkpoints(tmp_path).restore(state_at(0))
+    assert progress == {"at": 4}
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=9)
+    assert checkpoints.restore(state_at(0)) is None
+    assert checkpoints.latest is None and checkpoints.best() is None
+    with pytest.raises(StageError, match="no checkpoint that is whole at its end"):
+        checkpoints.restore_params(abstract_params())
+
+
+def test_without_a_manifest_the_newest_is_the_result(tmp_path):
+    saved(tmp_path, [3, 5]).close()
+    found = Checkpoints(tmp_path).restore_params(abstract_params())
+    np.testing.assert_array_equal(found["w"], 5)
+
+
+def test_parameters_do_not_depend_on_the_rest_of_the_state(tmp_path, capsys):
+    saved(tmp_path, [3, 5]).close()
+    root = tmp_path / "checkpoints"
+    victim = max(_files(root / "step_5" / "train"), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-1])
+    found = Checkpoints(tmp_path).restore_params(abstract_params())
+    np.testing.assert_array_equal(found["w"], 5)
+    assert not capsys.readouterr().out
+    # What both need is looked at by both.
+    whole = root / "step_5" / "_CHECKPOINT_METADATA"
+    whole.write_bytes(whole.read_bytes() + b" ")
+    with pytest.raises(StageError, match="whole at step 5"):
+        Checkpoints(tmp_path).restore_params(abstract_params())
+    assert "step 5 is damaged: _CHECKPOINT_METADATA" in capsys.readouterr().out
+    state, _ = Checkpoints(tmp_path).restore(state_at(0))
+    assert int(state.step) == 3
+
+
+def test_a_checkpoint_without_its_record_is_set_aside(tmp_path):
+    saved(tmp_path, [3, 5]).close()
+    root, notes = tmp_path / "checkpoints", []
+    (root / "step_5.damaged" / "old").mkdir(parents=True)
+    (root / "step_5.json").unlink()
+    checkpoints = Checkpoints(tmp_path, note=notes.append)
+    assert checkpoints.newest_whole([3, 5], ("params",)) == 3
+    assert "step 5 is damaged: step_5.json is missing" in notes[0]
+    assert notes[1] == f"it is set aside as {root / 'step_5.damaged'}"
+    assert (root / "step_5.damaged" / "params").is_dir()
+    assert not (root / "step_5").exists()
+    # A later run leaves what was set aside.
+    (root / "step_notes").write_text("mine")
+    Checkpoints(tmp_path, keep=9)
+    assert (root / "step_5.damaged").is_dir() and (root / "step_notes").is_file()
+
+
+def test_a_record_without_its_checkpoint_is_deleted(tmp_path):
+    saved(tmp_path, [3, 5]).close()
+    root, notes = tmp_path / "checkpoints", []
+    (root / "step_5").rename(root / "elsewhere")
+    checkpoints = Checkpoints(tmp_path, note=notes.append)
+    assert checkpoints.newest_whole([3, 5], ("params",)) == 3
+    assert len(notes) == 1 and checkpoints.steps == [3]
+
+
+def test_what_cannot_be_set_aside_is_said(tmp_path, monkeypatch):
+    saved(tmp_path, [5]).close()
+    record, notes = tmp_path / "checkpoints" / "step_5.json", []
+    record.unlink()
+    record.mkdir()  # neither read nor deleted as a file
+    checkpoints = Checkpoints(tmp_path, note=notes.append)
+    assert checkpoints.newest_whole([5], ("params",)) is None
+    assert "step 5 is damaged: step_5.json: " in notes[0]
+    assert "step_5 cannot be set aside: Is a directory" in notes[1]
+
+
+def test_another_model_is_told_from_a_damaged_checkpoint(tmp_path, monkeypatch):
+    """By what is behind orbax's own error."""
+    saved(tmp_path, [3]).close()
+
+    def load(*_):
+        try:
+            raise KeyError("bias")
+        except KeyError as error:
+            raise ValueError("something went wrong") from error
+
+    monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", load)
+    with pytest.raises(StageError, match="step_3 cannot be restored: 'bias'.*settings"):
+        Checkpoints(tmp_path).restore(state_at(0))
+    assert Checkpoints(tmp_path).steps == [3]
+
+
 def _files(folder):
     return [path for path in folder.rglob("*") if path.is_file()]
 
@@ -132,7 +257,14 @@ def test_the_result_is_the_checkpoint_that_the_manifest_names(tmp_path):
 def test_what_a_killed_run_left_is_deleted_and_strangers_are_not(tmp_path):
     saved(tmp_path, [3]).close()
     root = tmp_path / "checkpoints"
-    for name in ("step_5/params", "step_6.orbax-checkpoint-tmp/train", "1000", "mine"):
+    for name in (
+        "step_5/params",
+        "step_6.orbax-checkpoint-tmp/train",
+        "step_3.orbax-checkpoint-tmp/params",
+        "step_7/orbax-checkpoint-manifest",
+        "1000",
+        "mine",
+    ):
         (root / name).mkdir(parents=True)
     (root / "1000" / "notes.txt").write_text("mine")
     checkpoints = Checkpoints(tmp_path, keep=9)
@@ -158,7 +290,19 @@ def test_a_full_disk_is_met_with_a_sentence(tmp_path, monkeypatch):
     checkpoints.save(state_at(5), 5, {}, {})
     with pytest.raises(StageError, match="No space left.*resumes from step 3"):
         checkpoints.wait()
+    checkpoints.wait()  # has been said
     assert checkpoints.latest == 3
+    first = Checkpoints(tmp_path / "first", keep=1)
+    first.save(state_at(5), 5, {}, {})
+    with pytest.raises(StageError, match="step 5 .*it resumes from the beginning"):
+        first.close()
+
+    def fails(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", fails)
+    with pytest.raises(StageError, match="step 7 .*Read-only .*from step 3"):
+        checkpoints.save(state_at(7), 7, {}, {})
 
 
 # --- progress, alarms, failures, the log ---
