@@ -6,6 +6,7 @@ both engines fold alike.
 """
 
 import contextlib
+import itertools
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -302,14 +303,9 @@ _TEXTS = pa.schema(
 
 
 def _tables(documents: Documents) -> Iterator[pa.RecordBatch]:
-    waiting: list[tuple[str, str, str]] = []
-    for one in documents:
-        waiting.append(one)
-        if len(waiting) == _LOOKED_UP:
-            yield _table(waiting)
-            waiting = []
-    if waiting:
-        yield _table(waiting)
+    rows = iter(documents)
+    while some := list(itertools.islice(rows, _LOOKED_UP)):
+        yield _table(some)
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> pa.RecordBatch:

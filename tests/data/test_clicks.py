@@ -163,6 +163,44 @@ def test_a_query_is_in_one_split_only():
     assert sum(in_dev(f"{i}", 0.999999) for i in range(50)) == 50
 
 
+@pytest.mark.parametrize(
+    ("fraction", "bound"),
+    [
+        (0.0, "0" * 16),
+        (1e-30, "0" * 15 + "1"),  # rounded up
+        (0.25, "4" + "0" * 15),
+        (0.5, "8" + "0" * 15),
+        (1.0, "f" * 16),
+    ],
+)
+def test_a_share_of_all_places_is_devs(fraction, bound):
+    assert clicks.dev_bound(fraction) == bound
+    assert in_dev("a query", fraction) == (clicks.query_place("a query") < bound)
+
+
+def test_a_short_dwell_counts_once():
+    rules = config.ClickRules(min_dwell=10, count_by="dwell")
+    for dwell, count in ((5.0, 3), (19.9, 3), (20.0, 6), (99.9, 27), (110.0, 30)):
+        assert clicks.weigh_row(Click("q", "t", "", dwell=dwell, count=3), rules) == (
+            Click("q", "t", "", dwell=dwell, count=count)
+        )
+
+
+def test_how_often_examples_are_read_is_told():
+    rows = [ClickExample("q", str(n), "", n) for n in (0, 40, 1, *[2] * 19)]
+    made = clicks.repeat(rows, config.Language(repeat="count", most=50))
+    # 1, for no count, 40, 1 and 38: of 22 examples the first two are a tenth.
+    assert len(made) == 80
+    assert made.report() == (
+        "22 examples of clicks are read 80 times an epoch, 40 times at most; a tenth "
+        "of them, the most clicked, makes 52% of what is read"
+    )
+    few = clicks.repeat(rows[1:3], config.Language(repeat="count", most=50)).report()
+    assert "2 examples" in few and "makes 98% of" in few
+    nothing = clicks.repeat([], config.Language())
+    assert len(nothing) == 0 and "0 examples" in nothing.report()
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_small_logs(count):
     kept, counts = examples(*[Click("q", "t", "s")] * count)
@@ -184,6 +222,73 @@ def by_engine(rows, rules, held_out, texts):
         found = {split: list(table.examples(split)) for split in ("train", "dev")}
         third = list(table.examples("train", every=3))
         return found, table.counts, third
+
+
+# Of each rule rows on both sides, in ASCII and not.
+LOG = [
+    *(Click("q", f"t{n}", "s", count=n + 1, position=n % 52) for n in range(4)),
+    Click("q", "t3", "s", clicked=False, position=1),
+    Click("Q ", "T3", "s", dwell=10.0, count=3),
+    Click("q", "t3", "s", dwell=9.99, position=1),
+    Click("q", "t3", "s", dwell=9.99, clicked=False),
+    Click("q", "t2", "s", dwell=39.9, count=2, position=1),
+    Click("q", "t1", "s", dwell=1e9),
+    Click("Straße", "café", "x"),
+    Click("STRASSE", "cafe\u0301", "x", count=7),
+    Click("held  OUT", "a", ""),
+    Click("held out", "b", "", dwell=50.0),
+    Click("Größe", "c", ""),
+    Click("r", "", "", "d1", count=2),
+    Click("r", "", "", "d1", dwell=20.0),
+    Click("r", "", "", "d2"),
+    Click("r", "", "", "nowhere"),
+    Click("r", "own", "", "d1"),
+    Click("r", "", "own", "d2"),
+    Click("r", "", ""),
+    *(Click(f"query {n}", f"t{n}", "") for n in range(12)),
+]
+
+
+@pytest.mark.parametrize("count_by", ["clicks", "dwell"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_sql_makes_what_the_rules_say_of_one_log(most, count_by):
+    rules = config.ClickRules(max_per_query=most, dev_fraction=0.4, count_by=count_by)
+    held_out = frozenset({"held out", "grösse"})
+    texts = {"d1": ("One", "of two"), "d2": ("", "")}
+    expected, counts = clicks_to_examples(
+        LOG, rules, held_out=held_out, texts=texts.get
+    )
+    found, counted, third = by_engine(LOG[::-1], rules, held_out, texts)
+    assert found == expected and counted == counts
+    assert third == expected["train"][::3]
+    assert counts.examples["dev"] > 3 < counts.examples["train"]
+    assert counts.held_out == 3 and counts.dropped[clicks.CAPPED] > 0
+
+
+def test_figures_of_the_engine(tmp_path):
+    """Queries by their number of examples, and clicks by position: the first fifty."""
+    rows = [Click("one", "a", "", position=3), Click("one", "a", "", position=3)]
+    rows += [Click("two", t, "", clicked=t == "b", position=3) for t in "abb"]
+    rows += [Click("many", f"t{n}", "", position=n) for n in range(60)]
+    rules = config.ClickRules(max_per_query=30, dev_fraction=0)
+    with click_engine.open_engine(tmp_path / "it's new") as connection:
+        table = click_engine.run_rules(
+            connection, click_logs.batches(iter(rows)), rules
+        )
+        assert table.clicks_a_query() == {"1": 2, "20": 1}
+        assert (table.count("train"), table.count("dev"), table.count("x")) == (
+            32,
+            0,
+            0,
+        )
+        positions = table.shown["positions"]
+        assert [*positions] == [str(n) for n in range(50)]
+        assert positions["3"] == {"rows": 6, "clicked": 5}
+        assert positions["4"] == {"rows": 1, "clicked": 1}
+        none = click_logs.batches(iter([Click("q", "t", "s")]))
+    with click_engine.open_engine(tmp_path / "other") as connection:
+        table = click_engine.run_rules(connection, none, rules)
+        assert table.shown["positions"] == {} and table.counts.rows == 1
 
 
 @pytest.mark.parametrize("place", ["log", "corpus"])

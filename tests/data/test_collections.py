@@ -5,6 +5,8 @@ import pytest
 from loaded import load
 
 from ranker import config
+from ranker.data.collections import Collection, file_names
+from ranker.data.ranked import SplitCounts, choose_members, some
 from ranker.errors import ConfigError, DataError
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -245,3 +247,168 @@ def test_negatives_of_several_sources_are_mixed(folder):
         load(folder, negatives=config.Negatives(sources=("runs/none.*",)))
     with pytest.raises(ConfigError, match="sources names none"):
         config.Negatives(each=3)
+
+
+# --- who is in which split ---
+
+
+def test_held_out_queries_leave_the_others_by_id_and_by_text():
+    queries = {
+        **{"a": "Red  Lamp", "b": "red lamp", "c": "kettle", "d": "ladder"},
+        **{"e": "RED LAMP", "f": "pillow", "g": "chair", "h": "Chair "},
+    }
+    qrels = {
+        "train": {"a": {"x": 1}, "c": {"x": 1}, "d": {"x": 1}},
+        "dev": {"c": {"x": 1}},
+        "test": {"b": {"x": 1}},
+    }
+    collection = Collection(
+        lambda seen: iter(()), queries, qrels, further={"g", "no query of the file"}
+    )
+    found = choose_members(collection, config.Data(path="x"))
+    assert found.names == {
+        "train": ["d"],
+        "unlabelled": ["f"],
+        "dev": ["c"],
+        "test": ["b"],
+    }
+    assert found.leaks == {
+        "train": {"by_id": 1, "by_text": 1},
+        "unlabelled": {"by_id": 0, "by_text": 2},
+    }
+    assert found.held_out == {"red lamp", "kettle", "chair"}
+
+
+def test_queries_are_chosen_whatever_their_order():
+    names = [f"q{n}" for n in range(20)]
+    assert some(names, 7) == some(names[::-1], 7) and len(some(names, 7)) == 7
+    assert some(names[:10], 3) != some(names[10:], 3)
+    assert some(names, 0) == some(names, 99) == set(names)
+
+
+def test_a_split_of_another_name_takes_the_place_of_test():
+    assert file_names(config.Data(path="x")) == {
+        "train": "train",
+        "dev": "dev",
+        "test": "test",
+    }
+    assert file_names(config.Data(path="x", test="dev")) == {
+        "train": "train",
+        "test": "dev",
+    }
+
+
+def test_recall_is_of_queries_that_have_something_relevant():
+    assert SplitCounts().report()["candidate_recall"] is None
+    counts = SplitCounts(queries=9, with_relevant=4, recalls=1.0, grades={2: 1, 0: 3})
+    assert counts.report()["candidate_recall"] == 0.25
+    assert [*counts.report()["grades"]] == [0, 2]
+
+
+def test_counts_of_a_split_by_hand(folder):
+    head = "query-id\tcorpus-id\tscore\n"
+    rows = "q2\td2\t1\nq2\td3\t2\nq2\td9\t2\nq2\td1\t0\nq4\td1\t1\nq5\td4\t0\n"
+    (folder / "qrels" / "test.tsv").write_text(head + rows)
+    found = load(folder).report["splits"]["test"]
+    # q2 finds d2 and d3 of three, q4 none of one, and nothing is relevant to q5.
+    assert found["candidate_recall"] == pytest.approx((2 / 3 + 0) / 2)
+    assert (found["judged"], found["relevant"]) == (6, 4)
+    assert found["judged_without_text"] == 1
+    assert found["grades"] == {0: 2, 1: 2, 2: 2}
+    assert (found["queries"], found["candidates"]) == (3, 2 + 0 + 1)
+    assert found["source"] == "BM25"
+
+
+def test_train_queries_without_a_candidate_are_dropped_and_counted(folder):
+    (folder / "qrels" / "train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq1\td1\t2\nq4\td9\t1\n"
+    )
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq2\td2\t1\n"
+    )
+    loaded = load(folder)
+    assert [one.query_id for one in loaded.lists["train"]] == ["q1"]
+    found = loaded.report["splits"]["train"]
+    assert found["dropped"] == {"no candidate": 1} and found["queries"] == 1
+    assert not loaded.report["splits"]["test"]["dropped"]
+
+
+@pytest.mark.parametrize("how", ["auto", "always", "never"])
+def test_a_querys_own_document_is_left_out(folder, how):
+    """Of the same id: in any case, or where its text is the same too."""
+    queries = {"d1": "cats about cats", "d2": "cats", "q1": "fish"}
+    (folder / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": i, "text": x}) for i, x in queries.items())
+    )
+    head = "query-id\tcorpus-id\tscore\n"
+    (folder / "qrels" / "train.tsv").write_text(f"{head}q1\td4\t1\n")
+    (folder / "qrels" / "test.tsv").write_text(f"{head}d1\td3\t1\nd2\td1\t1\n")
+    (folder / "runs").mkdir()
+    run = [f"{q} Q0 d{i} {i} {9 - i} x\n" for q in ("d1", "d2") for i in (1, 2, 3)]
+    (folder / "runs" / "first.test.trec").write_text("".join(run))
+    loaded = load(folder, ignore_identical_ids=how, candidates=2)
+    found = [one.documents.tolist() for one in loaded.lists["test"]]
+    assert (
+        found
+        == {
+            "auto": [[1, 2], [0, 1]],
+            "always": [[1, 2], [0, 2]],
+            "never": [[0, 1], [0, 1]],
+        }[how]
+    )
+    # BM25 is asked for one more.
+    loaded = load(folder, ignore_identical_ids=how, candidates=1, runs="")
+    found = [one.documents.tolist() for one in loaded.lists["test"]]
+    assert found == ([[2], [0]] if how != "never" else [[0], [0]])
+
+
+@pytest.mark.parametrize(
+    ("run", "judged", "cause"),
+    [
+        ("q4 Q0 d2 1 1 x\n", "d1", "are its ids those of another corpus"),
+        ("q1 Q0 d2 1 1 x\n", "d1", "the file names no candidate of its queries"),
+        ("q4 Q0 d2 1 1 x\n", "d9", "none of the judged documents is in the corpus"),
+        (None, "d1", "BM25 finds none: is the corpus in another language"),
+    ],
+)
+def test_why_no_candidate_is_relevant(folder, run, judged, cause):
+    (folder / "qrels" / "test.tsv").write_text(
+        f"query-id\tcorpus-id\tscore\nq4\t{judged}\t1\n"
+    )
+    if run:
+        (folder / "runs").mkdir()
+        (folder / "runs" / "first.test.trec").write_text(run)
+    with pytest.raises(DataError, match=f"hold none of its 1 relevant .*: {cause}"):
+        load(folder)
+    # A sample may miss all by chance.
+    with (folder / "qrels" / "test.tsv").open("a") as file:
+        file.write(f"q5\t{judged}\t1\n")
+    assert len(load(folder, max_queries=1).lists["test"]) == 1
+
+
+def test_documents_that_are_not_relevant_are_no_clicks(folder):
+    (folder / "qrels" / "train.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\nq1\td9\t1\nq3\td3\t1\n"
+    )
+    loaded = load(folder, labelled_queries=1)
+    found = loaded.clicks["train"] + loaded.clicks["dev"]
+    # Of both queries, though the grades of one alone may be used.
+    assert {(one.query, one.title, one.summary) for one in found} == {
+        ("cats", "cats", "about cats"),
+        ("cats dogs", "both", "cats and dogs"),
+    }
+
+
+def test_documents_drawn_at_random_are_new_and_no_more_than_there_are(folder):
+    [train] = load(folder, negatives=config.Negatives(random=1)).lists["train"]
+    # BM25 finds d1 and d3, d4 is relevant: d2 remains.
+    assert train.documents.tolist() == [0, 2, 3, 1]
+    assert train.first_stage[2:].tolist() == [train.first_stage[:2].min()] * 2
+    assert train.judged.tolist() == [True, False, True, False]
+
+
+def test_a_message_lists_twelve_names(tmp_path):
+    for n in range(13):
+        (tmp_path / f"notes{n:02d}.md").write_text("hello")
+    with pytest.raises(DataError, match="has notes00.md, .*notes11.md; documents are"):
+        load(tmp_path)

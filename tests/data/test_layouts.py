@@ -407,3 +407,164 @@ def test_lists_between_commas(tmp_path):
     [one, *_] = found.lists["train"]
     assert sum(map(len, found.lists.values())) == 30 and len(one.documents) == 2
     assert "text, 3" in [document.text for document in found.documents]
+
+
+# --- which reader, which files ---
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("qrels/{}.txt", "qrels.{}.txt", "qrels.{}.tsv", "passv2_{}_qrels.tsv"),
+        *("qrels/{}.jsonl", "data/{}.jsonl", "{}.jsonl", "qrels/{}.parquet"),
+        *("default/{}-0.parquet", "{}.parquet", "docv2_{}_qrels.tsv.gz"),
+    ],
+)
+def test_places_of_judgements(tmp_path, place):
+    collection(tmp_path)
+    for split, query, document in (("train", "11", "1"), ("test", "14", "4")):
+        (tmp_path / "qrels" / f"{split}.tsv").unlink()
+        path = tmp_path / place.format(split)
+        path.parent.mkdir(exist_ok=True)
+        row = {"query-id": query, "corpus-id": document, "score": 1}
+        if path.suffix == ".parquet":
+            parquet(path, **{name: [value] for name, value in row.items()})
+        elif path.suffix == ".jsonl":
+            lines(path, [row])
+        else:
+            text = f"{query} 0 {document} 1\n".replace(" ", "\t")
+            packed = path.suffix == ".gz"
+            path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    (tmp_path / "qrels" / "dev.tsv").unlink()
+    loaded = load(tmp_path)
+    assert [one.query_id for one in loaded.lists["test"]] == ["14"]
+    assert [one.query_id for one in loaded.lists["train"]] == ["11"]
+    assert sizes(loaded)["dev"] == 0
+
+
+@pytest.mark.parametrize("name", ["qrels.more.tsv", "passv2_more_qrels.tsv"])
+def test_queries_of_other_splits_are_held_out_wherever_they_are_judged(tmp_path, name):
+    collection(tmp_path)
+    lines(
+        tmp_path / "queries.jsonl",
+        ({"_id": k, "text": v} for k, v in {**ASKED, "15": "old", "16": "red"}.items()),
+    )
+    tsv(tmp_path / name, ("15", 0, "4", 1))
+    loaded = load(tmp_path)
+    assert [one.query_id for one in loaded.lists["unlabelled"]] == ["16"]
+
+
+def test_held_out_judgements_are_never_skipped(tmp_path):
+    collection(tmp_path)
+    for split, refused in (("train", False), ("test", True)):
+        path = tmp_path / "qrels" / f"{split}.tsv"
+        before = path.read_text()
+        path.write_text(f"{before}99\t1\t1\n")
+        lenient = {"on_error": "skip", "max_skipped": 0.9}
+        if refused:
+            with pytest.raises(DataError, match="'99'.*held out are never skipped"):
+                load(tmp_path, **lenient)
+        else:
+            assert load(tmp_path, **lenient).report["dropped"]["train.tsv"]
+        path.write_text(before)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("/runs/*.{split}.*", "it is absolute"),
+        ("runs/{part}.*", "'part'"),
+        ("runs/{0}.*", "out of range"),
+        ("runs/{split.x}", "no attribute 'x'"),
+        ("runs/{split", "expected '}'"),
+    ],
+)
+def test_patterns_of_runs_that_are_none(tmp_path, pattern, found):
+    collection(tmp_path)
+    with pytest.raises(DataError, match=f"data.runs .* is not a pattern .*{found}"):
+        load(tmp_path, runs=pattern)
+
+
+def test_candidates_that_come_with_ms_marco_stand_back_for_runs(tmp_path):
+    collection(tmp_path)
+    tsv(tmp_path / "top1000.test", ("14", "1", "pillow", TEXTS["1"]))
+    tsv(tmp_path / "runs" / "own.test.trec")
+    (tmp_path / "runs" / "own.test.trec").write_text("14 Q0 2 1 1 x\n")
+    with pytest.raises(DataError, match="own.test.trec.* none of its 1 relevant"):
+        load(tmp_path)
+    (tmp_path / "runs" / "own.test.trec").unlink()
+    with pytest.raises(DataError, match="top1000.test.* none of its 1 relevant"):
+        load(tmp_path)
+    # Without runs they are not read either.
+    assert load(tmp_path, runs="").lists["test"][0].documents.tolist() == [3]
+
+
+def test_parts_of_several_collections_are_named(tmp_path):
+    for name in ("en", "de"):
+        for part in ("corpus", "queries", "qrels"):
+            (tmp_path / f"{name}-{part}").mkdir()
+    with pytest.raises(DataError, match=r"several collections, de, en; .*corpus -> de"):
+        load(tmp_path)
+
+
+def test_a_reader_may_be_asked_for(tmp_path):
+    """Else it is a collection where there is a corpus, and files of lists elsewhere."""
+    collection(tmp_path)
+    lines(
+        tmp_path / "lists.jsonl",
+        ({"query": f"what {i}", "pos": [f"a{i}"], "neg": ["b"]} for i in range(30)),
+    )
+    assert sizes(load(tmp_path))["test"] == 1
+    assert len(load(tmp_path, format="collection").documents) == 4
+    for path in (tmp_path / "lists.jsonl", tmp_path / "list*.jsonl"):
+        assert sum(sizes(load(path)).values()) == 30
+    only = tmp_path / "only"
+    only.mkdir()
+    (tmp_path / "lists.jsonl").rename(only / "lists.jsonl")
+    assert sum(sizes(load(only)).values()) == 30
+    with pytest.raises(DataError, match=r"corpus\.jsonl: no such file; .*lists\.jsonl"):
+        load(only, format="collection")
+    (tmp_path / "queries.jsonl").write_text("")
+    with pytest.raises(DataError, match="has no query"):
+        load(tmp_path)
+    (tmp_path / "queries.jsonl").unlink()
+    with pytest.raises(DataError, match=r"queries\.jsonl: no such file; .* has corpus"):
+        load(tmp_path)
+    # Of a folder with queries and no corpus nothing is taken for lists.
+    (tmp_path / "corpus.jsonl").unlink()
+    (tmp_path / "queries.tsv").write_text("11\tlamp\n")
+    with pytest.raises(DataError, match=r"corpus\.jsonl: no such file"):
+        load(tmp_path)
+
+
+def test_lists_keep_the_order_of_their_documents(tmp_path):
+    """As the first stage's, where it gives no scores."""
+    folder = tmp_path / "lists"
+    for split in ("train", "dev"):
+        rows = [
+            {"query": f"{split} {i}", "pos": ["b", "c"], "neg": ["a", "d"]}
+            for i in range(3)
+        ]
+        lines(folder / f"{split}.jsonl", rows)
+    loaded = load(folder, held_out=0.0)
+    texts = [one.text for one in loaded.documents]
+    for one in (*loaded.lists["train"], *loaded.lists["dev"]):
+        assert [texts[row] for row in one.documents] == ["b", "c", "a", "d"]
+        assert one.first_stage.tolist() == [0, -1, -2, -3]
+    assert sizes(loaded) == {"train": 3, "unlabelled": 0, "dev": 3, "test": 0}
+    # dev may be what is held out.
+    assert sizes(load(folder, test="dev", held_out=0.0)) == {
+        "train": 3,
+        "unlabelled": 0,
+        "dev": 0,
+        "test": 3,
+    }
+    # A share of train's queries is held out where no file is, of each that is missing.
+    found = sizes(load(folder / "train.jsonl", held_out=0.4))
+    assert sum(found.values()) == 3 and found["test"] == found["dev"] == 1
+
+
+def test_files_without_a_query_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text("")
+    with pytest.raises((DataError, ConfigError), match="no query with documents"):
+        load(tmp_path / "train.jsonl")

@@ -230,6 +230,23 @@ def test_ordinal_with_one_threshold_at_zero_is_logistic_regression():
     _close(float(a.total), float(b.total))
 
 
+def test_thresholds_of_grades_0_to_4_lie_where_a_score_rounds_to_the_next():
+    labels, where = jnp.arange(5.0), jnp.ones(5, bool)
+    halves = (0.5, 1.5, 2.5, 3.5)
+    for scores in (labels, labels[::-1] * 1.5):
+        a = pointwise.ordinal(scores, labels, where=where)
+        b = pointwise.ordinal(scores, labels, where=where, thresholds=halves)
+        _close(float(a.total), float(b.total))
+
+
+def test_info_nce_of_one_positive_is_softmax():
+    scores, _, _, _ = _batch()
+    labels, where = jnp.zeros(scores.shape).at[:, 3].set(1.0), scores < 9
+    a = listwise.info_nce(scores, labels, where=where)
+    b = listwise.softmax(scores, labels, where=where)
+    _close([float(a.total), float(a.weight)], [float(b.total), float(b.weight)])
+
+
 def test_lambda_loss_without_mu_is_lambda_rank_in_bits():
     scores, _, labels, where = _batch()
     a = listwise.lambda_loss(scores, labels, where=where, mu=0.0)
