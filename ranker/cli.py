@@ -59,8 +59,6 @@ def main(
         print("\n--config FILE --help shows every field with its value and unit.")
         raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
     signal.signal(signal.SIGTERM, _stop)
-    # torch need not be there: of transformers only tokenizers are used.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
     def run() -> None:
         def load(more: Sequence[str], said: bool = False) -> Any:
@@ -86,10 +84,30 @@ def main(
         from ranker import processes
 
         join_processes(os.environ.get("RANKER_PROCESSES", ""))
+        before = _finished(settings, known.workdir)
         # One workdir may look different from several hosts.
         function(processes.first(lambda: settings), known.workdir)
+        if before and before == _finished(settings, known.workdir):
+            if processes.leads():
+                print(f"{before[0]} is finished already: nothing was done", flush=True)
 
     sentences(run, where=known.workdir)
+
+
+def _finished(stage: Any, workdir: pathlib.Path) -> tuple[pathlib.Path, int] | None:
+    """The folder of a stage that is finished, and when that was recorded."""
+    if isinstance(stage, config.Train | config.Score):
+        folder = workdir / stage.name
+    elif isinstance(stage, config.Export):
+        folder = workdir / stage.folder
+    else:
+        return None
+    from ranker import manifests  # here, so that --help need not wait for jax
+
+    found = manifests.read_manifest(folder)
+    if found is None or not found.done:
+        return None
+    return folder, (folder / manifests.FILE).stat().st_mtime_ns
 
 
 def _as_prepared(stage: Any, workdir: pathlib.Path | None, *, said: bool) -> Any:
@@ -125,6 +143,8 @@ def sentences(call: Callable[[], Any], *, where: pathlib.Path | None = None) -> 
       call: what the entry does.
       where: what to name when the disk refuses a file without a name.
     """
+    # torch need not be there: of transformers only tokenizers are used.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         call()
     except KeyboardInterrupt:

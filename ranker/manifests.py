@@ -301,7 +301,11 @@ def load_manifest(folder: pathlib.Path) -> Manifest | None:
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest | None:
-    """As `load_manifest`, by this process alone."""
+    """As `load_manifest`, by this process alone.
+
+    Raises:
+      StageError: where the file is damaged, or not of this package.
+    """
     path = folder / FILE
     if not path.is_file():
         return None

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from ranker import cli
+from ranker import cli, config, manifests
 from ranker.errors import ConfigError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -50,3 +50,19 @@ def test_processes_come_together(tmp_path):
 def test_what_does_not_name_processes_is_refused(value):
     with pytest.raises(ConfigError, match=r"expected auto, or HOST:PORT,COUNT,INDEX"):
         cli.join_processes(value)
+
+
+def test_a_stage_that_is_finished_already_says_so(tmp_path, capsys):
+    manifest = manifests.Manifest(kind="export", settings={}, inputs={})
+    flags = ["--config", str(ROOT / "configs" / "export.py"), "--workdir"]
+    writes = [lambda: manifest.finish(tmp_path / "export"), lambda: None]
+
+    def call():
+        write = writes.pop(0)
+        return lambda settings, workdir: write()
+
+    cli.main(config.Export, call, "", [*flags, str(tmp_path)])
+    assert capsys.readouterr().out == ""
+    cli.main(config.Export, call, "", [*flags, str(tmp_path)])
+    said = f"{tmp_path / 'export'} is finished already: nothing was done\n"
+    assert capsys.readouterr().out == said

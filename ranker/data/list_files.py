@@ -389,7 +389,11 @@ def _document(value: Any) -> tuple[Document, float | None]:
 
 
 def merge_lists(found: Iterator[QueryList]) -> dict[str, QueryList]:
-    """Lists by query; one that comes again is one list of the documents of both."""
+    """Lists by query; one that comes again is one list of the documents of both.
+
+    Raises:
+      DataError: where a query has two texts.
+    """
     merged: dict[str, QueryList] = {}
     for one in found:
         known = merged.setdefault(one.id, QueryList(one.id, one.text))

@@ -23,6 +23,9 @@ def check_id(field: str, value: object) -> str:
     """An id that a TREC file can hold: no white space, no control character.
 
     An id is never part of a path; what shows it to a reader must escape it.
+
+    Raises:
+      FieldError: for anything else.
     """
     # pandas turns whole numbers into floats where one of them is missing.
     if isinstance(value, float) and value.is_integer():
@@ -45,7 +48,11 @@ def check_id(field: str, value: object) -> str:
 
 
 def check_text(field: str, value: object, *, empty: bool = False) -> str:
-    """A text; with a word in it unless `empty`."""
+    """A text; with a word in it unless `empty`.
+
+    Raises:
+      FieldError: for anything else.
+    """
     if value is None and empty:
         return ""
     if not isinstance(value, str):
@@ -69,7 +76,11 @@ def _has_word(text: str) -> bool:
 def check_number(
     field: str, value: object, *, low: float = -FLOAT32, high: float = FLOAT32
 ) -> float:
-    """A number that a float32 can hold, or a text that is one."""
+    """A number that a float32 can hold, or a text that is one.
+
+    Raises:
+      FieldError: for anything else, and outside `low` to `high`.
+    """
     try:
         # Python reads "1_0" as ten; nothing else does.
         if isinstance(value, bool) or (isinstance(value, str) and "_" in value):
@@ -88,7 +99,11 @@ def check_number(
 
 
 def check_integer(field: str, value: object, *, low: float = -(2**31)) -> int:
-    """A whole number that 32 bits can hold, or a text that is one; 2.0 counts."""
+    """A whole number that 32 bits can hold, or a text that is one; 2.0 counts.
+
+    Raises:
+      FieldError: for anything else, and below `low`.
+    """
     number = check_number(field, value, low=low, high=2**31 - 1)
     if number != int(number):
         raise FieldError(field, value, "a whole number")

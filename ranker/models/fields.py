@@ -247,7 +247,11 @@ def old_rope(rope: Json) -> Json:
 
 
 def read_local(c: Fields) -> tuple[int, tuple[int, ...]]:
-    """The window, and the layers that see no more, by layer_types."""
+    """The window, and the layers that see no more, by layer_types.
+
+    Raises:
+      ModelError: for a type that is not known, or another number of layers.
+    """
     window, types = c.get("sliding_window") or 0, c.get("layer_types") or []
     known = {"sliding_attention", "full_attention"}
     strange = sorted(set(map(str, types)) - known)

@@ -135,6 +135,9 @@ def sampled_fingerprint(path: Any) -> list[Any]:
 
     A file of hundreds of gigabytes is not read twice to know it again; a change that
     keeps both ends and the size is not noticed.
+
+    Raises:
+      DataError: where it cannot be read.
     """
     try:
         with path.open("rb") as file:

@@ -119,6 +119,9 @@ def write_contract(
       about: the model.
       pairs: that golden pairs are chosen from, and hard ones made from.
       score: raw scores of rows, in float32.
+
+    Raises:
+      DataError: where no query leaves room for a document.
     """
     frame = about.frame
     encoder = PairEncoder(frame, load_tokenizer(folder).backend_tokenizer)

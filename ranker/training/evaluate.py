@@ -68,7 +68,11 @@ def plan(
     workdir: pathlib.Path,
     planned: Mapping[str, Manifest] | None = None,
 ) -> EvaluateRun:
-    """The stage with its manifest; arguments as of `training.run.plan`."""
+    """The stage with its manifest; arguments as of `training.run.plan`.
+
+    Raises:
+      ConfigError, DataError, StageError: with what is wrong and what to do.
+    """
     check_measures(settings.measures)
     if not len(prepared.lists(settings.split)):
         raise errors.StageError(f"the split {settings.split!r} has no query")

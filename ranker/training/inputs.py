@@ -129,6 +129,9 @@ def rank_lists(
     """The judged lists, those of clicks, or both, one after the other.
 
     With `says` the first process prints what has become of the clicks.
+
+    Raises:
+      ConfigError, DataError, StageError: with what is wrong and what to do.
     """
     sources: list[Any] = []
     if settings.negatives:
@@ -272,7 +275,11 @@ def corpus_tokens(prepared: Prepared, tokenizer: Tokenizer) -> TokenStore:
 def scored_lists(
     settings: config.Train, prepared: Prepared, workdir: pathlib.Path
 ) -> tuple[Joined, Targets]:
-    """Every list that the teacher has scored, and its scores on the scale asked for."""
+    """Every list that the teacher has scored, and its scores on the scale asked for.
+
+    Raises:
+      ConfigError, DataError, StageError: with what is wrong and what to do.
+    """
     manifest = manifests.require_stage(
         workdir, settings.scores, kinds=("score",), by=f"the stage {settings.name!r}"
     )
