@@ -69,7 +69,10 @@ _TRIALS = {
         *("--size=1", "--list_size=2", "--steps=1", "--rounds=1"),
         "--length=128",  # compiles fast
     ],
-    "rerank_pairs.py": ["--queries=2", "--list_size=4", "--rows=2", "--most_rows=2"],
+    "rerank_pairs.py": [
+        *("--queries=2", "--list_size=4", "--rows=2", "--most_rows=2"),
+        "--rounds=1",
+    ],
     "attention.py": ["--cases=512:150", "--tokens=512", "--heads=2", "--rounds=1"],
 }
 
