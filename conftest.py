@@ -1,6 +1,7 @@
 """Eight CPU devices, or what RANKER_TEST_PLATFORM names, and strict ranks."""
 
 import os
+import pathlib
 
 import hypothesis
 import jax
@@ -16,6 +17,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 if PLATFORM == "cpu":  # tests compile much and compute little
     jax.config.update("jax_disable_most_optimizations", True)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of processes they start
 
 # A busy machine draws and runs slowly, which is no fault of what is tested.
 hypothesis.settings.register_profile(
@@ -24,6 +26,20 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("any speed")
+
+
+MEMORY = pathlib.Path("/proc/self/statm")  # Linux's
+HELD = 2 << 30  # bytes
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Forgets what was compiled, between files, where it has come to gigabytes."""
+    yield
+    if MEMORY.is_file():
+        pages = int(MEMORY.read_text().split()[1])
+        if pages * os.sysconf("SC_PAGE_SIZE") > HELD:
+            jax.clear_caches()
 
 
 def pytest_addoption(parser):
