@@ -57,7 +57,14 @@ def main(
     if known.config is None:
         parser.print_help()
         print("\n--config FILE --help shows every field with its value and unit.")
-        raise SystemExit(0 if "--help" in rest or "-h" in rest else 2)
+        if "--help" in rest or "-h" in rest:
+            raise SystemExit(0)
+        found = f" (found {' '.join(rest)})" if rest else ""
+        print(
+            f"error: --config is missing: a file, such as configs/sft.py{found}",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
     signal.signal(signal.SIGTERM, _stop)
 
     def run() -> None:

@@ -66,3 +66,11 @@ def test_a_stage_that_is_finished_already_says_so(tmp_path, capsys):
     cli.main(config.Export, call, "", [*flags, str(tmp_path)])
     said = f"{tmp_path / 'export'} is finished already: nothing was done\n"
     assert capsys.readouterr().out == said
+
+
+def test_a_flag_that_is_misspelt_is_shown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(config.Export, lambda: print, "", ["--confg", "configs/export.py"])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "error: --config is missing" in told and "(found --confg configs" in told

@@ -87,6 +87,10 @@ def load_contract(folder: pathlib.Path) -> Contract:
     if not folder.is_dir():
         raise ContractError(f"{folder}: no such folder")
     if not path.is_file():
+        if below := sorted(str(one.parent) for one in folder.glob(f"*/{FILE}")):
+            raise ContractError(
+                f"{folder} has no {FILE}; did you mean {' or '.join(below[:3])}?"
+            )
         raise ContractError(
             f"{folder} has no {FILE}: it is not an export of this package; "
             f"{again}, or check it --against a folder that has one"

@@ -445,6 +445,14 @@ def test_contracts_that_cannot_be_read(copy, text, message):
         check.main([str(folder)])
 
 
+def test_a_workdir_is_told_where_its_export_is(tmp_path):
+    export = tmp_path / "export"
+    export.mkdir()
+    (export / contract.FILE).write_text("{}")
+    with pytest.raises(SystemExit, match=f"did you mean {re.escape(str(export))}?"):
+        check.main([str(tmp_path)])
+
+
 def test_folders_that_cannot_be_loaded(copy, tmp_path):
     with pytest.raises(SystemExit, match="^error: .*no such folder"):
         check.main([str(tmp_path / "nowhere")])
