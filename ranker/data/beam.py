@@ -1,19 +1,22 @@
 """The rules of `clicks` as an Apache Beam pipeline, on the runner that a team has.
 
-    read | drop | join with the corpus | merge | rank | split | sort and write
+    read | drop | join with the corpus | place and pack | merge, rank, sort and write
 
 Rows are judged, merged and ranked by the functions of `clicks`; Beam moves them. Each
 file is written by one worker and holds a range of the hashes that order the examples,
-so the files, one after another, are what one machine would have written. Nothing here
-is needed, or imported, by `ranker.prepare` without --runner.
+so the files, one after another, are what one machine would have written. A row moves
+once, in a packet for its file: what a runner does for each element that it moves
+costs more than the rules. Nothing here is needed, or imported, by `ranker.prepare`
+without --runner.
 """
 
 import functools
 import json
 import pathlib
+import pickle
 import tempfile
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +25,9 @@ import apache_beam as beam  # type: ignore[import-not-found]
 from apache_beam.io.filesystems import FileSystems  # type: ignore[import-not-found]
 from apache_beam.options.pipeline_options import (  # type: ignore[import-not-found]
     PipelineOptions,
+)
+from apache_beam.transforms.window import (  # type: ignore[import-not-found]
+    GlobalWindows,
 )
 
 from ranker import config
@@ -36,6 +42,7 @@ from ranker.storage import open_path
 _MOST_DOUBTFUL = 10_000  # queries of a file that are listed; above that, none is
 _SHARD_BYTES = 2**26  # of the log, for each file that is written
 _LEAST_SHARDS = 4  # so that several workers write
+_MOST_PAIRS = 50_000  # that a worker merges before they move
 _CLICK_COLUMNS = [column.name for column in click_logs.SCHEMA]
 
 
@@ -107,20 +114,11 @@ def build_pipeline(pipeline: Any, job: WorkerSettings) -> Any:
         | "ReadLog" >> beam.ParDo(_Read(job)).with_outputs(main="pairs")
     )
     joined = _join(pipeline, job, read.bare)
-    merged = (
+    shards = (
         (read.pairs, joined.pairs)
         | "AllPairs" >> beam.Flatten()
-        | "Merge" >> beam.CombinePerKey(_merge_all)
-    )
-    shards = (
-        merged
-        | "ByQuery" >> beam.MapTuple(_by_query)
-        | "Rank"
-        >> beam.combiners.Top.PerKey(
-            job.rules.max_per_query, key=clicks.rank_clicked, reverse=True
-        )
-        | "Place" >> beam.MapTuple(functools.partial(_placed, job=job))
-        | "Sort" >> beam.GroupByKey()
+        | "Place" >> beam.ParDo(_Place(job))
+        | "Move" >> beam.GroupByKey()
         | "Write" >> beam.MapTuple(functools.partial(_write, job=job))
         | "Files" >> beam.combiners.ToList()
     )
@@ -133,7 +131,6 @@ def build_pipeline(pipeline: Any, job: WorkerSettings) -> Any:
     singles = {
         "tallies": beam.pvalue.AsSingleton(tallies),
         "held": beam.pvalue.AsSingleton(held),
-        "pairs": beam.pvalue.AsSingleton(merged | "PairCount" >> _count()),
         "notes": beam.pvalue.AsSingleton(read.notes | beam.combiners.ToList()),
     }
     by = job.rules.count_by
@@ -265,10 +262,6 @@ class _Complete(beam.DoFn):
 # --- pairs ---
 
 
-def _merge_all(found: Iterable[clicks.Seen]) -> clicks.Seen:
-    return functools.reduce(clicks.merge_rows, found)
-
-
 def _add_all(tallies: Iterable[Mapping[str, int]]) -> dict[str, int]:
     result: Counter[str] = Counter()
     for one in tallies:
@@ -276,34 +269,70 @@ def _add_all(tallies: Iterable[Mapping[str, int]]) -> dict[str, int]:
     return dict(result)
 
 
-def _by_query(pair: clicks.Pair, seen: clicks.Seen) -> Any:
-    query, name = pair
-    return query, (name, seen)
+class _Place(beam.DoFn):
+    """Packets of pairs for (split, number of a file), merged where rows meet here."""
+
+    def __init__(self, job: WorkerSettings):
+        self._job = job
+        self._seen: dict[clicks.Pair, clicks.Seen] = {}
+
+    def start_bundle(self) -> None:
+        """Forgets a bundle that failed."""
+        self._seen = {}
+
+    def process(self, element: tuple[clicks.Pair, clicks.Seen]) -> Iterator[Any]:
+        """Yields packets when enough is known."""
+        _merge_into(self._seen, *element)
+        if len(self._seen) >= _MOST_PAIRS:
+            yield from self._packets()
+
+    def finish_bundle(self) -> Iterator[Any]:
+        """Yields the rest."""
+        for packet in self._packets():
+            yield GlobalWindows.windowed_value_at_end_of_window(packet)
+
+    def _packets(self) -> Iterator[tuple[tuple[str, int], bytes]]:
+        found = defaultdict(list)
+        for pair, seen in self._seen.items():
+            found[self._file(pair[0])].append((pair, seen))
+        self._seen = {}
+        for file, pairs in found.items():
+            yield file, pickle.dumps(pairs, pickle.HIGHEST_PROTOCOL)
+
+    def _file(self, query: str) -> tuple[str, int]:
+        place = clicks.query_place(query)
+        dev = place[:16] < clicks.dev_bound(self._job.rules.dev_fraction)
+        number = int(place[:8], 16) * self._job.shards >> 32
+        return "dev" if dev else "train", number
 
 
-def _placed(
-    query: str, found: Sequence[tuple[str, clicks.Seen]], job: WorkerSettings
-) -> Any:
-    """A query's examples by split and file: (split, number), (place, query, seen)."""
-    where = clicks.query_place(query)
-    dev = where[:16] < clicks.dev_bound(job.rules.dev_fraction)
-    number = int(where[:8], 16) * job.shards >> 32
-    return ("dev" if dev else "train", number), (where, query, [s for _, s in found])
+def _merge_into(known: dict[Any, clicks.Seen], key: Any, seen: clicks.Seen) -> None:
+    before = known.get(key)
+    known[key] = clicks.merge_rows(before, seen) if before else seen
 
 
 # --- files ---
 
 
 def _write(
-    key: tuple[str, int], queries: Iterable[Any], job: WorkerSettings
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes a file; returns what is to be known of it, and clicks a query.
+    key: tuple[str, int], packets: Iterable[bytes], job: WorkerSettings
+) -> tuple[dict[str, Any], dict[str, int], int]:
+    """Writes a file; returns what is to be known of it, clicks a query, and pairs.
 
     Runners may call this twice for one file: each call writes one of its own name.
     """
     split, number = key
-    order = sorted(queries, key=lambda one: one[:2])
-    examples = [clicks.to_example(seen) for _, _, seens in order for seen in seens]
+    queries: dict[str, dict[str, clicks.Seen]] = defaultdict(dict)
+    for packet in packets:
+        for (query, name), seen in pickle.loads(packet):
+            _merge_into(queries[query], name, seen)
+    pairs = sum(map(len, queries.values()))
+    examples, sizes = [], Counter[str]()
+    for query in sorted(queries, key=clicks.query_place):
+        best = sorted(queries[query].items(), key=clicks.rank_clicked)
+        kept = best[: job.rules.max_per_query]
+        examples += [clicks.to_example(seen) for _, seen in kept]
+        sizes[str(min(len(kept), 20))] += 1
     digest = clicks.Digest()
     for one in examples:
         digest.add(one)
@@ -324,26 +353,24 @@ def _write(
         digest=digest.hexdigest(),
         doubtful=tuple(doubtful) if few else None,
     )
-    sizes = Counter(str(min(len(seens), 20)) for _, _, seens in order)
-    return shard.to_json(), dict(sizes)
+    return shard.to_json(), dict(sizes), pairs
 
 
 def _summarise(
     shards: Sequence[Any],
     tallies: Mapping[str, int],
     held: int,
-    pairs: int,
     notes: Sequence[Mapping[str, Any]],
     output: str,
     by: str,
 ) -> None:
     """Writes what became of the log, for the machine that prepares."""
     told = {
-        "shards": [shard for shard, _ in shards],
-        "a_query": _add_all(sizes for _, sizes in shards),
+        "shards": [shard for shard, *_ in shards],
+        "a_query": _add_all(sizes for _, sizes, _ in shards),
         "tallies": tallies,
         "held_out_queries": held,
-        "pairs": pairs,
+        "pairs": sum(pairs for *_, pairs in shards),
         "count_by": by,
         "notes": list(notes),
     }
