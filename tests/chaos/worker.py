@@ -229,6 +229,7 @@ def _child(workdir: pathlib.Path, death: Death, place: tuple[str, int, int]) -> 
             jax.config.update("jax_num_cpu_devices", 2 // place[1])
             jax.distributed.initialize(*place)
         live(workdir, death.stage, death.count)
+        jax.distributed.shutdown()  # waits for the others, as every exit but this does
         status = 0
     except BaseException:
         import traceback
