@@ -15,11 +15,13 @@ tokens) are ours: a step of G texts has G / 4 rows, which short texts share. How
 steps the epoch has is found from the files when the stage begins: about
 143,000,000 / G.
 
-For the smallest, `python -m ranker.plan --config configs/ettin.py:17m --topology
-v5e:2x2 --records 143000000 --text-tokens 128` finds 139,649 steps of at least 33 ms
-(HBM; compute 6 ms), 3.1 GiB a chip of the 15.75 that a program may use, and at least
-5.2 chip-hours. It knows the others' sizes too, and has not been run for them, nor for
-v6e.
+docs/plan.md has what `python -m ranker.plan --config configs/ettin.py:SIZE --topology
+v5e:2x2 --records 143000000 --text-tokens 128` finds, for each size on v5e and v6e. Of
+150m, 744,792 steps: on v5e:2x2 1.7 GiB of parameters and moments a chip, a step of at
+least 25 ms (compute), and 44 chip-hours at the 39 % utilisation that BERT-base reached;
+on v6e:2x2 at least 5 ms and 9.5 chip-hours. Of 1b: at 39 %, 368 chip-hours on v5e, 79
+on v6e. Only 17m has been compiled (v5e:2x2): 3.1 GiB a chip of the 15.75 that a program
+may use, at least 33 ms a step (HBM; compute 6 ms), and at least 5.2 chip-hours.
 """
 
 from ranker import config
