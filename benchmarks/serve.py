@@ -8,7 +8,10 @@ requests a second of this server, and of a FastAPI application around `CrossEnco
 All see the same queries and candidates, and the answers are compared.
 
 MINILM is a BERT checkpoint without a score head; it gets one of random weights, since
-what is measured is time. Without --weights a BERT of MiniLM's size is drawn.
+what is measured is time. An export can be given instead, with --export. With several
+--precision, as many servers answer each request in turn:
+
+    python benchmarks/serve.py --export EXPORT --precision float32 int8_mixed ...
 """
 
 import argparse
@@ -182,34 +185,39 @@ def show(name, seconds):
     return p50, p99
 
 
-def one_client(folder, requests, port, threads, server):
-    """Latency by CrossEncoder and by this server, request by request in turn."""
+def one_client(folder, requests, threads, servers):
+    """Latency by CrossEncoder and by servers (name -> port, pid), asked in turn."""
     import torch
     from sentence_transformers import CrossEncoder
 
     torch.set_num_threads(threads)
     model = CrossEncoder(str(folder), device="cpu")
-    ours, theirs, far = [], [], 0.0
-    cpu_ours = cpu_theirs = 0.0
+    theirs, cpu_theirs = [], 0.0
+    ours = {name: [] for name in servers}
+    cpu_ours, far = dict.fromkeys(servers, 0.0), dict.fromkeys(servers, 0.0)
     for request in requests:
         query, texts = request
         begun, cpu = time.perf_counter(), time.process_time()
         ranked = model.rank(query, texts, show_progress_bar=False)
         theirs.append(time.perf_counter() - begun)
         cpu_theirs += time.process_time() - cpu
-        cpu = cpu_seconds(server)
-        seconds, scores = ask(port, request)
-        ours.append(seconds)
-        cpu_ours += cpu_seconds(server) - cpu
-        gaps = [abs(scores[one["corpus_id"]] - float(one["score"])) for one in ranked]
-        far = max(far, *gaps)
-    a, b = show("sentence-transformers, torch", theirs), show("ranker.serve", ours)
-    print(
-        f"largest difference of a score: {far:.1e}; of sentence-transformers' time p50 "
-        f"{b[0] / a[0]:.2f}, p99 {b[1] / a[1]:.2f}, CPU seconds "
-        f"{cpu_ours / cpu_theirs:.2f} ({cpu_ours / len(requests):.2f} a request)",
-        flush=True,
-    )
+        for name, (port, pid) in servers.items():
+            cpu = cpu_seconds(pid)
+            seconds, scores = ask(port, request)
+            ours[name].append(seconds)
+            cpu_ours[name] += cpu_seconds(pid) - cpu
+            gaps = [abs(scores[one["corpus_id"]] - one["score"]) for one in ranked]
+            far[name] = max(far[name], *map(float, gaps))
+    a = show("sentence-transformers, torch", theirs)
+    for name in servers:
+        b = show(name, ours[name])
+        print(
+            f"  largest difference of a score: {far[name]:.1e}; of sentence-"
+            f"transformers' time p50 {b[0] / a[0]:.2f}, p99 {b[1] / a[1]:.2f}, CPU "
+            f"seconds {cpu_ours[name] / cpu_theirs:.2f} "
+            f"({cpu_ours[name] / len(requests):.2f} a request)",
+            flush=True,
+        )
 
 
 def many_clients(name, requests, port, clients):
@@ -231,45 +239,62 @@ def gap(ours, theirs):
 def main():
     """Prints both comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", required=True, help="BERT checkpoint folder")
+    parser.add_argument("--weights", help="BERT checkpoint folder")
+    parser.add_argument("--export", type=pathlib.Path, help="in place of --weights")
     parser.add_argument("--data", required=True, help="BEIR folder with runs of dev")
     parser.add_argument("--requests", type=int, default=20)
     parser.add_argument("--candidates", type=int, default=100)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--length", type=int, default=256, help="of --weights")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--runtime", default="auto")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--precision", nargs="+", default=["auto"])
     parser.add_argument("--port", type=int, default=8790)
     both = ["latency", "throughput"]
     parser.add_argument("--parts", nargs="+", choices=both, default=both)
     given = parser.parse_args()
-    threads = len(os.sched_getaffinity(0))
+    if not (given.weights or given.export):
+        parser.error("one of --weights and --export is needed")
     requests = read_requests(given.data, given.requests, given.candidates)
     with tempfile.TemporaryDirectory() as kept:
-        folder = pathlib.Path(kept) / "export"
-        make_export(given.weights, folder, given.length)
-        serve = [sys.executable, "-m", "ranker.serve", str(folder)]
-        serve += ["--port", str(given.port), "--max-wait", "600"]
-        serve += ["--max-queue-tokens", str(1 << 24)]
-        serve += ["--runtime", given.runtime, "--precision", given.precision]
-        with running(serve, given.port) as server:
-            ask(given.port, requests[0])
-            if "latency" in given.parts:
-                one_client(folder, requests, given.port, threads, server)
-            if "throughput" not in given.parts:
-                return
-            ours, answers = many_clients(
-                "ranker.serve", requests, given.port, given.clients
-            )
-        other = [sys.executable, "-c", _APP, str(folder), str(given.port + 1)]
-        with running([*other, str(threads)], given.port + 1):
-            ask(given.port + 1, requests[0])
-            theirs, others = many_clients(
-                "FastAPI around CrossEncoder", requests, given.port + 1, given.clients
-            )
+        folder = given.export or pathlib.Path(kept) / "export"
+        if not given.export:
+            make_export(given.weights, folder, given.length)
+        compare(given, folder, requests)
+
+
+def compare(given, folder, requests):
+    """Latency and throughput of an export, by this server and by the others."""
+    threads = len(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack:
+        servers = {}
+        for place, precision in enumerate(given.precision):
+            port = given.port + place
+            serve = [sys.executable, "-m", "ranker.serve", str(folder)]
+            serve += ["--port", str(port), "--max-wait", "600"]
+            serve += ["--max-queue-tokens", str(1 << 24)]
+            serve += ["--runtime", given.runtime, "--precision", precision]
+            pid = stack.enter_context(running(serve, port))
+            servers[f"ranker.serve, {precision}"] = port, pid
+            ask(port, requests[0])
+        if "latency" in given.parts:
+            one_client(folder, requests, threads, servers)
+        if "throughput" not in given.parts:
+            return
+        ours = {
+            name: many_clients(name, requests, port, given.clients)
+            for name, (port, _) in servers.items()
+        }
+    port = given.port + len(given.precision)
+    other = [sys.executable, "-c", _APP, str(folder), str(port)]
+    with running([*other, str(threads)], port):
+        ask(port, requests[0])
+        theirs, others = many_clients(
+            "FastAPI around CrossEncoder", requests, port, given.clients
+        )
+    for name, (rate, answers) in ours.items():
         print(
-            f"{ours / theirs:.2f} times as many requests a second; largest difference "
-            f"of a score: {gap(answers, others):.1e}",
+            f"{name}: {rate / theirs:.2f} times as many requests a second; largest "
+            f"difference of a score: {gap(answers, others):.1e}",
             flush=True,
         )
 

@@ -7,7 +7,9 @@
 `overload` measures the rate that as many clients as cores sustain, then sends ten times
 that, whether or not earlier requests were answered. It fails unless every status is 200
 or 429, every 200 has the scores of the folder's runtime offline, bit for bit, and the
-server's memory stays within --memory MiB of its start. `fuzz` sends broken and odd
+server's memory stays within --memory MiB of its start. With --data, a BEIR folder with
+runs of dev, the requests are queries with --candidates texts; else eight short texts.
+`fuzz` sends broken and odd
 bodies to every route. It fails on a status that is none of 200, 400, 413, 415, 422 and
 429, on an answer that is no JSON, and after 30 seconds without one.
 """
@@ -15,12 +17,14 @@ bodies to every route. It fails on a status that is none of 200, 400, 413, 415, 
 import argparse
 import asyncio
 import collections
+import functools
 import json
 import os
 import pathlib
 import random
 import time
 import urllib.request
+from collections.abc import Callable
 
 _WORDS = "cheap flights to rome low fares every day cats and dogs in the snow".split()
 _PATHS = ("/rerank", "/v1/rerank", "/v2/rerank", "/tei/rerank", "/score", "/predict")
@@ -37,6 +41,7 @@ _VALUES = (None, True, -1, 0, 1 << 70, 1e308, "", "\ud800", "a\x00b", "é" * 50,
 _VALUES += ([None], [[]], [["a"]], {"text": 1}, ["x"] * 20, float("nan"), "left")
 _EXPECTED = (200, 400, 413, 415, 422, 429)
 _PATIENCE = 30.0  # seconds for an answer
+_DISTINCT = 40  # requests of --data
 _OPEN = 5000  # requests at once, where the client cannot keep up with its own rate
 
 
@@ -71,36 +76,49 @@ class Connection:
 # --- overload -------------------------------------------------------------------------
 
 
-def texts_of(number: int) -> list[str]:
-    """Texts of one request; the same number gives the same."""
+def made_request(number: int) -> tuple[str, list[str]]:
+    """A query and short texts; the same number gives the same."""
     draw = random.Random(number)
-    return [" ".join(draw.choices(_WORDS, k=draw.randint(3, 40))) for _ in range(8)]
+    texts = [" ".join(draw.choices(_WORDS, k=draw.randint(3, 40))) for _ in range(8)]
+    return "cats", texts
 
 
-def body_of(number: int) -> bytes:
+def requests_of(given: argparse.Namespace) -> Callable[[int], tuple[str, list[str]]]:
+    """The query and the texts of each number."""
+    if not given.data:
+        return made_request
+    from serve import read_requests
+
+    found = read_requests(given.data, _DISTINCT, given.candidates)
+    return lambda number: found[number % len(found)]
+
+
+def body_of(request: tuple[str, list[str]]) -> bytes:
     """A request for raw scores."""
-    body = {"query": "cats", "texts": texts_of(number), "raw_scores": True}
-    return json.dumps(body).encode()
+    query, texts = request
+    return json.dumps({"query": query, "texts": texts, "raw_scores": True}).encode()
 
 
-async def sustainable(port: int, seconds: float) -> float:
+async def sustainable(port: int, seconds: float, request_of) -> float:
     """Requests a second that as many clients as cores get answered."""
-    end, done = time.monotonic() + seconds, 0
+    begun, done = time.monotonic(), 0
+    end = begun + seconds
 
     async def client(first: int) -> None:
         nonlocal done
         connection, number = Connection(port), first
         while time.monotonic() < end:
-            status, _ = await connection.ask("/rerank", body_of(number))
+            body = body_of(request_of(number))
+            status, _ = await connection.ask("/rerank", body)
             done, number = done + (status == 200), number + 1000
         connection.close()
 
     clients = len(os.sched_getaffinity(0))
     await asyncio.gather(*(client(-1 - i) for i in range(clients)))
-    return done / seconds
+    return done / (time.monotonic() - begun)
 
 
-async def flood(port: int, rate: float, seconds: float, pid: int):
+async def flood(port: int, rate: float, seconds: float, pid: int, request_of):
     """Sends at a rate for a while; (number, status, answer) of all, and memory."""
     free: list[Connection] = []
     answers, memory, running = [], [rss(pid)], set()
@@ -108,7 +126,7 @@ async def flood(port: int, rate: float, seconds: float, pid: int):
     async def one(number: int) -> None:
         connection = free.pop() if free else Connection(port)
         try:
-            found = await connection.ask("/rerank", body_of(number))
+            found = await connection.ask("/rerank", body_of(request_of(number)))
             free.append(connection)
         except (OSError, asyncio.IncompleteReadError) as error:
             found = (-1, repr(error).encode())
@@ -124,6 +142,7 @@ async def flood(port: int, rate: float, seconds: float, pid: int):
         memory.append(rss(pid))
         await asyncio.sleep(0.02)
     await asyncio.gather(*running)
+    memory.append(rss(pid))
     return answers, memory, number / seconds
 
 
@@ -145,8 +164,9 @@ def offline(folder: pathlib.Path, port: int):
     backend = load_tokenizer(folder).backend_tokenizer
     encoder = PairEncoder(contract_frame(contract.load_contract(folder)), backend)
 
-    def score(texts: list[str]) -> dict[int, float]:
-        pairs = encoder.pairs([("cats", ("", text)) for text in texts])
+    @functools.cache
+    def score(query: str, texts: tuple[str, ...]) -> dict[int, float]:
+        pairs = encoder.pairs([(query, ("", text)) for text in texts])
         return dict(
             enumerate(runtimes.score_pairs(runtime, pairs).astype(float).tolist())
         )
@@ -156,17 +176,18 @@ def offline(folder: pathlib.Path, port: int):
 
 def overload(given: argparse.Namespace) -> None:
     """Floods the server and checks what it answered."""
-    score = offline(given.folder, given.port)
-    usual = asyncio.run(sustainable(given.port, 5.0))
+    score, request_of = offline(given.folder, given.port), requests_of(given)
+    usual = asyncio.run(sustainable(given.port, given.probe, request_of))
     answers, memory, rate = asyncio.run(
-        flood(given.port, 10 * usual, given.seconds, given.pid)
+        flood(given.port, 10 * usual, given.seconds, given.pid, request_of)
     )
     counts = collections.Counter(status for _, status, _ in answers)
     wrong = 0
     for number, status, answer in answers:
         if status == 200:
             found = {one["index"]: one["score"] for one in json.loads(answer)}
-            wrong += found != score(texts_of(number))
+            query, texts = request_of(number)
+            wrong += found != score(query, tuple(texts))
     broken = collections.Counter(x.decode() for _, status, x in answers if status < 0)
     for said, count in broken.most_common(5):
         print(f"{count} without an answer: {said}")
@@ -175,7 +196,8 @@ def overload(given: argparse.Namespace) -> None:
         f"sustainable {usual:.1f} requests/s; sent {rate:.1f}/s for "
         f"{given.seconds:g} s: {dict(counts)}; {wrong} answers differ "
         f"from the offline scores; memory "
-        f"{memory[0]:.0f} MiB, at most {grown:.0f} MiB more"
+        f"{memory[0]:.0f} MiB, at most {grown:.0f} MiB more, {memory[-1]:.0f} MiB at "
+        "the end"
     )
     if wrong or set(counts) - {200, 429} or grown > given.memory:
         raise SystemExit("failed")
@@ -256,6 +278,9 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help="that is served")
     parser.add_argument("--pid", type=int, help="of the server")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--data", help="BEIR folder, whose requests are sent")
+    parser.add_argument("--candidates", type=int, default=20, help="with --data")
+    parser.add_argument("--probe", type=float, default=5.0, help="s, to find the rate")
     parser.add_argument("--memory", type=float, default=200.0, help="MiB it may grow")
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)

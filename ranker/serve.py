@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--runtime", choices=runtimes, default="auto", help="(default %(default)s)")
     add(
         "--precision",
-        choices=["auto", "float32", "bfloat16", "int8", "int8_dynamic"],
+        choices=["auto", "float32", "bfloat16", "int8", "int8_dynamic", "int8_mixed"],
         default="auto",
         help="auto: the fastest that the contract has accepted",
     )

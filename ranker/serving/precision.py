@@ -4,6 +4,12 @@ A correlation of 0.9997 still swaps documents. So a file of less precision is ac
 when its ranking is *not inferior* on held-out queries: the upper end of a one-sided
 interval of its loss lies below a margin. Too few queries, and nothing can be shown;
 then it is refused too, with the number that would do.
+
+Several files tried on the same queries would be several chances to accept one that
+loses the margin. So they are tried in an order that train rows decide, the one that
+changes scores least first, and none after the first that is refused: a fixed sequence
+(Maurer, Hothorn and Lehmacher, 1995), which holds the error of all of them together at
+that of one.
 """
 
 import dataclasses
@@ -13,7 +19,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float
@@ -39,6 +45,7 @@ _CALIBRATION_ROWS = 200
 
 _say = functools.partial(print, flush=True)
 
+T = TypeVar("T")
 Name = runtimes.Name
 Precision = runtimes.Precision
 
@@ -176,6 +183,19 @@ def loss_verdict(
     )
 
 
+def until_refused(tried: Iterable[T], accepted: Callable[[T], bool]) -> Iterator[T]:
+    """What is tried, up to the first that is refused and with it.
+
+    The first whose true loss is the margin or more is accepted as seldom as it would be
+    alone, and none after it is accepted unless it was. The order must not come from the
+    queries that decide.
+    """
+    for one in tried:
+        yield one
+        if not accepted(one):
+            return
+
+
 # --- candidates -----------------------------------------------------------------------
 
 
@@ -193,6 +213,7 @@ CANDIDATES: tuple[Reduced, ...] = (
     Reduced("bfloat16", "openvino", quantisation.to_bfloat16),
     Reduced("int8", "openvino", quantisation.to_static_int8),
     Reduced("int8", "onnxruntime", quantisation.to_static_int8),
+    Reduced("int8_mixed", "onnxruntime", quantisation.to_mixed_int8),
     Reduced("int8_dynamic", "onnxruntime", quantisation.to_dynamic_int8),
 )
 # A GPU or TPU has units for it.
@@ -209,7 +230,7 @@ def reduced_files(precision: str) -> list[Reduced]:
     """
     wanted = {
         "bfloat16": ("bfloat16",),
-        "int8": ("bfloat16", "int8", "int8_dynamic"),
+        "int8": ("bfloat16", "int8", "int8_mixed", "int8_dynamic"),
     }[precision]
     on_device = runtimes.device() != "cpu"
     found = [
@@ -231,6 +252,22 @@ def reduced_files(precision: str) -> list[Reduced]:
 # --- all of it ------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Made:
+    """A candidate's file, and what rows of train show of it."""
+
+    candidate: Reduced
+    path: pathlib.Path
+    noise: float  # std of what it changes in a score, in std of the scores
+    speed: float  # tokens a second of one thread
+    speedup: float  # speed, in float32's on the same device
+
+    @property
+    def name(self) -> str:
+        """As it is reported."""
+        return f"{self.candidate.precision} by {self.candidate.runtime}"
+
+
 def accept(
     folder: pathlib.Path,
     promise: Contract,
@@ -241,14 +278,18 @@ def accept(
     tried: Sequence[Reduced] | None = None,
     report: Callable[[str], None] = _say,
 ) -> Contract:
-    """Tries candidates, keeps the fastest that is accepted, records all of them.
+    """Tries candidates in turn until one is refused, and records what was tried.
+
+    Those that beat float32 come first; of these, the one that changes the scores of
+    `rows` least. Of each precision, the fastest accepted file is kept.
 
     Args:
       folder: of the export, with its float32 graph.
       promise: its contract.
       settings: which precision, measure and margin.
       lists: held-out queries, which no candidate was made from.
-      rows: of train, that static candidates are calibrated on.
+      rows: of train, that candidates are calibrated on and put in order by; empty: they
+        are tried as given.
       tried: candidates; None: those of the precision that are installed.
       report: takes a line for each candidate.
 
@@ -258,84 +299,137 @@ def accept(
     Raises:
       ModelError: when nothing can be tried.
     """
-    source = folder / runtimes.FILES["float32"]
     tried = reduced_files(settings.precision) if tried is None else tried
     lists = [one for one in lists if (one.labels > 0).any()]
     flat = [segment for one in lists for segment in one.segments]
     reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
     expected = runtimes.score_pairs(reference, flat)
-    before = _per_query(lists, expected, settings.measure)
-    speeds = {"cpu": _speed(reference, flat)}
-    golden = np.array([one.score for one in promise.golden], np.float32)
-    golden_rows = [golden_row(promise, one) for one in promise.golden]
-    found: dict[str, dict[str, Any]] = {}
-    for candidate, path in _made(folder, source, tried, rows, report):
-        opened = _open(candidate, folder, path, reference.vocab_size)
-        scores = runtimes.score_pairs(opened, flat)
-        verdict = loss_verdict(
-            before, _per_query(lists, scores, settings.measure), settings.margin
-        )
-        speed = _speed(opened, flat)
-        place = "cpu" if candidate.make else "device"
-        if place not in speeds:
-            whole = runtimes.open_runtime(folder, "jax", "float32")
-            speeds[place] = _speed(whole, flat)
-        record = {
-            **dataclasses.asdict(verdict),
-            "upper": min(verdict.upper, 1e9),
-            "runtime": candidate.runtime,
-            "digest": folder_digest(folder, candidate.runtime, candidate.precision),
-            "measure": settings.measure,
-            "margin": settings.margin,
-            "confidence": _CONFIDENCE,
-            "kendall_tau": _tau(lists, expected, scores),
-            "new_ties": _new_ties(lists, expected, scores),
-            "top_changed": _top_changed(lists, expected, scores),
-            "largest_difference": float(
-                np.abs(runtimes.score_pairs(opened, golden_rows) - golden).max()
-            ),
-            "speed": speed,  # tokens a second of one thread, here
-            "speedup": speed / speeds[place],
-            "cpu_flags": runtimes.cpu_flags() if candidate.make else [],
-            "device": "cpu" if candidate.make else runtimes.device(),
-        }
+    few = list(rows)[:: max(len(rows) // _CALIBRATION_ROWS, 1)][:_CALIBRATION_ROWS]
+    order = sorted(
+        _made(folder, tried, few, few or flat, report),
+        key=lambda one: (one.speedup < 1, one.noise),
+    )
+
+    def judged(one: _Made) -> tuple[_Made, dict[str, Any]]:
+        opened = _open(one.candidate, folder, one.path, reference.vocab_size)
+        record = _record(folder, promise, settings, lists, (expected, opened), one)
         report(
-            f"[export] {candidate.precision} by {candidate.runtime}: "
-            f"{'accepted' if verdict.accepted else 'refused'}: {verdict.reason}; "
-            f"{settings.measure} {verdict.value:.4f} ({verdict.reference:.4f} in "
-            f"float32), {record['speedup']:.2f} times as fast"
+            f"[export] {one.name}: "
+            f"{'accepted' if record['accepted'] else 'refused'}: {record['reason']}; "
+            f"{settings.measure} {record['value']:.4f} ({record['reference']:.4f} in "
+            f"float32), {one.speedup:.2f} times as fast"
         )
-        known = found.get(candidate.precision)
-        if known is None or (verdict.accepted, speed) > (
+        return one, record
+
+    found: dict[str, dict[str, Any]] = {}
+    done = list(until_refused(map(judged, order), lambda one: one[1]["accepted"]))
+    for one, record in done:
+        known = found.get(one.candidate.precision)
+        if known is None or (record["accepted"], one.speed) > (
             known["accepted"],
             known["speed"],
         ):
-            found[candidate.precision] = record
-    for name, record in found.items():
-        if not record["accepted"]:
-            (folder / runtimes.FILES[name]).unlink(missing_ok=True)  # type: ignore[index]
+            found[one.candidate.precision] = record
+    for one in order[len(done) :]:
+        report(f"[export] {one.name}: not tried, since {done[-1][0].name} was refused")
+    for one in order:
+        if one.candidate.make and not _accepted(found, one.candidate.precision):
+            one.path.unlink(missing_ok=True)
     return dataclasses.replace(promise, precisions=found)
+
+
+def _accepted(found: dict[str, dict[str, Any]], precision: str) -> bool:
+    return found.get(precision, {}).get("accepted", False)
+
+
+def _record(
+    folder: pathlib.Path,
+    promise: Contract,
+    settings: config.Onnx,
+    lists: Sequence[Graded],
+    scored: tuple[np.ndarray, Any],
+    made: _Made,
+) -> dict[str, Any]:
+    """What the contract says of a candidate.
+
+    Args:
+      folder: of the export.
+      promise: its contract.
+      settings: measure and margin.
+      lists: held-out queries.
+      scored: their rows' scores in float32, and the candidate's runtime.
+      made: the candidate.
+    """
+    expected, opened = scored
+    candidate = made.candidate
+    scores = runtimes.score_pairs(
+        opened, [segment for one in lists for segment in one.segments]
+    )
+    before, after = (
+        _per_query(lists, one, settings.measure) for one in (expected, scores)
+    )
+    verdict = loss_verdict(before, after, settings.margin)
+    golden = np.array([one.score for one in promise.golden], np.float32)
+    golden_rows = [golden_row(promise, one) for one in promise.golden]
+    return {
+        **dataclasses.asdict(verdict),
+        "upper": min(verdict.upper, 1e9),
+        "runtime": candidate.runtime,
+        "digest": folder_digest(folder, candidate.runtime, candidate.precision),
+        "measure": settings.measure,
+        "margin": settings.margin,
+        "confidence": _CONFIDENCE,
+        "kendall_tau": _tau(lists, expected, scores),
+        "new_ties": _new_ties(lists, expected, scores),
+        "top_changed": _top_changed(lists, expected, scores),
+        "largest_difference": float(
+            np.abs(runtimes.score_pairs(opened, golden_rows) - golden).max()
+        ),
+        "noise": made.noise,
+        "speed": made.speed,
+        "speedup": made.speedup,
+        "cpu_flags": runtimes.cpu_flags() if candidate.make else [],
+        "device": "cpu" if candidate.make else runtimes.device(),
+    }
 
 
 def _made(
     folder: pathlib.Path,
-    source: pathlib.Path,
     tried: Sequence[Reduced],
     rows: Sequence[Segment],
+    timed: Sequence[Segment],
     report: Callable[[str], None],
-) -> Iterator[tuple[Reduced, pathlib.Path]]:
-    """Candidates and their files; one that cannot be made is reported and left out."""
-    made: set[str] = set()
-    few = list(rows)[:: max(len(rows) // _CALIBRATION_ROWS, 1)][:_CALIBRATION_ROWS]
+) -> Iterator[_Made]:
+    """Candidates with their files; one that cannot be made is reported and left out."""
+    source = folder / runtimes.FILES["float32"]
+    reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
+    expected = runtimes.score_pairs(reference, rows)
+    speeds = {"cpu": _speed(reference, timed)}
+    written: set[str] = set()
     for candidate in tried:
         path = folder / runtimes.FILES[candidate.precision]
         try:
-            if candidate.make and candidate.precision not in made:
-                candidate.make(source, path, few)
-                made.add(candidate.precision)
-            yield candidate, path
+            if candidate.make and candidate.precision not in written:
+                candidate.make(source, path, rows)
+                written.add(candidate.precision)
+            opened = _open(candidate, folder, path, reference.vocab_size)
         except ModelError as error:
             report(f"[export] {candidate.precision}: left out: {error}")
+            continue
+        place = "cpu" if candidate.make else "device"
+        if place not in speeds:
+            whole = runtimes.open_runtime(folder, "jax", "float32")
+            speeds[place] = _speed(whole, timed)
+        speed = _speed(opened, timed)
+        noise = _noise(expected, runtimes.score_pairs(opened, rows))
+        speedup = speed / speeds[place] if speeds[place] else 1.0
+        yield _Made(candidate, path, noise, speed, speedup)
+
+
+def _noise(expected: np.ndarray, scores: np.ndarray) -> float:
+    """Standard deviation of what changed, in that of the scores; 0 of no rows."""
+    spread = float(expected.std()) if len(expected) else 0.0
+    return float((scores - expected).std()) / spread if spread else 0.0
 
 
 def folder_digest(folder: pathlib.Path, runtime: Name, precision: Precision) -> str:

@@ -97,7 +97,8 @@ def _accepted(
         raise ModelError(
             f"{folder}: the contract has not accepted the precision {precision}"
             f"{f' (accepted: {known})' if known else ''}; export the stage with "
-            f"--config.onnx.precision={precision}, which measures what it costs"
+            f"--config.onnx.precision={runtimes.asked(precision)}, which measures what "
+            "it costs"
         )
     if name not in ("auto", one["runtime"]):
         raise ModelError(

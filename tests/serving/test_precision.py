@@ -55,6 +55,20 @@ def test_a_loss_of_the_margin_is_seldom_accepted(losses, monkeypatch):
     assert accepted < 12
 
 
+def test_several_files_are_as_seldom_accepted_as_one(monkeypatch):
+    monkeypatch.setattr(precision, "_SAMPLES", 400)
+    draw, files, sets = np.random.default_rng(4), 5, 120
+    wrong = apart = 0
+    for seed in range(sets):
+        losses = [few_change(draw, 100) for _ in range(files)]
+        verdicts = [precision.upper_bound(one, seed=seed) < MARGIN for one in losses]
+        tried = list(precision.until_refused(verdicts, bool))
+        assert tried == verdicts[: len(tried)] and all(tried[:-1])
+        wrong, apart = wrong + any(tried), apart + any(verdicts)
+    # As above; tried apart from each other, five files are five chances.
+    assert wrong < 12 < apart
+
+
 def test_the_bound_of_even_losses_is_that_of_t():
     losses = np.random.default_rng(1).normal(0.0, 0.02, 400)
     size = np.sqrt(np.mean(losses**2))
@@ -116,8 +130,9 @@ def exported(tmp_path_factory):
     return folder, model, lists
 
 
-def test_the_fastest_that_is_not_inferior_is_kept(exported):
+def test_the_fastest_that_is_not_inferior_is_kept(exported, monkeypatch):
     folder, model, lists = exported
+    monkeypatch.setattr(precision, "_speed", lambda *_: 1.0)
     lines = []
     tried = [
         Reduced("bfloat16", "onnxruntime", quantisation.to_bfloat16),
@@ -150,6 +165,66 @@ def test_the_fastest_that_is_not_inferior_is_kept(exported):
     slower = dataclasses.replace(again, precisions={"bfloat16": good})
     assert starting.choose_runtime(folder, slower, "auto", "auto")[1] == "float32"
     assert starting.choose_runtime(folder, slower, "auto", "bfloat16")[1] == "bfloat16"
+
+
+def test_what_train_changes_least_is_tried_first(exported, monkeypatch):
+    folder, model, lists = exported
+    segments = [segment for one in lists[:6] for segment in one.segments]
+    tried = [
+        Reduced("int8_dynamic", "onnxruntime", quantisation.to_dynamic_int8),
+        Reduced("int8", "onnxruntime", broken),
+        Reduced("int8_mixed", "onnxruntime", quantisation.to_mixed_int8),
+        Reduced("bfloat16", "onnxruntime", quantisation.to_bfloat16),
+    ]
+
+    def speed(runtime, rows):  # as on a CPU without bfloat16
+        return 0.5 if runtime.precision == "bfloat16" else 1.5
+
+    monkeypatch.setattr(precision, "_speed", speed)
+    lines = []
+    settings = config.Onnx(precision="int8", margin=0.2)
+    found = precision.accept(
+        folder,
+        model.contract,
+        settings,
+        lists,
+        segments,
+        tried=tried,
+        report=lines.append,
+    ).precisions
+    names = [line.removeprefix("[export] ").split()[0] for line in lines]
+    assert set(names[:2]) == {"int8_mixed", "int8_dynamic"}, lines
+    assert names[2:] == ["int8", "bfloat16"], lines
+    assert [name for name in found if found[name]["accepted"]] == names[:2], lines
+    noise = [found[name]["noise"] for name in names[:3]]
+    assert 0 < noise[0] < noise[1] < noise[2]
+    assert lines[3].endswith("not tried, since int8 by onnxruntime was refused")
+    for name in names:
+        assert (folder / runtimes.FILES[name]).exists() == (name in names[:2])
+        (folder / runtimes.FILES[name]).unlink(missing_ok=True)
+
+
+def test_large_channels_do_not_take_the_steps_of_others(exported, tmp_path):
+    folder, model, lists = exported
+    segments = [segment for one in lists[:6] for segment in one.segments]
+    loud, path = onnx.load(str(folder / onnx_graph.FILE)), tmp_path / "loud.onnx"
+    for weight in loud.graph.initializer:
+        if weight.name in ("body.norm", "body.layers.mlp_norm.0"):
+            value = numpy_helper.to_array(weight).copy()
+            value[3] *= 40
+            weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    onnx.save(loud, str(path))
+    vocabulary = model.scorer.vocab_size
+
+    def scores(path, precision="int8_dynamic"):
+        runtime = runtimes.OnnxRuntime(path, precision, vocabulary)
+        return runtimes.score_pairs(runtime, segments)
+
+    expected, noise = scores(path, "float32"), []
+    for rows_of_train in ((), segments):
+        quantisation.to_dynamic_int8(path, tmp_path / "few.onnx", rows_of_train)
+        noise.append(precision._noise(expected, scores(tmp_path / "few.onnx")))
+    assert noise[1] < 0.7 * noise[0], noise
 
 
 def test_a_server_refuses_what_was_not_accepted(exported):
@@ -212,15 +287,13 @@ def test_bfloat16_of_a_device_is_accepted_and_served_there(exported, monkeypatch
     before.save(folder)
 
 
-@pytest.mark.parametrize("name", ["int8", "int8_dynamic"])
+@pytest.mark.parametrize("name", ["int8", "int8_mixed", "int8_dynamic"])
 def test_int8_is_near_and_depends_on_the_pair_alone(exported, name):
     folder, model, lists = exported
     path = folder / runtimes.FILES[name]
     segments = [segment for one in lists[:6] for segment in one.segments]
-    make = (
-        quantisation.to_static_int8 if name == "int8" else quantisation.to_dynamic_int8
-    )
-    make(folder / onnx_graph.FILE, path, segments)
+    makers = {one.precision: one.make for one in precision.CANDIDATES}
+    makers[name](folder / onnx_graph.FILE, path, segments)
     expected, vocabulary = model.scorer(segments), model.scorer.vocab_size
     opened: list[runtimes.Runtime] = [runtimes.OnnxRuntime(path, name, vocabulary)]
     if name == "int8":

@@ -9,7 +9,7 @@ from made_rankers import DECODER, ENCODERS, network, rows
 
 from ranker.errors import ModelError
 from ranker.models.huggingface import flat
-from ranker.serving import onnx_graph, runtimes
+from ranker.serving import onnx_graph, quantisation, runtimes
 
 VOCABULARY = 50
 
@@ -36,6 +36,29 @@ def test_a_graph_scores_as_our_model(made):
         found = runtimes.score_pairs(kind(path, "float32", VOCABULARY), pairs)
         scale = np.abs(expected).max()
         np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
+
+
+def test_dividing_large_channels_leaves_scores(made, tmp_path):
+    import onnx
+
+    model, path, pairs, expected = made
+    smooth, names = quantisation._smoothed(path, pairs, ("down",))
+    onnx.save(smooth, str(tmp_path / "smooth.onnx"))
+    opened = runtimes.OnnxRuntime(tmp_path / "smooth.onnx", "float32", VOCABULARY)
+    scale = np.abs(expected).max()
+    found = runtimes.score_pairs(opened, pairs)
+    np.testing.assert_allclose(found, expected, atol=2e-5 * scale, rtol=0)
+    weights = [node.input[1] for node in smooth.graph.node if node.name in names]
+    alone = model.model.pooling == "cls"  # the last layer has one token of queries
+    for layer in range(3):
+        of_one = {"q", "o", "up", "gate"} if alone and layer == 2 else set()
+        for name in ("q", "k", "v", "o", "up", "gate", "down"):
+            reduced = f"body.layers.{name}.{layer}" in weights
+            given = name != "gate" or model.model.gated
+            assert reduced == (given and name not in of_one | {"down"}), name
+    # A head scores one row a pair, but in late interaction every token.
+    heads = [name for name in weights if name.startswith("head")]
+    assert bool(heads) == (model.model.pooling == "late")
 
 
 def test_graphs_of_onnx_are_valid(made):
