@@ -111,6 +111,8 @@ def to_static_int8(
             nodes_to_quantize=products,
             per_channel=True,
             reduce_range=_reduced(),
+            # What a product gives is added to hidden states, and loses most in 8 bits.
+            extra_options={"OpTypesToExcludeOutputQuantization": ["MatMul"]},
         )
 
 
