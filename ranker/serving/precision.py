@@ -421,12 +421,12 @@ def _made(
             whole = runtimes.open_runtime(folder, "jax", "float32")
             speeds[place] = _speed(whole, timed)
         speed = _speed(opened, timed)
-        noise = _noise(expected, runtimes.score_pairs(opened, rows))
+        noise = score_noise(expected, runtimes.score_pairs(opened, rows))
         speedup = speed / speeds[place] if speeds[place] else 1.0
         yield _Made(candidate, path, noise, speed, speedup)
 
 
-def _noise(expected: np.ndarray, scores: np.ndarray) -> float:
+def score_noise(expected: np.ndarray, scores: np.ndarray) -> float:
     """Standard deviation of what changed, in that of the scores; 0 of no rows."""
     spread = float(expected.std()) if len(expected) else 0.0
     return float((scores - expected).std()) / spread if spread else 0.0

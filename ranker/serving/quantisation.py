@@ -98,7 +98,7 @@ def to_static_int8(
             row = next(self._left, None)
             return None if row is None else _fields(row, self._names)
 
-    model, products = _smoothed(source, rows, ())
+    model, products = divided_graph(source, rows, ())
     with _without_advice():
         quantize_static(
             model,
@@ -133,7 +133,7 @@ def to_dynamic_int8(
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model, products = _smoothed(source, rows, kept)
+    model, products = divided_graph(source, rows, kept)
     with _without_advice():
         quantize_dynamic(
             model,
@@ -159,7 +159,7 @@ def to_mixed_int8(
 # --- large channels -------------------------------------------------------------------
 
 
-def _smoothed(
+def divided_graph(
     source: pathlib.Path, rows: Sequence[Segment], kept: Sequence[str]
 ) -> tuple[Any, list[str]]:
     """The graph with large channels divided, and its products for few bits.

@@ -42,7 +42,7 @@ def test_dividing_large_channels_leaves_scores(made, tmp_path):
     import onnx
 
     model, path, pairs, expected = made
-    smooth, names = quantisation._smoothed(path, pairs, ("down",))
+    smooth, names = quantisation.divided_graph(path, pairs, ("down",))
     onnx.save(smooth, str(tmp_path / "smooth.onnx"))
     opened = runtimes.OnnxRuntime(tmp_path / "smooth.onnx", "float32", VOCABULARY)
     scale = np.abs(expected).max()
