@@ -404,7 +404,7 @@ def _made(
     source = folder / runtimes.FILES["float32"]
     reference = runtimes.open_runtime(folder, "onnxruntime", "float32")
     expected = runtimes.score_pairs(reference, rows)
-    speeds = {"cpu": _speed(reference, timed)}
+    speeds = {"cpu": speed_of(reference, timed)}
     written: set[str] = set()
     for candidate in tried:
         path = folder / runtimes.FILES[candidate.precision]
@@ -419,8 +419,8 @@ def _made(
         place = "cpu" if candidate.make else "device"
         if place not in speeds:
             whole = runtimes.open_runtime(folder, "jax", "float32")
-            speeds[place] = _speed(whole, timed)
-        speed = _speed(opened, timed)
+            speeds[place] = speed_of(whole, timed)
+        speed = speed_of(opened, timed)
         noise = score_noise(expected, runtimes.score_pairs(opened, rows))
         speedup = speed / speeds[place] if speeds[place] else 1.0
         yield _Made(candidate, path, noise, speed, speedup)
@@ -507,7 +507,7 @@ def _top_changed(lists: Sequence[Graded], a: np.ndarray, b: np.ndarray) -> float
     )
 
 
-def _speed(runtime: Any, segments: Sequence[Segment]) -> float:
+def speed_of(runtime: Any, segments: Sequence[Segment]) -> float:
     """Tokens a second of one thread, over some of the rows; 0 without rows."""
     rows = list(segments[:: max(len(segments) // _TIMED, 1)])[:_TIMED]
     if not rows:

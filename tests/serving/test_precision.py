@@ -136,7 +136,7 @@ def exported(tmp_path_factory):
 
 def test_the_fastest_that_is_not_inferior_is_kept(exported, monkeypatch):
     folder, model, lists = exported
-    monkeypatch.setattr(precision, "_speed", lambda *_: 1.0)
+    monkeypatch.setattr(precision, "speed_of", lambda *_: 1.0)
     lines = []
     tried = [
         Reduced("bfloat16", "onnxruntime", quantisation.to_bfloat16),
@@ -184,7 +184,7 @@ def test_what_train_changes_least_is_tried_first(exported, monkeypatch):
     def speed(runtime, rows):  # as on a CPU without bfloat16
         return 0.5 if runtime.precision == "bfloat16" else 1.5
 
-    monkeypatch.setattr(precision, "_speed", speed)
+    monkeypatch.setattr(precision, "speed_of", speed)
     lines = []
     settings = config.Onnx(precision="int8", margin=0.2)
     found = precision.accept(
