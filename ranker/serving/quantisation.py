@@ -232,9 +232,9 @@ def _largest(
     inputs = [one.name for one in model.graph.input]
     found: dict[str, np.ndarray] = {}
     for row in rows:
-        values = session.run(list(names), _fields(row, inputs))
+        values: Any = session.run(list(names), _fields(row, inputs))
         for name, value in zip(names, values, strict=True):
-            flat = np.abs(np.asarray(value)).reshape(-1, np.shape(value)[-1])
+            flat = np.abs(value).reshape(-1, value.shape[-1])
             if len(flat) > 1:
                 found[name] = np.maximum(found.get(name, 0.0), flat.max(axis=0))
     return found
