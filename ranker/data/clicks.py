@@ -90,7 +90,7 @@ def dev_bound(fraction: float) -> str:
 
 def in_dev(query: str, fraction: float) -> bool:
     """Whether a query belongs to dev: the same answer everywhere, for ever."""
-    return query_place(fold(query))[:16] < dev_bound(fraction)
+    return query_place(fold(query)) < dev_bound(fraction)
 
 
 def document_key(document_id: str, title: str, summary: str) -> str:
@@ -229,7 +229,7 @@ def clicks_to_examples(
     for where, query in sorted((query_place(query), query) for query in queries):
         most = sorted(queries[query].items(), key=rank_clicked)
         counts.dropped[CAPPED] += max(0, len(most) - rules.max_per_query)
-        examples = splits["dev" if where[:16] < bound else "train"]
+        examples = splits["dev" if where < bound else "train"]
         examples += [to_example(seen) for _, seen in most[: rules.max_per_query]]
     counts.examples = {split: len(examples) for split, examples in splits.items()}
     return splits, counts

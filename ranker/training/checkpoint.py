@@ -11,6 +11,7 @@ would go unnoticed.
 
 import contextlib
 import functools
+import itertools
 import pathlib
 import re
 import shutil
@@ -61,7 +62,7 @@ class Checkpoints:
         self._root = (folder / FOLDER).resolve()
         self._keep, self._best_metric, self._note = keep, best_metric, note
         self._pending: Future | None = None
-        self._saves = 0
+        self._numbers = itertools.count()  # of what the processes exchange
         self._background = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._channel = processes.channel()
         if keep is not None:
@@ -155,8 +156,9 @@ class Checkpoints:
         except Exception as error:
             raise self._cannot_save(step, error) from error
         record = {"step": step, "progress": progress, "metrics": metrics}
-        self._saves += 1
-        self._pending = self._background.submit(self._finish, response, record)
+        self._pending = self._background.submit(
+            self._finish, response, record, next(self._numbers)
+        )
 
     def amend(
         self, step: int, progress: dict[str, Any], metrics: dict[str, float]
@@ -178,7 +180,7 @@ class Checkpoints:
 
         processes.first(write)
 
-    def _finish(self, response: Any, record: dict[str, Any]) -> None:
+    def _finish(self, response: Any, record: dict[str, Any], number: int) -> None:
         """Waits until the files are whole, writes their digests, deletes old ones.
 
         Each process reads what it wrote itself.
@@ -188,7 +190,7 @@ class Checkpoints:
         try:
             response.result()
             parts = processes.exchange(
-                f"{self._channel}/{self._saves}/{step}",
+                f"{self._channel}/{number}/{step}",
                 lambda: storage.file_digests(self._root / name, _is_own),
             )
             if processes.leads():
