@@ -194,6 +194,23 @@ def test_too_few_queries_for_an_interval_are_noted(ours, base, said):
     assert not found(6)
 
 
+@pytest.mark.parametrize("queries", [0, 1])
+def test_seeds_need_two_queries_in_common_for_a_test(queries):
+    qrels = {f"q{n}": {"a": 1} for n in range(4)}
+    run = ranked_at([1, 2, 1, 2])
+    ours = [{q: run[q] for q in ("q0", "q1")} for _ in range(2)]
+    base = {q: run[q] for q in [*run][2 - queries :]}
+    found = compare(
+        qrels,
+        {"ours": ours, "base": base},
+        ["MRR"],
+        reference="base",
+        rules=Rules(complete=False),
+    )
+    assert found.differences["ours"]["MRR"] is None
+    assert "ours and base have fewer than 2 queries in common" in found.notes[-1]
+
+
 def test_ties_are_noted_from_one_in_a_hundred_on():
     qrels = {"q": {"a": 1, "b": 0}}
 
