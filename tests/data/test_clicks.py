@@ -195,6 +195,10 @@ def test_how_often_examples_are_read_is_told():
         "22 examples of clicks are read 80 times an epoch, 40 times at most; a tenth "
         "of them, the most clicked, makes 52% of what is read"
     )
+    for size, share in ((20, "69%"), (29, "60%")):  # one of 40 and others of 1
+        many = [ClickExample("q", str(n), "", 40 if n == 3 else 1) for n in range(size)]
+        told = clicks.repeat(many, config.Language(repeat="count", most=50)).report()
+        assert f"makes {share} of" in told
     few = clicks.repeat(rows[1:3], config.Language(repeat="count", most=50)).report()
     assert "2 examples" in few and "makes 98% of" in few
     nothing = clicks.repeat([], config.Language())
