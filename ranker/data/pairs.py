@@ -238,7 +238,7 @@ def share(layout: Layout) -> Layout:
     fits = [
         times
         for times in range(1, layout.rows + 1)
-        if layout.rows % times == 0 and times * layout.length <= _SHARED_ROW
+        if not layout.rows % times and times * layout.length <= _SHARED_ROW
     ]
     times = max(fits, default=1)
     return replace(

@@ -68,7 +68,7 @@ class Endless:
         self._source, self._size, self._draw = source, len(source), draw
         # grain seeds each node by how far it is behind `seed`.
         self._seed, drawn = (
-            int(np.random.SeedSequence([seed, depth]).generate_state(1)[0])
+            np.random.SeedSequence([seed, depth]).generate_state(1).item()
             for depth in (1, 3)
         )
         self._generators = grain.experimental.RngPool(drawn)

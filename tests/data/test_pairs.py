@@ -184,6 +184,17 @@ def test_lists_are_read_a_bounded_way_ahead():
     batches.close()
 
 
+def test_a_call_of_the_tokenizer_has_some_hundred_pairs():
+    """It works on all cores then, and not on one text after the other."""
+    tokenizer, calls = Tokenizer(), []
+    queries = tokenizer.queries
+    tokenizer.queries = lambda texts: calls.append(len(texts)) or queries(texts)
+    lists = [ranked(f"q{n}", [*range(60), *range(4)]) for n in range(10)]
+    batches = pair_batches(lists, make_encoder(tokenizer), rows=8, shards=ALL_IN_ONE)
+    assert sum(int((numbers >= 0).sum()) for _, numbers in batches) == 640
+    assert calls == [4, 4, 2]  # lists, of 256 documents or all that are left
+
+
 def test_a_batch_of_padding_has_the_shape_of_others():
     for shared in (False, True):
         encoder = make_encoder(shared=shared)
