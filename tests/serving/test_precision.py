@@ -208,6 +208,32 @@ def test_what_train_changes_least_is_tried_first(exported, monkeypatch):
         (folder / runtimes.FILES[name]).unlink(missing_ok=True)
 
 
+def test_large_channels_do_not_take_the_steps_of_others(exported, tmp_path):
+    folder, model, lists = exported
+    segments = [segment for one in lists[:6] for segment in one.segments]
+    loud, path = onnx.load(str(folder / onnx_graph.FILE)), tmp_path / "loud.onnx"
+    for weight in loud.graph.initializer:  # a large value meets a small weight
+        value = numpy_helper.to_array(weight).copy()
+        if weight.name.startswith("body.layers.v."):
+            value[..., 3] *= 40
+        elif weight.name in ("body.layers.o.0", "body.layers.o.1", "body.layers.o.2"):
+            value[3] /= 40
+        weight.CopyFrom(numpy_helper.from_array(value, weight.name))
+    onnx.save(loud, str(path))
+    vocabulary = model.scorer.vocab_size
+
+    def scores(path, precision="int8_dynamic"):
+        runtime = runtimes.OnnxRuntime(path, precision, vocabulary)
+        return runtimes.score_pairs(runtime, segments)
+
+    expected, noise = scores(path, "float32"), []
+    np.testing.assert_allclose(expected, model.scorer(segments), atol=1e-4)
+    for rows_of_train in ((), segments):
+        quantisation.to_dynamic_int8(path, tmp_path / "few.onnx", rows_of_train)
+        noise.append(precision.score_noise(expected, scores(tmp_path / "few.onnx")))
+    assert noise[1] < 0.7 * noise[0], noise
+
+
 def test_a_server_refuses_what_was_not_accepted(exported):
     folder, model, _ = exported
     path = folder / runtimes.FILES["int8_dynamic"]
