@@ -119,6 +119,7 @@ def test_a_tree_is_packed_whole_where_nothing_is_shared():
     [
         (8, 512, (2, 2048)),  # 2,048 tokens a row at most
         (6, 600, (2, 1800)),
+        (3, 683, (3, 683)),  # 2,049 are too many
         (3, 2048, (3, 2048)),
         (3, 4096, (3, 4096)),
         (5, 100, (1, 500)),
