@@ -282,7 +282,7 @@ class _Place(beam.DoFn):
 
     def process(self, element: tuple[clicks.Pair, clicks.Seen]) -> Iterator[Any]:
         """Yields packets when enough is known."""
-        _merge_into(self._seen, *element)
+        clicks.merge_into(self._seen, *element)
         if len(self._seen) >= _MOST_PAIRS:
             yield from self._packets()
 
@@ -306,11 +306,6 @@ class _Place(beam.DoFn):
         return "dev" if dev else "train", number
 
 
-def _merge_into(known: dict[Any, clicks.Seen], key: Any, seen: clicks.Seen) -> None:
-    before = known.get(key)
-    known[key] = clicks.merge_rows(before, seen) if before else seen
-
-
 # --- files ---
 
 
@@ -325,13 +320,12 @@ def _write(
     queries: dict[str, dict[str, clicks.Seen]] = defaultdict(dict)
     for packet in packets:
         for (query, name), seen in pickle.loads(packet):
-            _merge_into(queries[query], name, seen)
+            clicks.merge_into(queries[query], name, seen)
     pairs = sum(map(len, queries.values()))
     examples, sizes = [], Counter[str]()
     for query in sorted(queries, key=clicks.query_place):
-        best = sorted(queries[query].items(), key=clicks.rank_clicked)
-        kept = best[: job.rules.max_per_query]
-        examples += [clicks.to_example(seen) for _, seen in kept]
+        kept = clicks.most_clicked(queries[query], job.rules.max_per_query)
+        examples += kept
         sizes[str(min(len(kept), 20))] += 1
     digest = clicks.Digest()
     for one in examples:

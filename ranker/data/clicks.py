@@ -23,7 +23,7 @@ plain Python, in memory: what the engines (`click_engine`, `beam`) are measured 
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -166,6 +166,13 @@ def merge_rows(one: Seen, other: Seen) -> Seen:
     return min(one[0], other[0]), min(one[1], other[1]), one[2] + other[2]
 
 
+def merge_into(documents: dict[Any, Seen], key: Any, seen: Seen) -> bool:
+    """Rule 6 for what is seen of one key; whether it was there already."""
+    known = documents.get(key)
+    documents[key] = merge_rows(known, seen) if known else seen
+    return known is not None
+
+
 def rank_clicked(found: tuple[str, Seen]) -> tuple[int, str]:
     """Rule 7: the order of a query's documents, the most clicked first."""
     name, (_, _, count) = found
@@ -177,6 +184,12 @@ def to_example(seen: Seen) -> ClickExample:
     queried, spelt, count = seen
     title, summary, _ = spelt.split("\0")
     return ClickExample(queried, title, summary, count)
+
+
+def most_clicked(documents: Mapping[str, Seen], most: int) -> list[ClickExample]:
+    """Rule 7: the examples of a query, the most clicked first, at most `most`."""
+    best = sorted(documents.items(), key=rank_clicked)[:most]
+    return [to_example(seen) for _, seen in best]
 
 
 def clicks_to_examples(
@@ -220,17 +233,14 @@ def clicks_to_examples(
         else:
             documents = queries.setdefault(query, {})
             (_, name), seen = pair(click, query, found)
-            counts.merged += name in documents
-            known = documents.get(name)
-            documents[name] = merge_rows(known, seen) if known else seen
+            counts.merged += merge_into(documents, name, seen)
     counts.held_out_queries = len(held)
     splits: dict[str, list[ClickExample]] = {"train": [], "dev": []}
     bound = dev_bound(rules.dev_fraction)
     for where, query in sorted((query_place(query), query) for query in queries):
-        most = sorted(queries[query].items(), key=rank_clicked)
-        counts.dropped[CAPPED] += max(0, len(most) - rules.max_per_query)
-        examples = splits["dev" if where < bound else "train"]
-        examples += [to_example(seen) for _, seen in most[: rules.max_per_query]]
+        kept = most_clicked(queries[query], rules.max_per_query)
+        counts.dropped[CAPPED] += len(queries[query]) - len(kept)
+        splits["dev" if where < bound else "train"] += kept
     counts.examples = {split: len(examples) for split, examples in splits.items()}
     return splits, counts
 
