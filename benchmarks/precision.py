@@ -56,8 +56,10 @@ def gate_again(given, whole, prepared, onnx):
     assert promise.length == length, (promise.length, length)
     tokenizer = prepared.tokenizer("teacher")
     encoder = ListEncoder(prepared.corpus(), tokenizer, length)
-    lists = served._graded(prepared.lists("dev"), encoder, given.dev)
-    train = served._graded(prepared.lists("train"), encoder, served._CALIBRATION_LISTS)
+    lists = served.graded_lists(prepared.lists("dev"), encoder, given.dev)
+    train = served.graded_lists(
+        prepared.lists("train"), encoder, served.CALIBRATION_LISTS
+    )
     rows = [segment for one in train for segment in one.segments]
     found = precision.accept(given.export, promise, onnx, lists, rows)
     found.save(given.export)
@@ -86,7 +88,7 @@ def main() -> None:
     from ranker.serving import precision
     from ranker.training import served
 
-    served._QUERIES = given.dev
+    served.QUERIES = given.dev
     precision.CANDIDATES = tuple(
         one
         for one in precision.CANDIDATES

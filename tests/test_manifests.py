@@ -162,7 +162,7 @@ def test_facts_that_are_zero_are_kept_and_none_is_left_out():
     facts = manifests.ScoreFacts(teacher="sft", quarantined=0)
     found = facts.to_dict()
     assert found["quarantined"] == 0 and "pairs" not in found
-    assert (found["mean"], found["std"]) == (0, 1)  # scores as they are
+    assert (found["mean"], found["std"]) == (0, 1)  # raw scores
     assert manifests.ScoreFacts.of({**found, "unknown": 1}) == facts
     with pytest.raises(StageError, match="another version of this package.*teacher"):
         manifests.ScoreFacts.of({"mean": 1.0})

@@ -21,9 +21,9 @@ from ranker.serving import contract, onnx_graph, precision, runtimes
 from ranker.serving.precision import Graded
 from ranker.training.trained import Trained
 
-_QUERIES = 2000  # of dev that are scored, at most
+QUERIES = 2000  # of dev that are scored, at most
 _TEACHER_QUERIES = 100  # the same where a decoder scores them, in float32
-_CALIBRATION_LISTS = 40  # of train, that ranges of activations are taken from
+CALIBRATION_LISTS = 40  # of train, that ranges of activations are taken from
 
 
 def add_served(
@@ -48,8 +48,8 @@ def add_served(
     promise = contract.load_contract(folder)
     encoder = trained.encoder(prepared)
     small = isinstance(trained.model, config.Encoder)
-    most = _QUERIES if small else _TEACHER_QUERIES
-    lists = _graded(prepared.lists("dev"), encoder, most)
+    most = QUERIES if small else _TEACHER_QUERIES
+    lists = graded_lists(prepared.lists("dev"), encoder, most)
     if trained.passages.most > 1 and settings.onnx.precision in ("bfloat16", "int8"):
         raise ModelError(
             f"onnx.precision is {settings.onnx.precision}, which is accepted by the "
@@ -61,7 +61,7 @@ def add_served(
         promise = dataclasses.replace(promise, calibration=fields)
     if _write_graph(folder, settings.onnx, trained):
         if settings.onnx.precision in ("bfloat16", "int8"):
-            train = _graded(prepared.lists("train"), encoder, _CALIBRATION_LISTS)
+            train = graded_lists(prepared.lists("train"), encoder, CALIBRATION_LISTS)
             rows = [segment for one in train for segment in one.segments]
             promise = precision.accept(folder, promise, settings.onnx, lists, rows)
     promise.save(folder)
@@ -91,7 +91,7 @@ def _write_graph(folder: pathlib.Path, settings: config.Onnx, trained: Trained) 
     return True
 
 
-def _graded(lists: Any, encoder: ListEncoder, most: int) -> list[Graded]:
+def graded_lists(lists: Any, encoder: ListEncoder, most: int) -> list[Graded]:
     """Lists as rows with their labels, evenly spaced where there are more."""
     places = np.unique(np.linspace(0, len(lists) - 1, min(len(lists), most), dtype=int))
     found = []
